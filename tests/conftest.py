@@ -1,0 +1,38 @@
+"""Small things that most tests share."""
+
+import os
+
+# Two threads make tiny tensors slower, and the number of threads changes the last bits of a result.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("VIT_PROGRESS", "none")
+
+import pytest
+import torch
+from torch import nn
+
+from vit.config import ViTConfig
+from vit.data import DataSplits, make_shapes
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture
+def tiny() -> ViTConfig:
+    """A model small enough for float64 and finite differences."""
+    return ViTConfig(image_size=8, patch_size=4, embed_dim=16, depth=2, num_heads=2, mlp_ratio=2.0)
+
+
+@pytest.fixture(scope="session")
+def shapes() -> DataSplits:
+    return make_shapes(num_train=400, num_val=100, num_test=100, image_size=16, seed=3)
+
+
+@torch.no_grad()
+def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Gives every parameter a random value: many start at zero, where a wrong use of them would not show."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        # Drawn in float64, so that a model has the same weights in either precision.
+        values = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+        parameter.copy_(values * (0.5 if parameter.ndim < 2 else parameter[0].numel() ** -0.5))
+    return model

@@ -1,0 +1,119 @@
+"""Configs: every bad value is refused with its name, its value and what is allowed."""
+
+import json
+from dataclasses import fields, replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vit.config import TrainConfig, ViTConfig
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"image_size": 33}, r"image_size=33 is not a multiple of patch_size=4; try image sides of 32 or 36"),
+        ({"image_size": (32, 30)}, r"image_size=\(32, 30\) is not a multiple of patch_size=4"),
+        ({"image_size": 2}, r"image_size=2 is smaller than one patch of patch_size=4"),
+        ({"image_size": "32"}, r"image_size='32' must be a positive integer"),
+        ({"patch_size": 5}, r"try image sides of 30 or 35, or patch_size 2 or 4 or 8 or 16 or 32"),
+        ({"embed_dim": 96, "num_heads": 5}, r"num_heads=5 does not divide embed_dim=96; allowed: 1, 2, 3, 4, 6"),
+        ({"depth": 0}, r"depth=0 must be an integer of 1 or more"),
+        ({"depth": 6.0}, r"depth=6.0 must be an integer"),
+        ({"num_heads": True}, r"num_heads=True must be an integer"),
+        ({"embed_dim": -96}, r"embed_dim=-96 must be an integer"),
+        ({"drop_rate": 1.5}, r"drop_rate=1.5 must be a number in \[0.0, 1.0\)"),
+        ({"attn_drop_rate": -0.1}, r"attn_drop_rate=-0.1 must be a number"),
+        ({"drop_path_rate": float("nan")}, r"drop_path_rate=nan must be a number"),
+        ({"mlp_ratio": 0.001}, r"mlp_ratio=0.001 leaves the MLP no hidden unit"),
+        ({"pool": "avg"}, r"pool='avg' is not a choice; allowed: cls, mean"),
+        ({"pos_embed": "learnt"}, r"did you mean 'learned'\? allowed: learned, sincos2d, rope, none"),
+        ({"qk_norm": 1}, r"qk_norm=1 must be True or False"),
+        ({"embed_dim": 30, "num_heads": 3, "pos_embed": "sincos2d"}, r"embed_dim=30 must be a multiple of 4"),
+        ({"embed_dim": 30, "num_heads": 3, "pos_embed": "rope"}, r"head_dim=10; pos_embed=\"rope\" needs a multiple"),
+        ({"embed_dims": 96}, r"ViTConfig has no field 'embed_dims'; did you mean 'embed_dim'\?"),
+    ],
+)
+def test_a_bad_model_setting_is_refused(values, message):
+    with pytest.raises(ValueError, match=message):
+        ViTConfig(**values)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"learning_rate": -1}, r"TrainConfig.learning_rate=-1 must be a number in \[0.0, inf\)"),
+        ({"learning_rate": float("nan")}, r"TrainConfig.learning_rate=nan"),
+        ({"weight_decay": -1.0}, r"TrainConfig.weight_decay=-1.0"),
+        ({"leraning_rate": 1e-3}, r"no field 'leraning_rate'; did you mean 'learning_rate'\?"),
+        ({"epochs": 0}, r"epochs=0 must be an integer of 1 or more"),
+        ({"epochs": 3, "warmup_epochs": 3}, r"warmup_epochs=3 must be shorter than the run of epochs=3"),
+        ({"optimizer": "sgd"}, r"optimizer='sgd' is not a choice; allowed: muon, adamw"),
+        ({"device": "gpu"}, r"device='gpu' is not a choice; did you mean 'cpu'\? allowed: auto, cpu, cuda, mps"),
+        ({"ema_decay": 1.0}, r"ema_decay=1.0 must be a number in \[0.0, 1.0\)"),
+        ({"adam_betas": (0.9, 1.0)}, r"adam_betas=\(0.9, 1.0\) must be a tuple of two numbers in \[0, 1\)"),
+        ({"batch_size": 0}, r"batch_size=0 must be an integer"),
+        ({"seed": -1}, r"seed=-1 must be an integer of 0 or more"),
+        ({"mix_probability": 1.1}, r"mix_probability=1.1 must be a number in \[0.0, 1.0\]"),
+    ],
+)
+def test_a_bad_training_setting_is_refused(values, message):
+    with pytest.raises(ValueError, match=message):
+        TrainConfig(**values)
+
+
+def test_unknown_presets_list_the_known_ones():
+    with pytest.raises(ValueError, match=r"unknown preset 'vit_nano'; did you mean 'vit_nano_patch4_32'\? choose from"):
+        ViTConfig.preset("vit_nano")
+
+
+def test_text_is_never_run_as_code():
+    with pytest.raises(ValueError, match="takes a dict, got str"):
+        ViTConfig.from_dict("__import__('os').getcwd()")
+    with pytest.raises(ValueError, match='depth="__import__'):
+        ViTConfig.from_dict({"depth": "__import__('os').getcwd()"})
+
+
+@pytest.mark.parametrize("config_class", [ViTConfig, TrainConfig])
+def test_presets_and_json_round_trip(config_class):
+    for name in config_class.list_presets():
+        config = config_class.preset(name)
+        assert config_class.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_replace_checks_again_and_knows_the_names():
+    with pytest.raises(ValueError, match="depth=0"):
+        replace(ViTConfig(), depth=0)
+    with pytest.raises(ValueError, match="did you mean 'depth'"):
+        replace(ViTConfig(), deepth=3)
+
+
+def test_every_field_is_documented():
+    for config_class in (ViTConfig, TrainConfig):
+        for field in fields(config_class):
+            assert field.name in config_class.__doc__, f"{config_class.__name__}.{field.name} is not documented"
+
+
+@given(
+    rows=st.integers(1, 12),
+    columns=st.integers(1, 12),
+    patch_size=st.integers(1, 16),
+    heads=st.integers(1, 8),
+    head_dim=st.integers(1, 16),
+    pool=st.sampled_from(["cls", "mean"]),
+    registers=st.integers(0, 4),
+)
+def test_derived_sizes(rows, columns, patch_size, heads, head_dim, pool, registers):
+    config = ViTConfig(
+        image_size=(rows * patch_size, columns * patch_size),
+        patch_size=patch_size,
+        embed_dim=heads * head_dim,
+        num_heads=heads,
+        pool=pool,
+        num_registers=registers,
+    )
+    assert config.grid_size == (rows, columns)
+    assert config.num_patches == rows * columns
+    assert config.head_dim == head_dim
+    assert config.num_prefix_tokens == registers + (pool == "cls")

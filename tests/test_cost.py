@@ -1,0 +1,38 @@
+"""Operation counts against closed forms written out by hand."""
+
+import pytest
+import torch
+
+from vit.analysis import count_parameters, forward_flops, train_flops
+from vit.config import ViTConfig
+from vit.model.vision_transformer import VisionTransformer
+
+
+def multiply_adds(c: ViTConfig) -> int:
+    D, N, T = c.embed_dim, c.num_patches, c.num_patches + c.num_prefix_tokens
+    block = T * (3 * D * D + D * D + 2 * D * c.mlp_dim) + 2 * T * T * D
+    head = {"mlp": D * D + D * c.num_classes, "linear": D * c.num_classes}[c.head]
+    return N * 3 * c.patch_size**2 * D + c.depth * block + head
+
+
+@pytest.mark.parametrize("name", [n for n in ViTConfig.list_presets() if n.endswith("_32") or "tiny" in n])
+def test_forward_flops_are_twice_the_multiply_adds(name):
+    config = ViTConfig.preset(name)
+    assert forward_flops(VisionTransformer(config)) == 2 * multiply_adds(config)
+
+
+def test_the_papers_base_model_costs_what_is_published():
+    config = ViTConfig.preset("vit_base_patch16_224")
+    assert round(multiply_adds(config) / 1e9, 1) == 17.6  # Touvron et al., "DeiT", ICML 2021, Table 5: 17.6 G
+
+
+def test_training_counts_three_forward_passes():
+    model = VisionTransformer(ViTConfig(depth=1)).train()
+    assert train_flops(model, 7) == 21 * forward_flops(model)
+    assert model.training
+
+
+def test_frozen_parameters_are_not_counted():
+    layer = torch.nn.Linear(3, 4)
+    layer.bias.requires_grad_(False)
+    assert count_parameters(layer) == 12

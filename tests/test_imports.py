@@ -1,0 +1,104 @@
+"""Who may import whom, and what `import vit` may cost. The rules are those of the README's table of files."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[1] / "vit"
+# For each module or folder: the modules of this package that it may import, longest match first.
+ALLOWED = {
+    "vit.config": set(),
+    "vit.files": set(),
+    "vit.progress": set(),
+    "vit.model.patch_embed": set(),
+    "vit.model.pos_embed": set(),
+    "vit.model.transformer": {"vit.model.pos_embed"},
+    "vit.model": {"vit.config", "vit.model"},
+    "vit.data": {"vit.config", "vit.files", "vit.progress", "vit.data"},
+    "vit.training": {"vit.config", "vit.files", "vit.progress", "vit.training"},
+    "vit.analysis": {"vit.model.transformer", "vit.analysis"},
+    "vit.pretrained": {"vit.config", "vit.files", "vit.model", "vit.pretrained"},
+    "vit.plots": {"vit.plots"},
+}
+THIRD_PARTY = {
+    "matplotlib": {"vit.plots"},
+    "torchvision": {"vit.data"},
+    "safetensors": {"vit.pretrained"},
+    "tqdm": {"vit.progress"},
+    "PIL": {"vit.data", "vit.analysis"},
+    "timm": set(),
+    "ipywidgets": set(),
+}
+
+
+def modules() -> dict[str, Path]:
+    return {
+        ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__"): path
+        for path in PACKAGE.rglob("*.py")
+    }
+
+
+def imports(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names.add(node.module or "")
+    return names
+
+
+def is_within(name: str, room: str) -> bool:
+    return name == room or name.startswith(room + ".")
+
+
+@pytest.mark.parametrize("module", sorted(set(modules()) - {"vit"}))
+def test_imports_follow_the_arrows(module):
+    room = max((r for r in ALLOWED if is_within(module, r)), key=len)
+    for name in imports(modules()[module]):
+        if is_within(name, "vit"):
+            assert any(is_within(name, allowed) for allowed in ALLOWED[room]), f"{module} must not import {name}"
+        for package, homes in THIRD_PARTY.items():
+            if is_within(name, package):
+                assert any(is_within(module, home) for home in homes), f"{module} must not import {package}"
+
+
+def test_no_drawers():
+    drawers = {"utils", "helpers", "common", "misc"}
+    assert not {name for name in modules() if name.rsplit(".", 1)[-1] in drawers}
+
+
+def in_a_fresh_python(code: str) -> str:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+
+
+def test_import_is_light_and_silent():
+    heavy = "{'torchvision', 'matplotlib', 'ipywidgets', 'timm'}"
+    code = f"import sys, vit; vit.ViTConfig; vit.VisionTransformer; vit.fit; print(sorted({heavy} & set(sys.modules)))"
+    assert in_a_fresh_python(code) == "[]\n"
+    assert in_a_fresh_python("import vit") == ""
+
+
+def test_every_public_name_is_there():
+    import vit
+
+    for name in vit.__all__:
+        assert getattr(vit, name).__name__ == name
+        assert getattr(vit, name).__doc__
+    assert set(dir(vit)) >= set(vit.__all__)
+    with pytest.raises(AttributeError, match="module 'vit' has no attribute 'Vit'"):
+        vit.Vit  # noqa: B018
+
+
+def test_shape_comments_use_one_notation():
+    """A trailing comment such as (B, h, T, d) holds the legend's letters, a few named sizes, and their arithmetic."""
+    legend = {*"BCHWNTDKhwdpm", "hidden", "num_classes"}
+    for path in (PACKAGE / "model").glob("*.py"):
+        for line in path.read_text().splitlines():
+            for shape in re.findall(r"#.*?\(([^()]+, [^()]+)\)$", line):
+                names = set(re.findall(r"[A-Za-z_]+", shape))
+                assert names <= legend, f"{path.name}: {line.strip()}"

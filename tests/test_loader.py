@@ -1,0 +1,136 @@
+"""Batches: each sample once, a pure function of seed, epoch and step, and val never touched."""
+
+import numpy as np
+import pytest
+import torch
+
+from vit.config import TrainConfig
+from vit.data import Split, denormalize, make_loaders, normalize
+from vit.data.loader import Loader, make_augment
+from vit.data.splits import DataSplits, make_val_split
+
+
+def numbered(count: int = 103) -> Split:
+    """Images that carry their own number in the first pixel."""
+    images = torch.zeros(count, 3, 8, 8, dtype=torch.uint8)
+    images[:, 0, 0, 0] = torch.arange(count)
+    return Split(images, torch.arange(count) % 10)
+
+
+def make_loader(split: Split, **options) -> Loader:
+    return Loader(split, mean=(0.0,) * 3, std=(1 / 255,) * 3, **{"batch_size": 16, **options})
+
+
+def seen(loader: Loader, epoch: int) -> list[int]:
+    return [int(n) for images, _ in loader.epoch(epoch) for n in images[:, 0, 0, 0].round()]
+
+
+def test_each_sample_comes_exactly_once_an_epoch():
+    loader = make_loader(numbered(), shuffle=True)
+    for epoch in range(3):
+        assert sorted(seen(loader, epoch)) == list(range(103))
+    sizes = [len(labels) for _, labels in loader.epoch(0)]
+    assert len(sizes) == len(loader) == 7 and max(sizes) - min(sizes) == 1 and max(sizes) <= 16
+
+
+def test_the_order_depends_on_seed_and_epoch_alone():
+    split = numbered()
+    orders = {(s, e): tuple(seen(make_loader(split, shuffle=True, seed=s), e)) for s in range(2) for e in range(2)}
+    assert len(set(orders.values())) == 4
+    torch.manual_seed(123)
+    other = make_loader(split, shuffle=True, seed=7)
+    seen(other, 0)
+    assert tuple(seen(make_loader(split, shuffle=True, seed=1), 1)) == orders[1, 1]
+    assert seen(make_loader(split), 5) == list(range(103)), "without shuffle: the split's own order"
+
+
+def test_an_epoch_can_start_anywhere(shapes):
+    loader, _ = make_loaders(shapes, TrainConfig(batch_size=64, auto_augment="trivial", erase_size=4))
+    whole = list(loader.epoch(2))
+    for (images, labels), (same_images, same_labels) in zip(whole[3:], loader.epoch(2, 3), strict=True):
+        assert torch.equal(images, same_images) and torch.equal(labels, same_labels)
+    assert not torch.equal(whole[0][0], next(loader.epoch(3))[0])
+
+
+def test_drawing_a_batch_leaves_the_global_random_state_alone(shapes):
+    loader, _ = make_loaders(shapes, TrainConfig(auto_augment="rand", cutmix_alpha=1.0, mixup_alpha=0.8))
+    before = torch.get_rng_state()
+    loader.batch(0, 0)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_val_is_never_augmented_and_train_is(shapes):
+    config = TrainConfig(batch_size=400)
+    train, val = make_loaders(shapes, config)
+    assert torch.equal(torch.cat([x for x, _ in val.epoch(0)]), normalize(shapes.val.images, shapes.mean, shapes.std))
+    assert torch.equal(torch.cat([y for _, y in val.epoch(0)]), shapes.val.labels)
+    plain = normalize(shapes.train.images[train.sample_indices(0)], shapes.mean, shapes.std)
+    assert (train.batch(0, 0)[0] != plain).float().mean() > 0.5
+
+
+def test_augmentation_settings_all_act(shapes):
+    images = shapes.train.images[:64]
+    idx = torch.arange(64)
+
+    def draw(**options):
+        config = TrainConfig(**{"crop_padding": 0, "flip": "none", **options})
+        return make_augment(config, shapes.mean)(images, idx, 0, torch.Generator().manual_seed(0))
+
+    assert torch.equal(draw(), images)
+    for options in ({"crop_padding": 2}, {"flip": "random"}, {"flip": "alternating"}, {"erase_size": 4},
+                    {"auto_augment": "trivial"}, {"auto_augment": "rand"}):  # fmt: skip
+        assert not torch.equal(draw(**options), images), options
+    mirrored = make_augment(TrainConfig(crop_padding=0), shapes.mean)(images, idx, 1, torch.Generator())
+    assert torch.equal(draw(flip="alternating").flip(-1), mirrored), "each image is mirrored every other epoch"
+
+
+def test_mixing_gives_soft_labels_that_sum_to_one(shapes):
+    loader, _ = make_loaders(shapes, TrainConfig(batch_size=50, cutmix_alpha=1.0))
+    images, labels = loader.batch(0, 0)
+    assert images.dtype == torch.float32 and labels.shape == (50, 10)
+    torch.testing.assert_close(labels.sum(1), torch.ones(50))
+    assert ((labels > 0).sum(1) == 2).any()
+
+
+def test_normalize_equals_numpy_and_denormalize_inverts_it():
+    images = torch.randint(0, 256, (4, 3, 5, 6), dtype=torch.uint8)
+    mean, std = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
+    expected = (images.numpy().astype(np.float64) / 255 - np.reshape(mean, (3, 1, 1))) / np.reshape(std, (3, 1, 1))
+    np.testing.assert_allclose(normalize(images, mean, std).numpy(), expected, atol=1e-6)
+    assert torch.equal(denormalize(normalize(images, mean, std), mean, std), images)
+    with pytest.raises(TypeError, match="uint8 images with values 0..255, got torch.float32"):
+        normalize(images.float(), mean, std)
+    with pytest.raises(ValueError, match="one value for each of 3 channels"):
+        normalize(images, (0.5,), (0.2,))
+
+
+def test_the_val_split_is_cut_by_seed():
+    split = numbered(100)
+    train, val = make_val_split(split.images, split.labels, 20, seed=0)
+    numbers = [set(part.images[:, 0, 0, 0].tolist()) for part in (train, val)]
+    assert len(train) == 80 and len(val) == 20
+    assert not numbers[0] & numbers[1] and numbers[0] | numbers[1] == set(range(100))
+    again = make_val_split(split.images, split.labels, 20, seed=0)[1]
+    other = make_val_split(split.images, split.labels, 20, seed=1)[1]
+    assert torch.equal(again.images, val.images) and not torch.equal(other.images, val.images)
+    for size in (0, 100, 2.5, True):
+        with pytest.raises(ValueError, match=r"val_size=.* must be an integer in 1..99"):
+            make_val_split(split.images, split.labels, size, seed=0)
+
+
+def test_bad_splits_are_refused():
+    images, labels = torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.zeros(4, dtype=torch.int64)
+    with pytest.raises(ValueError, match=r"uint8 of shape \(N, C, H, W\), got torch.float32"):
+        Split(images.float(), labels)
+    with pytest.raises(ValueError, match=r"labels must have shape \(4,\), got \(3,\)"):
+        Split(images, labels[:3])
+    for dtype in (torch.int32, torch.float32):
+        with pytest.raises(ValueError, match="labels must be int64, got .*convert with labels.long()"):
+            Split(images, labels.to(dtype))
+    with pytest.raises(ValueError, match="holds no image"):
+        make_loader(Split(images[:0], labels[:0]))
+    good = Split(images, labels)
+    for label in (10, -1, -100):
+        wrong = Split(images, torch.tensor([0, 1, label, 3]))
+        with pytest.raises(ValueError, match=rf"val labels must lie in 0..9; record 2 has label {label}"):
+            DataSplits("x", good, wrong, good, tuple("abcdefghij"), (0.5,) * 3, (0.2,) * 3)

@@ -1,0 +1,270 @@
+"""Training and evaluation: hand-written references, exact resume, interrupts, and learning that is real."""
+
+import os
+import signal
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import randomize
+from torch import nn
+
+from vit.config import TrainConfig, ViTConfig
+from vit.data import DataSplits, Split, make_eval_loader, make_loaders
+from vit.model.vision_transformer import VisionTransformer
+from vit.training import History, build_optimizers, evaluate, fit, resolve_device, train_one_epoch
+from vit.training.loop import STATE_FILE, stop_on_interrupt
+
+SMALL = ViTConfig(image_size=16, embed_dim=24, depth=2, num_heads=2, mlp_ratio=2.0)
+QUICK = TrainConfig.preset("quick", device="cpu", batch_size=64)
+
+
+def make_model(seed: int = 0, **changes) -> VisionTransformer:
+    torch.manual_seed(seed)
+    return VisionTransformer(replace(SMALL, **changes))
+
+
+def same_weights(a: nn.Module, b: nn.Module) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+def test_an_epoch_equals_a_loop_written_by_hand(shapes):
+    config = replace(QUICK, optimizer="adamw", schedule="cosine", clip_grad_norm=0.5, epochs=3)
+    loader, _ = make_loaders(shapes, config)
+    model, reference = make_model(), make_model()
+    step, sums = train_one_epoch(model, loader, build_optimizers(model, config), config, epoch=1)
+
+    decayed = [p for p in reference.parameters() if p.ndim in (2, 4)]
+    plain = [p for p in reference.parameters() if p.ndim not in (2, 4)]
+    optimizer = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}],
+        betas=config.adam_betas,
+    )
+    S, total_loss, correct = len(loader), 0.0, 0
+    for k, (images, labels) in enumerate(loader.epoch(1)):
+        progress = (S + k - 0.2 * S) / (3 * S - 0.2 * S)
+        for group in optimizer.param_groups:
+            group["lr"] = config.learning_rate * 0.5 * (1 + torch.cos(torch.tensor(torch.pi * progress)).item())
+        logits = reference(images)
+        loss = F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(reference.parameters(), 0.5)
+        optimizer.step()
+        total_loss += loss.item() * len(labels)
+        correct += int((logits.argmax(1) == labels).sum())
+    for (name, p), q in zip(model.named_parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-5, msg=name)
+    assert step == S and sums["samples"] == 400
+    assert float(sums["loss"]) == pytest.approx(total_loss, rel=1e-5)
+    assert int(sums["correct"]) == correct
+
+
+def test_evaluation_does_not_depend_on_the_batches(shapes):
+    """A smaller last batch must count by its size."""
+    model = randomize(make_model()).train()
+    results = [evaluate(model, make_eval_loader(shapes, shapes.test, batch_size=b)) for b in (100, 33, 7)]
+    assert model.training, "the mode must be put back"
+    images, labels = next(iter(make_eval_loader(shapes, shapes.test, batch_size=100)))
+    logits = model.eval()(images)
+    for result in results:
+        assert result.loss == pytest.approx(F.cross_entropy(logits, labels).item(), abs=1e-5)
+        assert result.accuracy == pytest.approx(100 * (logits.argmax(1) == labels).float().mean().item())
+        torch.testing.assert_close(result.probabilities, logits.softmax(1), rtol=0, atol=1e-5)
+
+
+def test_flip_augmentation_averages_two_views(shapes):
+    model = randomize(make_model()).eval()
+    loader = make_eval_loader(shapes, shapes.test, batch_size=100)
+    images, _ = next(iter(loader))
+    expected = (model(images).softmax(1) + model(images.flip(-1)).softmax(1)) / 2
+    plain = evaluate(model, loader)
+    for flipped in (
+        evaluate(model, loader, test_time_augmentation="flip"),
+        evaluate(model, loader, replace(QUICK, test_time_augmentation="flip")),
+    ):
+        torch.testing.assert_close(flipped.probabilities, expected, rtol=0, atol=1e-5)
+        assert not torch.allclose(flipped.probabilities, plain.probabilities)
+    with pytest.raises(ValueError, match="test_time_augmentation='flips' is not a choice; allowed: none, flip"):
+        evaluate(model, loader, test_time_augmentation="flips")
+
+
+def noisy_prototypes(blank: bool) -> DataSplits:
+    """Ten random pictures under heavy noise, or nothing at all: easy to learn, and impossible."""
+    generator = torch.Generator().manual_seed(0)
+    prototypes = torch.randint(0, 256, (10, 3, 16, 16), generator=generator)
+
+    def draw(count: int) -> Split:
+        labels = torch.arange(count) % 10
+        noise = torch.randint(0, 256, (count, 3, 16, 16), generator=generator)
+        images = ((prototypes[labels] + noise) // 2).to(torch.uint8)
+        return Split(torch.zeros_like(images) if blank else images, labels)
+
+    names = tuple("abcdefghij")
+    return DataSplits("prototypes", draw(400), draw(100), draw(100), names, (0.5,) * 3, (0.2,) * 3)
+
+
+@pytest.mark.parametrize(("blank", "lowest", "highest"), [(False, 90, 100), (True, 0, 15)])
+def test_fit_learns_what_can_be_learned_and_nothing_from_blank_images(blank, lowest, highest):
+    config = replace(QUICK, epochs=10, muon_learning_rate=0.02, flip="none", crop_padding=0)
+    history = fit(make_model(), *make_loaders(noisy_prototypes(blank), config), config)
+    assert history.is_complete and len(history) == 10
+    assert lowest <= history.last["val_accuracy"] <= highest
+
+
+@pytest.mark.parametrize("stop_at", [(0, 1), (0, 7), (1, 3), (2, 7)])
+def test_a_stopped_and_resumed_run_ends_in_the_same_bits(shapes, tmp_path, stop_at):
+    config = replace(QUICK, epochs=3, ema_decay=0.9, cutmix_alpha=1.0, auto_augment="trivial")
+    loaders = make_loaders(shapes, config)
+    whole = make_model(drop_rate=0.1, drop_path_rate=0.1)
+    expected = fit(whole, *loaders, config)
+
+    class StopsOnce:
+        """Sends Ctrl-C after a given step."""
+
+        def __init__(self, loader):
+            self.loader = loader
+
+        def __len__(self):
+            return len(self.loader)
+
+        def epoch(self, epoch, start_step):
+            for step, batch in enumerate(self.loader.epoch(epoch, start_step), start_step):
+                if (epoch, step + 1) == stop_at:
+                    os.kill(os.getpid(), signal.SIGINT)
+                yield batch
+
+    first = make_model(drop_rate=0.1, drop_path_rate=0.1)
+    history = fit(first, StopsOnce(loaders[0]), loaders[1], config, run_dir=tmp_path)
+    is_end = stop_at == (2, 7)
+    assert len(loaders[0]) == 7
+    if not is_end:
+        assert not history.is_complete
+    resumed = make_model(seed=99, drop_rate=0.1, drop_path_rate=0.1)
+    torch.manual_seed(4242)
+    history = fit(resumed, *loaders, config, run_dir=tmp_path, resume=True)
+    assert history.is_complete
+    assert same_weights(resumed, whole)
+    for row, expected_row in zip(history.rows, expected.rows, strict=True):
+        assert {k: v for k, v in row.items() if k != "seconds"} == {
+            k: v for k, v in expected_row.items() if k != "seconds"
+        }
+    assert History.load_csv(tmp_path / "history.csv")["val_loss"] == expected["val_loss"]
+
+
+def test_resume_refuses_another_run(shapes, tmp_path):
+    loaders = make_loaders(shapes, QUICK)
+    fit(make_model(), *loaders, QUICK, run_dir=tmp_path)
+    with pytest.raises(ValueError, match=r"other settings.*learning_rate: saved 0.002, now 0.5"):
+        fit(make_model(), *loaders, replace(QUICK, learning_rate=0.5), run_dir=tmp_path, resume=True)
+    other = make_model(num_registers=1)
+    before = {name: tensor.clone() for name, tensor in other.state_dict().items()}
+    with pytest.raises(ValueError, match="another network: its parameters differ, for example reg_token"):
+        fit(other, *loaders, QUICK, run_dir=tmp_path, resume=True)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in other.state_dict().items())
+    with pytest.raises(FileNotFoundError, match="no training state at .*nowhere"):
+        fit(make_model(), *loaders, QUICK, run_dir=tmp_path / "nowhere", resume=True)
+    with pytest.raises(ValueError, match="resume=True needs run_dir"):
+        fit(make_model(), *loaders, QUICK, resume=True)
+
+
+def test_the_state_loads_without_running_code(shapes, tmp_path):
+    fit(make_model(), *make_loaders(shapes, QUICK), QUICK, run_dir=tmp_path)
+    state = torch.load(tmp_path / STATE_FILE, weights_only=True)
+    assert state["config"]["epochs"] == 2 and state["progress"]["epoch"] == 2
+
+
+def test_ema_follows_its_closed_form(shapes):
+    config = replace(QUICK, epochs=1, ema_decay=0.8, warmup_epochs=0.0)
+    loader, val = make_loaders(shapes, config)
+    model, reference = make_model(), make_model()
+    fit(model, loader, val, config)
+
+    optimizers = build_optimizers(reference, config)
+    snapshots = []
+    for step in range(len(loader)):
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak_lr"] * (1 - step / len(loader))
+        images, labels = loader.batch(0, step)
+        F.cross_entropy(reference(images), labels, label_smoothing=0.1).backward()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        snapshots.append(reference.encoder.blocks[0].mlp.fc1.weight.detach().clone())
+    # The average starts at the first weights; every later ones enter with weight 0.2 and fade by 0.8 a step.
+    weights = [0.8 ** (len(snapshots) - 1)] + [0.2 * 0.8 ** (len(snapshots) - 1 - k) for k in range(1, len(snapshots))]
+    expected = sum(w * s for w, s in zip(weights, snapshots, strict=True))
+    torch.testing.assert_close(model.encoder.blocks[0].mlp.fc1.weight.data, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_second_interrupt_stops_at_once():
+    with pytest.raises(KeyboardInterrupt), stop_on_interrupt() as should_stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert should_stop()
+        os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_the_same_seed_gives_the_same_run_whatever_else_is_created(shapes):
+    runs = []
+    for extra in (False, True):
+        loaders = make_loaders(shapes, QUICK)
+        model = make_model()
+        if extra:
+            list(make_loaders(shapes, replace(QUICK, seed=5))[0].epoch(0))
+            torch.randn(100)
+        runs.append((fit(model, *loaders, QUICK), model))
+    assert runs[0][0]["train_loss"] == runs[1][0]["train_loss"]
+    assert same_weights(runs[0][1], runs[1][1])
+
+
+def test_classes_are_compared_before_the_first_step(shapes):
+    with pytest.raises(ValueError, match="the model has num_classes=7, the data 10 classes"):
+        fit(make_model(num_classes=7), *make_loaders(shapes, QUICK), QUICK)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(shapes, tmp_path):
+    def diverging(model, batch):
+        return model(batch[0]).sum() * float("nan"), {}
+
+    with pytest.raises(FloatingPointError, match="the training loss is nan in epoch 1; try a lower learning_rate"):
+        fit(make_model(), *make_loaders(shapes, QUICK), QUICK, loss_fn=diverging, run_dir=tmp_path)
+
+
+def test_another_loss_can_be_learned(shapes):
+    def reconstruct_mean(model, batch):
+        images, _ = batch
+        error = (model(images)[:, 0] - images.mean(dim=(1, 2, 3))).square().mean()
+        return error, {"error": error.detach() * len(images)}
+
+    config = replace(QUICK, epochs=4)
+    history = fit(make_model(), *make_loaders(shapes, config), config, loss_fn=reconstruct_mean)
+    assert history["train_error"][-1] < 0.5 * history["train_error"][0]
+
+
+def test_devices():
+    assert resolve_device("cpu").type == "cpu"
+    assert resolve_device().type in {"cpu", "cuda", "mps"}
+    with pytest.raises(ValueError, match="device='gpu' is not a choice; allowed: auto, cuda, mps, cpu"):
+        resolve_device("gpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="device='cuda' is not available on this machine"):
+            resolve_device("cuda")
+
+
+def test_bf16_trains_close_to_fp32(shapes):
+    losses = [
+        fit(make_model(), *make_loaders(shapes, QUICK), replace(QUICK, precision=precision))["train_loss"][-1]
+        for precision in ("fp32", "bf16")
+    ]
+    assert losses[0] != losses[1] and losses[1] == pytest.approx(losses[0], abs=0.05)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_training_on_a_gpu(shapes):
+    config = replace(QUICK, device="cuda", compile=True, auto_augment="trivial", cutmix_alpha=1.0)
+    model = make_model()
+    history = fit(model, *make_loaders(shapes, config, device="cuda"), config)
+    assert history.is_complete and next(model.parameters()).is_cuda

@@ -1,0 +1,125 @@
+"""Optimizers and schedule against closed forms, singular values and torch's own Muon."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from vit.config import TrainConfig, ViTConfig
+from vit.model.vision_transformer import VisionTransformer
+from vit.training.optim import (
+    NS_COEFFICIENTS,
+    Muon,
+    build_optimizers,
+    learning_rate_factor,
+    orthogonalize,
+    set_learning_rate,
+)
+
+
+@pytest.mark.parametrize("shape", [(6, 6), (4, 9), (9, 4)])
+def test_orthogonalize_applies_its_polynomial_to_the_singular_values(shape):
+    matrices = torch.randn(3, *shape, dtype=torch.float64)
+    u, s, vh = torch.linalg.svd(matrices, full_matrices=False)
+    s = s / s.norm(dim=-1, keepdim=True)
+    a, b, c = NS_COEFFICIENTS
+    for _ in range(5):
+        s = a * s + b * s**3 + c * s**5
+    torch.testing.assert_close(orthogonalize(matrices), u * s[:, None] @ vh, rtol=0, atol=1e-10)
+
+
+def test_orthogonalized_singular_values_are_near_one():
+    values = torch.linalg.svdvals(orthogonalize(torch.randn(8, 32, 64)))
+    assert values.min() > 0.5 and values.max() < 1.3
+
+
+def test_muon_follows_torchs(monkeypatch):
+    """torch's works in bfloat16, which is all that keeps the two apart."""
+    torch.manual_seed(0)
+    target = torch.randn(12, 8)
+    ours, theirs = (nn.Parameter(torch.zeros(12, 8)) for _ in range(2))
+    mine = Muon([ours], lr=0.02, momentum=0.9, weight_decay=0.1)
+    reference = torch.optim.Muon([theirs], lr=0.02, momentum=0.9, weight_decay=0.1)
+    for _ in range(20):
+        for parameter, optimizer in ((ours, mine), (theirs, reference)):
+            optimizer.zero_grad()
+            (parameter - target).square().sum().backward()
+            optimizer.step()
+    assert ours.norm() > 0.5
+    assert (ours - theirs).norm() / theirs.norm() < 0.02
+
+
+def test_splitting_equals_separate_matrices():
+    fused = nn.Parameter(torch.randn(12, 4))
+    parts = [nn.Parameter(part.clone()) for part in fused.data.chunk(3)]
+    one, three = Muon([fused], lr=0.1, num_splits=3), Muon(parts, lr=0.1)
+    for _ in range(3):
+        fused.grad = torch.randn(12, 4)
+        for part, grad in zip(parts, fused.grad.chunk(3), strict=True):
+            part.grad = grad.clone()
+        one.step()
+        three.step()
+    torch.testing.assert_close(fused.data, torch.cat([part.data for part in parts]))
+    unsplit = nn.Parameter(torch.zeros(12, 4))
+    unsplit.grad = fused.grad.clone()
+    Muon([unsplit], lr=0.1).step()
+    assert (torch.linalg.svdvals(unsplit.data[:4]) < 0.1 * math.sqrt(3) * 0.9).any(), "splitting must matter"
+
+
+def test_muon_takes_matrices_only():
+    with pytest.raises(ValueError, match=r"rows divide by num_splits=3, got \(4, 4\)"):
+        Muon([{"params": [nn.Parameter(torch.zeros(4, 4))], "num_splits": 3}], lr=0.1)
+    with pytest.raises(ValueError, match=r"got \(4,\)"):
+        Muon([nn.Parameter(torch.zeros(4))], lr=0.1)
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+@pytest.mark.parametrize("pos_embed", ["learned", "rope"])
+def test_every_parameter_is_optimized_once_and_by_the_right_rule(optimizer, pos_embed):
+    model = VisionTransformer(ViTConfig(depth=2, num_registers=1, layer_scale=0.1, qk_norm=True, pos_embed=pos_embed))
+    names = {p: name for name, p in model.named_parameters()}
+    optimizers = build_optimizers(model, TrainConfig(optimizer=optimizer, weight_decay=0.05))
+    groups = [(type(o).__name__, group) for o in optimizers for group in o.param_groups]
+    held = [names[p] for _, group in groups for p in group["params"]]
+    assert sorted(held) == sorted(names.values())
+    by_muon = {names[p] for kind, group in groups if kind == "Muon" for p in group["params"]}
+    block_matrices = {f"encoder.blocks.{i}.{m}.weight" for i in range(2)
+                      for m in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")}  # fmt: skip
+    assert by_muon == (block_matrices if optimizer == "muon" else set())
+    decayed = {names[p] for _, group in groups if group["weight_decay"] for p in group["params"]}
+    assert decayed == block_matrices | {"patch_embed.proj.weight", "head.fc1.weight", "head.fc2.weight"}
+    split = {names[p] for kind, group in groups if group.get("num_splits") == 3 for p in group["params"]}
+    assert split == {name for name in by_muon if "qkv" in name}
+
+
+def test_timms_models_are_grouped_the_same_way():
+    import timm
+
+    model = timm.models.VisionTransformer(img_size=8, patch_size=4, embed_dim=8, depth=1, num_heads=2)
+    muon = build_optimizers(model, TrainConfig())[1]
+    assert sorted(len(group["params"]) for group in muon.param_groups) == [1, 3]
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
+def test_the_schedule_is_its_closed_form_at_each_step(schedule):
+    total, warmup = 20, 4
+    factors = [
+        learning_rate_factor(step, total_steps=total, warmup_steps=warmup, schedule=schedule) for step in range(total)
+    ]
+    assert factors[:4] == pytest.approx([0.2, 0.4, 0.6, 0.8])
+    for step in range(4, 20):
+        left = (20 - step) / 16
+        expected = {"linear": left, "cosine": math.sin(math.pi / 2 * left) ** 2, "constant": 1.0}[schedule]
+        assert factors[step] == pytest.approx(expected), step
+    assert factors[4] == 1.0
+    assert factors[-1] > 0, "the last step must still learn"
+    assert learning_rate_factor(0, total_steps=5, warmup_steps=0, schedule=schedule) == 1.0
+
+
+def test_setting_the_rate_scales_each_groups_own_peak():
+    model = VisionTransformer(ViTConfig(depth=1))
+    optimizers = build_optimizers(model, TrainConfig(learning_rate=2e-3, muon_learning_rate=0.01))
+    set_learning_rate(optimizers, 0.5)
+    assert {group["lr"] for group in optimizers[0].param_groups} == {1e-3}
+    assert {group["lr"] for group in optimizers[1].param_groups} == {0.005}

@@ -1,0 +1,66 @@
+"""Positions: closed forms, the relative nature of rotary angles, and resampling against timm and the identity."""
+
+import math
+
+import pytest
+import torch
+from timm.layers import resample_abs_pos_embed
+
+from vit.model.pos_embed import apply_rope, grid_positions, resample_pos_embed, rope2d_table, sincos2d_table
+
+
+def test_the_grid_is_counted_row_by_row():
+    rows, columns = grid_positions((2, 3))
+    assert rows.tolist() == [0, 0, 0, 1, 1, 1]
+    assert columns.tolist() == [0, 1, 2, 0, 1, 2]
+
+
+def test_sincos_table_equals_its_formula():
+    table = sincos2d_table((2, 3), 16)
+    for row in range(2):
+        for column in range(3):
+            for k in range(4):
+                frequency = 10_000 ** -(k / 3)
+                entry = table[0, 3 * row + column, k::4]
+                x, y = column * frequency, row * frequency
+                expected = torch.tensor([math.sin(x), math.cos(x), math.sin(y), math.cos(y)])
+                torch.testing.assert_close(entry, expected, rtol=0, atol=1e-6)
+
+
+def test_rope_scores_depend_on_the_offset_alone():
+    """Turning queries and keys makes q.k a function of the distance in rows and columns (Su et al., Eq. 11)."""
+    grid, d = (4, 5), 16
+    rope = tuple(table.double() for table in rope2d_table(grid, d))
+    q, k = torch.randn(2, 1, 1, 1, d, dtype=torch.float64).expand(2, 1, 1, 20, d)
+    scores = (apply_rope(q, rope) @ apply_rope(k, rope).mT).view(*grid, *grid)
+    torch.testing.assert_close(scores[0, 0, 1, 2], scores[2, 1, 3, 3], rtol=0, atol=1e-5)
+    torch.testing.assert_close(scores[1, 3, 0, 0], scores[3, 4, 2, 1], rtol=0, atol=1e-5)
+    assert (scores[0, 0, 1, 2] - scores[0, 0, 2, 1]).abs() > 1e-3, "rows and columns must not be confused"
+
+
+def test_rope_keeps_lengths_and_leaves_prefix_tokens():
+    rope = rope2d_table((2, 3), 8)
+    x = torch.randn(2, 3, 8, 8)
+    turned = apply_rope(x, rope)
+    assert torch.equal(turned[:, :, :2], x[:, :, :2])
+    torch.testing.assert_close(turned.norm(dim=-1), x.norm(dim=-1))
+    assert not torch.allclose(turned[:, :, 3:], x[:, :, 3:])
+
+
+def test_resampling_agrees_with_timm_and_the_native_grid_is_the_identity():
+    table = torch.randn(1, 6, 8)
+    assert resample_pos_embed(table, (2, 3), (2, 3)) is table
+    for new_grid in ((4, 6), (5, 3), (1, 2)):
+        expected = resample_abs_pos_embed(table, new_grid, old_size=(2, 3), num_prefix_tokens=0)
+        torch.testing.assert_close(resample_pos_embed(table, (2, 3), new_grid), expected)
+    constant = torch.full((1, 6, 8), 3.0)
+    torch.testing.assert_close(resample_pos_embed(constant, (2, 3), (7, 5)), torch.full((1, 35, 8), 3.0))
+
+
+def test_wrong_sizes_are_refused():
+    with pytest.raises(ValueError, match="embed_dim=6 must be a multiple of 4"):
+        sincos2d_table((2, 2), 6)
+    with pytest.raises(ValueError, match="head_dim=6 must be a multiple of 4"):
+        rope2d_table((2, 2), 6)
+    with pytest.raises(ValueError, match=r"shape \(1, 7, 8\) does not fill old_grid=\(2, 3\)"):
+        resample_pos_embed(torch.zeros(1, 7, 8), (2, 3), (4, 6))

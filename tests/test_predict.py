@@ -1,0 +1,72 @@
+"""From pictures to probabilities, whatever form the pictures come in."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from conftest import randomize
+from PIL import Image
+
+import vit
+from vit.data import normalize
+from vit.model.vision_transformer import VisionTransformer
+
+MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
+
+
+@pytest.fixture
+def model(tiny) -> VisionTransformer:
+    model = randomize(VisionTransformer(tiny))
+    model.metadata = {"mean": MEAN, "std": STD}
+    return model
+
+
+def test_every_form_of_the_same_picture_gives_the_same_answer(model, tmp_path):
+    images = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
+    expected = model.eval()(normalize(images, MEAN, STD)).softmax(1)
+    arrays = [np.ascontiguousarray(image.permute(1, 2, 0).numpy()) for image in images]
+    pictures = [Image.fromarray(array) for array in arrays]
+    paths = [tmp_path / f"{i}.png" for i in range(2)]
+    for path, picture in zip(paths, pictures, strict=True):
+        picture.save(path)
+    for form in (images, normalize(images, MEAN, STD), arrays, pictures, paths, [str(path) for path in paths]):
+        torch.testing.assert_close(vit.predict(model, form), expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(vit.predict(model, paths[1]), expected[1:], rtol=0, atol=1e-6)
+
+
+def test_the_mode_of_the_model_is_put_back_and_other_sizes_are_resized(model):
+    model.train()
+    assert vit.predict(model, Image.new("RGB", (50, 20))).shape == (1, 10)
+    assert model.training
+
+
+def test_nothing_in_nothing_out(model):
+    assert vit.predict(model, []).shape == (0, 10)
+    assert vit.predict(model, torch.zeros(0, 3, 8, 8)).shape == (0, 10)
+
+
+def test_bad_pixels_are_named(model):
+    images = torch.zeros(3, 3, 8, 8)
+    for value in (float("nan"), float("inf")):
+        images[1, 0, 2, 3] = value
+        with pytest.raises(ValueError, match=r"images\[1\] has NaN or infinite pixels \(1 such images"):
+            vit.predict(model, images)
+
+
+def test_floats_that_were_not_normalized_bring_a_warning(model):
+    with pytest.warns(UserWarning, match="the largest pixel is 255, far outside normalized images"):
+        vit.predict(model, torch.full((1, 3, 8, 8), 255.0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        vit.predict(model, torch.randn(4, 3, 8, 8))
+
+
+def test_wrong_kinds_are_refused(model, tmp_path):
+    with pytest.raises(TypeError, match="a path, a PIL image or a uint8 array, got int"):
+        vit.predict(model, 3)
+    with pytest.raises(TypeError, match=r"an array must be uint8 \(H, W, 3\), got float64 \(8, 8, 3\)"):
+        vit.predict(model, np.zeros((8, 8, 3)))
+    model.metadata = {}
+    with pytest.raises(ValueError, match=r"set model.metadata = data.metadata"):
+        vit.predict(model, torch.zeros(1, 3, 8, 8, dtype=torch.uint8))

@@ -1,0 +1,121 @@
+"""Attention, blocks and the encoder, against torch's own multi-head attention and what must hold for any of them."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import randomize
+from torch import Tensor
+
+from vit.model.pos_embed import rope2d_table
+from vit.model.transformer import Attention, Block, DropPath, Encoder
+
+
+def reference_attention(attention: Attention, x: Tensor, attn_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """torch's multi-head attention with the same weights; its boolean masks say where one may NOT look."""
+    output, weights = F.multi_head_attention_forward(
+        *[x.transpose(0, 1)] * 3,
+        embed_dim_to_check=x.shape[-1],
+        num_heads=attention.num_heads,
+        in_proj_weight=attention.qkv.weight,
+        in_proj_bias=attention.qkv.bias,
+        bias_k=None,
+        bias_v=None,
+        add_zero_attn=False,
+        dropout_p=0.0,
+        out_proj_weight=attention.proj.weight,
+        out_proj_bias=attention.proj.bias,
+        attn_mask=None if attn_mask is None else ~attn_mask,
+        average_attn_weights=False,
+    )
+    return output.transpose(0, 1), weights
+
+
+@pytest.mark.parametrize("qkv_bias", [True, False])
+@pytest.mark.parametrize("masked", [True, False])
+def test_attention_equals_torchs(qkv_bias, masked):
+    attention = randomize(Attention(24, 3, qkv_bias=qkv_bias).double())
+    x = torch.randn(2, 7, 24, dtype=torch.float64)
+    mask = torch.ones(7, 7, dtype=torch.bool).tril() if masked else None
+    output, weights = reference_attention(attention, x, mask)
+    torch.testing.assert_close(attention(x, attn_mask=mask), output, rtol=0, atol=1e-12)
+    torch.testing.assert_close(attention.weights(x, attn_mask=mask), weights, rtol=0, atol=1e-12)
+
+
+def test_a_wrong_attention_would_be_noticed():
+    attention = randomize(Attention(24, 3).double())
+    x = torch.randn(2, 7, 24, dtype=torch.float64)
+    right = attention(x)
+    q, k, v = attention.qkv.weight.data.chunk(3)
+    attention.qkv.weight.data = torch.cat([k, q, v])
+    assert (attention(x) - right).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("qk_norm", [True, False])
+@pytest.mark.parametrize("with_rope", [True, False])
+def test_weights_times_values_is_what_forward_computes(qk_norm, with_rope):
+    attention = randomize(Attention(16, 2, qk_norm=qk_norm))
+    x = torch.randn(3, 8, 16)
+    rope = rope2d_table((2, 3), 8) if with_rope else None
+    weights = attention.weights(x, rope)
+    assert weights.shape == (3, 2, 8, 8) and (weights >= 0).all()
+    torch.testing.assert_close(weights.sum(-1), torch.ones(3, 2, 8))
+    v = attention.qkv(x).view(3, 8, 3, 2, 8)[:, :, 2].transpose(1, 2)
+    explicit = attention.proj((weights @ v).transpose(1, 2).flatten(2))
+    torch.testing.assert_close(attention(x, rope), explicit, rtol=0, atol=1e-5)
+
+
+def test_a_constant_added_to_the_key_bias_changes_nothing():
+    attention = randomize(Attention(16, 2).double())
+    x = torch.randn(2, 5, 16, dtype=torch.float64)
+    before = attention(x)
+    attention.qkv.bias.data[16:32] += torch.randn(16, dtype=torch.float64)
+    torch.testing.assert_close(attention(x), before, rtol=0, atol=1e-12)
+
+
+def test_a_float_mask_is_added_and_a_bool_mask_forbids():
+    encoder = randomize(Encoder(16, 2, 2, 32))
+    x = torch.randn(2, 5, 16)
+    allowed = torch.ones(5, 5, dtype=torch.bool).tril()
+    added = torch.zeros(5, 5).masked_fill(~allowed, -torch.inf)
+    torch.testing.assert_close(encoder(x, attn_mask=allowed), encoder(x, attn_mask=added))
+    changed = x.clone()
+    changed[:, 4] = torch.randn(16)
+    causal, causal_changed = encoder(x, attn_mask=allowed), encoder(changed, attn_mask=allowed)
+    torch.testing.assert_close(causal[:, :4], causal_changed[:, :4])
+    assert not torch.allclose(encoder(x)[:, :4], encoder(changed)[:, :4]), "without a mask token 4 must be seen"
+
+
+def test_a_block_works_alone_and_adds_two_residual_branches():
+    block = randomize(Block(16, 2, 32, layer_scale=0.1))
+    x = torch.randn(2, 5, 16)
+    y = x + block.ls1.gamma * block.attn(block.norm1(x))
+    torch.testing.assert_close(block(x), y + block.ls2.gamma * block.mlp(block.norm2(y)))
+
+
+def test_drop_path_keeps_the_mean_and_drops_whole_samples():
+    drop_path = DropPath(0.25)
+    x = torch.ones(4000, 3, 2)
+    dropped = drop_path.train()(x)
+    per_sample = dropped.flatten(1)
+    assert ((per_sample == 0).all(1) | (per_sample == 1 / 0.75).all(1)).all()
+    assert abs(dropped.mean() - 1) < 4 * (0.25 / 0.75 / 4000) ** 0.5, "more than four standard errors from 1"
+    assert torch.equal(drop_path.eval()(x), x)
+
+
+def test_drop_path_rises_linearly():
+    encoder = Encoder(16, 5, 2, 32, drop_path=0.4)
+    rates = [getattr(block.drop_path1, "drop_prob", 0.0) for block in encoder.blocks]
+    assert rates == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4])
+
+
+def test_block_outputs_end_where_forward_does():
+    encoder = randomize(Encoder(16, 3, 2, 32))
+    x = torch.randn(2, 5, 16)
+    outputs = encoder.block_outputs(x)
+    assert len(outputs) == 3
+    torch.testing.assert_close(encoder.norm(outputs[-1]), encoder(x))
+
+
+def test_heads_must_divide_the_width():
+    with pytest.raises(ValueError, match="dim=16 is not a multiple of num_heads=3"):
+        Attention(16, 3)

@@ -1,0 +1,352 @@
+"""The whole model: parity with timm, symmetries it must and must not have, gradients, counts, frozen names."""
+
+import json
+import math
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from conftest import randomize
+from torch import Tensor, nn
+
+from vit.config import ViTConfig
+from vit.model.vision_transformer import VisionTransformer
+
+GOLDEN = Path(__file__).parent / "golden"
+VARIANTS = {
+    "paper": {},
+    "mean": {"pool": "mean", "head": "linear"},
+    "sincos2d": {"pos_embed": "sincos2d"},
+    "rope": {"pos_embed": "rope"},
+    "none": {"pos_embed": "none"},
+    "modern": {"num_registers": 2, "qk_norm": True, "layer_scale": 0.1, "qkv_bias": False},
+    "non_square": {"image_size": (8, 12), "num_registers": 1},
+}
+
+
+@pytest.fixture(params=VARIANTS)
+def config(request, tiny) -> ViTConfig:
+    return replace(tiny, **VARIANTS[request.param])
+
+
+def images_for(config: ViTConfig, batch: int = 3, dtype: torch.dtype = torch.float32, seed: int = 1) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(batch, config.in_chans, *config.image_size, generator=generator, dtype=torch.float64).to(dtype)
+
+
+# --- parity with timm ---------------------------------------------------------------------------------------------
+
+TIMM_CASES = {
+    "paper": (
+        ViTConfig(image_size=16, embed_dim=24, depth=3, num_heads=3, head="linear"),
+        {},
+    ),
+    "registers_qk_norm_layer_scale": (
+        ViTConfig(
+            image_size=16, embed_dim=24, depth=3, num_heads=3, head="linear", num_registers=4, qk_norm=True,
+            layer_scale=0.5, qkv_bias=False,
+        ),
+        {"no_embed_class": True, "reg_tokens": 4, "qk_norm": True, "init_values": 0.5, "qkv_bias": False},
+    ),
+    "mean_pooled_non_square": (
+        ViTConfig(image_size=(12, 20), embed_dim=32, depth=2, num_heads=4, head="linear", pool="mean", mlp_ratio=2.0),
+        {"class_token": False, "global_pool": "avg", "fc_norm": False, "mlp_ratio": 2.0},
+    ),
+}  # fmt: skip
+
+
+def timm_model(config: ViTConfig, options: dict, dtype: torch.dtype) -> nn.Module:
+    model = timm.models.VisionTransformer(
+        img_size=config.image_size,
+        patch_size=config.patch_size,
+        embed_dim=config.embed_dim,
+        depth=config.depth,
+        num_heads=config.num_heads,
+        num_classes=config.num_classes,
+        **options,
+    )
+    return randomize(model.to(dtype)).eval()
+
+
+def from_timm(config: ViTConfig, theirs: nn.Module) -> VisionTransformer:
+    """timm's weights in our model: the encoder's names get a prefix, the position slot of CLS goes into `cls_token`."""
+    state = {}
+    for name, tensor in theirs.state_dict().items():
+        state["encoder." + name if name.startswith(("blocks.", "norm.")) else name] = tensor.clone()
+    if state["pos_embed"].shape[1] == config.num_patches + 1:
+        state["cls_token"] += state["pos_embed"][:, :1]
+        state["pos_embed"] = state["pos_embed"][:, 1:]
+    ours = VisionTransformer(config).to(next(theirs.parameters()).dtype).eval()
+    ours.load_state_dict(state)
+    return ours
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-8)])
+@pytest.mark.parametrize("case", TIMM_CASES)
+def test_parity_with_timm(case, dtype, tolerance):
+    config, options = TIMM_CASES[case]
+    theirs = timm_model(config, options, dtype)
+    ours = from_timm(config, theirs)
+    x, y = (images_for(config, dtype=dtype).requires_grad_() for _ in range(2))
+    expected, logits = theirs(x), ours(y)
+    assert expected.std() > 0.1, "the weights must matter"
+    torch.testing.assert_close(logits, expected, rtol=0, atol=tolerance)
+    expected.square().sum().backward()
+    logits.square().sum().backward()
+    torch.testing.assert_close(y.grad, x.grad, rtol=0, atol=100 * tolerance)
+
+
+def break_nothing(model: VisionTransformer) -> None:
+    pass
+
+
+def swap_queries_and_keys(model: VisionTransformer) -> None:
+    for block in model.encoder.blocks:
+        q, k, v = block.attn.qkv.weight.data.chunk(3)
+        block.attn.qkv.weight.data = torch.cat([k, q, v])
+
+
+def change_norm_eps(model: VisionTransformer) -> None:
+    model.encoder.norm.eps = 1e-12
+
+
+def approximate_gelu(model: VisionTransformer) -> None:
+    for block in model.encoder.blocks:
+        block.mlp.act = nn.GELU(approximate="tanh")
+
+
+def transpose_patches(model: VisionTransformer) -> None:
+    model.patch_embed.proj.weight.data = model.patch_embed.proj.weight.data.transpose(2, 3).contiguous()
+
+
+def shift_positions(model: VisionTransformer) -> None:
+    model.pos_embed.data = model.pos_embed.data.roll(1, dims=1)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [break_nothing, swap_queries_and_keys, change_norm_eps, approximate_gelu, transpose_patches, shift_positions],
+)
+def test_the_parity_check_sees_every_mistake(damage):
+    """Negative controls: each small mistake must move the float64 logits past the tolerance."""
+    config, options = TIMM_CASES["paper"]
+    theirs = timm_model(config, options, torch.float64)
+    ours = from_timm(config, theirs)
+    damage(ours)
+    x = images_for(config, dtype=torch.float64)
+    difference = (ours(x) - theirs(x)).abs().max()
+    assert (difference < 1e-8) == (damage is break_nothing), f"{damage.__name__}: {difference:.1e}"
+
+
+# --- symmetries ---------------------------------------------------------------------------------------------------
+
+
+def shuffle_patches(images: Tensor, config: ViTConfig) -> tuple[Tensor, Tensor]:
+    from vit.model.patch_embed import patchify, unpatchify
+
+    order = torch.randperm(config.num_patches, generator=torch.Generator().manual_seed(0))
+    patches = patchify(images, config.patch_size)[:, order]
+    return unpatchify(patches, config.grid_size, config.patch_size), order
+
+
+def test_positions_decide_whether_the_order_of_patches_matters(config):
+    model = randomize(VisionTransformer(config).double()).eval()
+    images = images_for(config, dtype=torch.float64)
+    shuffled, order = shuffle_patches(images, config)
+    same = torch.allclose(model(images), model(shuffled), rtol=0, atol=1e-10)
+    assert same == (config.pos_embed == "none")
+    if config.pos_embed == "none":
+        prefix = config.num_prefix_tokens
+        tokens, expected = model.forward_features(shuffled)[:, prefix:], model.forward_features(images)[:, prefix:]
+        torch.testing.assert_close(tokens, expected[:, order], rtol=0, atol=1e-10)
+
+
+def test_each_image_is_judged_alone(config):
+    model = randomize(VisionTransformer(config).double()).eval()
+    images = images_for(config, dtype=torch.float64)
+    together = model(images)
+    for i in range(len(images)):
+        torch.testing.assert_close(model(images[i : i + 1]), together[i : i + 1], rtol=0, atol=1e-12)
+    assert model(images[:0]).shape == (0, config.num_classes)
+
+
+def test_precision(config):
+    single = randomize(VisionTransformer(config)).eval()
+    double = randomize(VisionTransformer(config).double()).eval()
+    difference = single(images_for(config)) - double(images_for(config, dtype=torch.float64))
+    assert difference.abs().max() < 1e-5
+
+
+def test_training_mode_differs_through_dropout_alone(tiny):
+    images = images_for(tiny)
+    plain = randomize(VisionTransformer(tiny))
+    assert torch.equal(plain.train()(images), plain.eval()(images))
+    for rate in ("drop_rate", "attn_drop_rate", "drop_path_rate"):
+        model = randomize(VisionTransformer(replace(tiny, **{rate: 0.5})))
+        assert not torch.allclose(model.train()(images), model.eval()(images)), f"{rate} does nothing"
+        assert torch.equal(model.eval()(images), model(images))
+        torch.testing.assert_close(model(images), plain.eval()(images))
+
+
+# --- learning -----------------------------------------------------------------------------------------------------
+
+
+def test_the_first_loss_is_that_of_a_guess(config):
+    logits = VisionTransformer(config)(images_for(config))
+    loss = F.cross_entropy(logits, torch.arange(3)).item()
+    assert loss == pytest.approx(math.log(10), abs=1e-6)
+
+
+def test_every_parameter_gets_a_gradient(config):
+    model = randomize(VisionTransformer(config))
+    F.cross_entropy(model(images_for(config)), torch.arange(3)).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+        assert parameter.grad.abs().max() > 0, f"{name} has no effect"
+
+
+def test_gradients_equal_finite_differences():
+    config = ViTConfig(image_size=4, patch_size=2, embed_dim=8, depth=2, num_heads=2, num_classes=3, mlp_ratio=1.0)
+    model = randomize(VisionTransformer(config).double())
+    names = [name for name, _ in model.named_parameters()]
+
+    def logits(images: Tensor, *parameters: Tensor) -> Tensor:
+        return torch.func.functional_call(model, dict(zip(names, parameters, strict=True)), (images,))
+
+    inputs = (images_for(config, 1, torch.float64).requires_grad_(), *model.parameters())
+    assert torch.autograd.gradcheck(logits, inputs, fast_mode=True)
+
+
+@pytest.mark.parametrize("labels", ["true", "shuffled"])
+def test_32_images_are_learned_by_heart(shapes, labels):
+    from vit.data import normalize
+
+    images = normalize(shapes.train.images[:32], shapes.mean, shapes.std)
+    targets = shapes.train.labels[:32]
+    if labels == "shuffled":
+        targets = targets[torch.randperm(32, generator=torch.Generator().manual_seed(1))]
+    torch.manual_seed(0)
+    model = VisionTransformer(ViTConfig(image_size=16, embed_dim=48, depth=2, num_heads=3, mlp_ratio=2.0))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(250):
+        loss = F.cross_entropy(model(images), targets)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    logits = model(images)
+    assert F.cross_entropy(logits, targets) < 0.01
+    assert (logits.argmax(1) == targets).all()
+
+
+# --- counts, names and stored outputs -----------------------------------------------------------------------------
+
+
+def hand_count(D: int, depth: int, mlp_dim: int, patch: int, patches: int, classes: int, head: str) -> int:
+    embedding = 3 * patch * patch * D + D + patches * D + D  # kernel, bias, positions, CLS
+    block = 2 * D + (3 * D * D + 3 * D) + (D * D + D) + 2 * D + (D * mlp_dim + mlp_dim) + (mlp_dim * D + D)
+    hidden = D * D + D if head == "mlp" else 0
+    return embedding + depth * block + 2 * D + hidden + D * classes + classes
+
+
+@pytest.mark.parametrize("name", ViTConfig.list_presets())
+def test_parameters_of_the_presets_are_as_counted_by_hand(name):
+    c = ViTConfig.preset(name)
+    with torch.device("meta"):
+        model = VisionTransformer(c)
+    expected = hand_count(c.embed_dim, c.depth, c.mlp_dim, c.patch_size, c.num_patches, c.num_classes, c.head)
+    assert sum(p.numel() for p in model.parameters()) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    [("vit_base_patch16_224", 86.6), ("vit_large_patch16_224", 304.3), ("vit_huge_patch14_224", 632)],
+)
+def test_the_papers_models_have_the_papers_size(name, millions):
+    with torch.device("meta"):
+        model = VisionTransformer(ViTConfig.preset(name))
+    count = sum(p.numel() for p in model.parameters())
+    assert round(count / 1e6, 0 if millions == 632 else 1) == millions
+    theirs = timm.create_model(name, num_classes=1000, device="meta")
+    cls_position = model.config.embed_dim  # timm's table has a slot for CLS, ours is folded into the token
+    assert count == sum(p.numel() for p in theirs.parameters()) - cls_position
+
+
+def test_names_and_shapes_are_the_frozen_ones(config, request):
+    names = {name: list(tensor.shape) for name, tensor in VisionTransformer(config).state_dict().items()}
+    check_golden("state_dict.json", request.node.callspec.params["config"], names)
+
+
+def test_outputs_are_the_stored_ones(config, request):
+    """Catches any change of the function computed, wherever it comes from."""
+    model = VisionTransformer(config).double().eval()
+    with torch.no_grad():
+        for i, parameter in enumerate(model.parameters()):
+            ramp = torch.arange(parameter.numel(), dtype=torch.float64).reshape(parameter.shape)
+            parameter.copy_((ramp * 0.7 + i).sin() * 0.3)
+    ramp = torch.arange(2 * 3 * math.prod(config.image_size), dtype=torch.float64)
+    logits = model(ramp.sin().reshape(2, 3, *config.image_size))
+    check_golden("logits.json", request.node.callspec.params["config"], logits.flatten().tolist())
+
+
+def check_golden(file: str, key: str, value) -> None:
+    """Compares with the stored value; VIT_ACCEPT=1 stores a new one instead, on purpose."""
+    path = GOLDEN / file
+    stored = json.loads(path.read_text()) if path.exists() else {}
+    if os.environ.get("VIT_ACCEPT") == "1":
+        path.write_text(json.dumps(stored | {key: value}, indent=1) + "\n")
+    elif file == "logits.json":
+        assert value == pytest.approx(stored[key], abs=1e-9)
+    else:
+        assert value == stored[key]
+
+
+# --- other ways in and out ----------------------------------------------------------------------------------------
+
+
+def test_intermediate_layers(config):
+    model = randomize(VisionTransformer(config)).eval()
+    images = images_for(config)
+    last = model.get_intermediate_layers(images)[0]
+    torch.testing.assert_close(last, model.forward_features(images))
+    both = model.get_intermediate_layers(images, layers=[0, 1], norm=False)
+    torch.testing.assert_close(model.encoder.norm(both[1]), last)
+    (maps,) = model.get_intermediate_layers(images, reshape=True)
+    assert maps.shape == (3, config.embed_dim, *config.grid_size)
+    row, column = config.grid_size[0] - 1, 1
+    token = config.num_prefix_tokens + row * config.grid_size[1] + column
+    assert torch.equal(maps[:, :, row, column], last[:, token])
+    for layers in (0, 3, [2], [-1], []):
+        with pytest.raises(ValueError, match=r"must be a count in 1..2 or indices in 0..1"):
+            model.get_intermediate_layers(images, layers)
+
+
+def test_resized_keeps_the_function_at_the_native_size_and_runs_at_others(config):
+    model = randomize(VisionTransformer(config)).eval()
+    model.metadata = {"mean": [0.5]}
+    images = images_for(config)
+    assert torch.equal(model.resized(config.image_size)(images), model(images))
+    larger = model.resized((16, 24))
+    assert larger.config.grid_size == (4, 6) and larger.metadata == model.metadata and not larger.training
+    assert larger(torch.randn(2, 3, 16, 24)).shape == (2, 10)
+    with pytest.raises(ValueError, match="not a multiple of patch_size=4"):
+        model.resized(18)
+
+
+def test_no_classes_means_features(tiny):
+    model = VisionTransformer(replace(tiny, num_classes=0)).eval()
+    images = images_for(tiny)
+    assert torch.equal(model(images), model.forward_features(images)[:, 0])
+
+
+def test_export_and_compile_compute_the_same(config):
+    model = randomize(VisionTransformer(config)).eval()
+    images = images_for(config)
+    expected = model(images)
+    exported = torch.export.export(model, (images,)).module()
+    torch.testing.assert_close(exported(images), expected)
+    # aot_eager traces and differentiates as the default backend does, and needs no C++ compiler.
+    torch.testing.assert_close(torch.compile(model, backend="aot_eager")(images), expected)

@@ -1,0 +1,78 @@
+"""Weights on disk: the same logits after a round trip, and nothing loaded from a file that is not what it should be."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import randomize
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+import vit
+from vit.config import ViTConfig
+from vit.model.vision_transformer import VisionTransformer
+
+
+@pytest.fixture
+def saved(tiny, tmp_path):
+    model = randomize(VisionTransformer(tiny)).eval()
+    model.metadata = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.2, 0.2], "class_names": list("abcdefghij")}
+    return model, vit.save(model, tmp_path / "model.safetensors", test_accuracy=74.5)
+
+
+def test_a_loaded_model_gives_the_same_logits(saved):
+    model, path = saved
+    loaded = vit.load(path)
+    images = torch.randn(4, 3, 8, 8)
+    assert torch.equal(loaded(images), model(images))
+    assert loaded.config == model.config and not loaded.training
+    assert loaded.metadata == model.metadata | {"test_accuracy": 74.5}
+
+
+def test_any_reader_of_safetensors_can_read_it(saved):
+    model, path = saved
+    with safe_open(path, framework="numpy") as file:
+        assert set(file.keys()) == set(model.state_dict())
+        assert json.loads(file.metadata()["config"])["embed_dim"] == 16
+
+
+def test_another_network_is_refused_with_a_table_of_what_differs(saved, tiny):
+    _, path = saved
+    with pytest.raises(
+        ValueError, match=r"another network.*nothing was loaded\n.*\n +depth +3 +2\n +pool +'mean' +'cls'"
+    ):
+        vit.load(path, config=replace(tiny, depth=3, pool="mean"))
+    assert vit.load(path, config=tiny).config == tiny
+
+
+def test_files_that_are_no_weights_are_refused(saved, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no weights at .*typo.*; in that folder: model.safetensors"):
+        vit.load(tmp_path / "typo.safetensors")
+    (tmp_path / "page.safetensors").write_text("<!DOCTYPE html><html>503</html>")
+    with pytest.raises(ValueError, match="page.safetensors is not a readable safetensors file"):
+        vit.load(tmp_path / "page.safetensors")
+    save_file({"x": torch.zeros(2)}, tmp_path / "foreign.safetensors")
+    with pytest.raises(ValueError, match="has no 'config' in its metadata"):
+        vit.load(tmp_path / "foreign.safetensors")
+
+
+def test_a_failed_save_leaves_the_old_file(saved, monkeypatch):
+    model, path = saved
+    before = path.read_bytes()
+
+    def disk_full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("vit.pretrained.weights.save_file", disk_full)
+    with pytest.raises(OSError, match="No space left"):
+        vit.save(model, path)
+    assert path.read_bytes() == before
+    assert [p.name for p in path.parent.iterdir()] == ["model.safetensors"], "no litter"
+
+
+def test_non_square_and_rotary_models_travel_too(tmp_path):
+    config = ViTConfig(image_size=(8, 12), embed_dim=16, depth=1, num_heads=2, pos_embed="rope", pool="mean")
+    model = randomize(VisionTransformer(config)).eval()
+    images = torch.randn(2, 3, 8, 12)
+    assert torch.equal(vit.load(vit.save(model, tmp_path / "m.safetensors"))(images), model(images))

@@ -1,0 +1,305 @@
+"""Every choice a user makes, in two frozen dataclasses that check themselves.
+
+`ViTConfig` is all that is needed to rebuild a network and load its weights; `TrainConfig` is how it is optimized.
+A field that could differ between two runs of the same network belongs to `TrainConfig`. Change one with
+`dataclasses.replace(config, field=value)`; store one with `to_dict` and read it back with `from_dict`.
+Sources: Dosovitskiy et al., "An Image is Worth 16x16 Words", ICLR 2021, Table 1 (the paper's model sizes).
+"""
+
+import difflib
+import math
+from dataclasses import asdict, dataclass, fields
+from typing import Any, ClassVar, Self
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(str(name), known, n=1)
+    return f"did you mean {close[0]!r}? " if close else ""
+
+
+class _Config:
+    """What both configurations share: unknown names are refused, and presets are complete sets of values."""
+
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {}
+
+    def __new__(cls, **values: Any) -> Self:
+        # Runs before the generated __init__, whose own message for a misspelt name suggests nothing.
+        known = [field.name for field in fields(cls)]
+        for name in values:
+            if name not in known:
+                raise ValueError(
+                    f"{cls.__name__} has no field {name!r}; {_nearest(name, known)}fields: {', '.join(known)}"
+                )
+        return super().__new__(cls)
+
+    @classmethod
+    def preset(cls, name: str, **changes: Any) -> Self:
+        """The named preset, with any field changed. `list_presets()` gives the names."""
+        if name not in cls.PRESETS:
+            known = list(cls.PRESETS)
+            raise ValueError(f"unknown preset {name!r}; {_nearest(name, known)}choose from: {', '.join(known)}")
+        return cls(**(cls.PRESETS[name] | changes))
+
+    @classmethod
+    def list_presets(cls) -> list[str]:
+        return list(cls.PRESETS)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """The inverse of `to_dict`; lists, which JSON makes of tuples, become tuples again."""
+        if not isinstance(values, dict):
+            raise ValueError(f"{cls.__name__}.from_dict takes a dict, got {type(values).__name__}: {values!r}")
+        return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def _fail(self, name: str, rule: str) -> None:
+        raise ValueError(f"{type(self).__name__}.{name}={getattr(self, name)!r} {rule}")
+
+    def _check_int(self, name: str, low: int) -> None:
+        value = getattr(self, name)
+        if isinstance(value, bool) or not isinstance(value, int) or value < low:
+            self._fail(name, f"must be an integer of {low} or more")
+
+    def _check_float(self, name: str, low: float, high: float = math.inf, *, open_end: bool = True) -> None:
+        value = getattr(self, name)
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not is_number or not (low <= value < high or (value == high and not open_end)):
+            self._fail(name, f"must be a number in [{low}, {high}{')' if open_end else ']'}")
+
+    def _check_bool(self, name: str) -> None:
+        if not isinstance(getattr(self, name), bool):
+            self._fail(name, "must be True or False")
+
+    def _check_choice(self, name: str, choices: tuple[str, ...]) -> None:
+        value = getattr(self, name)
+        if value not in choices:
+            self._fail(name, f"is not a choice; {_nearest(value, list(choices))}allowed: {', '.join(choices)}")
+
+
+def _sizes(image_size: int, patch_size: int, embed_dim: int, depth: int, num_heads: int, **more: Any) -> dict:
+    return {
+        "image_size": image_size,
+        "patch_size": patch_size,
+        "embed_dim": embed_dim,
+        "depth": depth,
+        "num_heads": num_heads,
+        **more,
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViTConfig(_Config):
+    """A Vision Transformer, complete: the same config always builds the same network.
+
+    Args:
+        image_size: pixels, one number for a square or (height, width); stored as (height, width).
+        patch_size: side of a square patch in pixels; must divide both image sides.
+        in_chans: image channels, 3 for RGB.
+        num_classes: size of the output; 0 leaves the head out and returns the pooled features.
+        embed_dim, depth, num_heads: token width D, number of blocks, attention heads; heads must divide D.
+        mlp_ratio: hidden width of each block's MLP as a multiple of `embed_dim`.
+        pool: "cls" reads a learned CLS token (the paper), "mean" averages the patch tokens and has no CLS.
+        head: "mlp" is the paper's pre-training head (one tanh hidden layer), "linear" its fine-tuning head.
+        pos_embed: "learned" (the paper), "sincos2d" (fixed), "rope" (rotary, in every block) or "none".
+        num_registers: extra learned tokens that nothing reads (Darcet et al., "Vision Transformers Need
+            Registers", ICLR 2024).
+        qkv_bias: whether queries, keys and values have a bias.
+        qk_norm: LayerNorm on each head's queries and keys (Dehghani et al., "Scaling Vision Transformers to 22
+            Billion Parameters", ICML 2023).
+        layer_scale: start value of LayerScale, for example 1e-4; None leaves it out (Touvron et al., "Going deeper
+            with Image Transformers", ICCV 2021).
+        drop_rate, attn_drop_rate, drop_path_rate: dropout after every projection, on the attention
+            probabilities, and stochastic depth (rising linearly to this value in the last block); in [0, 1).
+    """
+
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
+        "vit_pico_patch8_32": _sizes(32, 8, 64, 4, 4),
+        "vit_nano_patch4_32": _sizes(32, 4, 96, 6, 3),
+        "vit_micro_patch4_32": _sizes(32, 4, 128, 6, 4),
+        "vit_mini_patch4_32": _sizes(32, 4, 192, 9, 3),
+        "vit_small_patch4_32": _sizes(32, 4, 384, 6, 6),
+        "vit_tiny_patch16_224": _sizes(224, 16, 192, 12, 3, num_classes=1000, head="linear"),
+        "vit_small_patch16_224": _sizes(224, 16, 384, 12, 6, num_classes=1000, head="linear"),
+        "vit_base_patch16_224": _sizes(224, 16, 768, 12, 12, num_classes=1000, head="linear"),
+        "vit_large_patch16_224": _sizes(224, 16, 1024, 24, 16, num_classes=1000, head="linear"),
+        "vit_huge_patch14_224": _sizes(224, 14, 1280, 32, 16, num_classes=1000, head="linear"),
+    }
+
+    image_size: int | tuple[int, int] = 32
+    patch_size: int = 4
+    in_chans: int = 3
+    num_classes: int = 10
+    embed_dim: int = 96
+    depth: int = 6
+    num_heads: int = 3
+    mlp_ratio: float = 4.0
+    pool: str = "cls"
+    head: str = "mlp"
+    pos_embed: str = "learned"
+    num_registers: int = 0
+    qkv_bias: bool = True
+    qk_norm: bool = False
+    layer_scale: float | None = None
+    drop_rate: float = 0.0
+    attn_drop_rate: float = 0.0
+    drop_path_rate: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("patch_size", "in_chans", "embed_dim", "depth", "num_heads"):
+            self._check_int(name, 1)
+        for name in ("num_classes", "num_registers"):
+            self._check_int(name, 0)
+        for name in ("drop_rate", "attn_drop_rate", "drop_path_rate"):
+            self._check_float(name, 0.0, 1.0)
+        for name in ("qkv_bias", "qk_norm"):
+            self._check_bool(name)
+        self._check_choice("pool", ("cls", "mean"))
+        self._check_choice("head", ("mlp", "linear"))
+        self._check_choice("pos_embed", ("learned", "sincos2d", "rope", "none"))
+        if self.layer_scale is not None:
+            self._check_float("layer_scale", 0.0)
+        self._check_float("mlp_ratio", 0.0)
+        if self.mlp_dim < 1:
+            self._fail("mlp_ratio", f"leaves the MLP no hidden unit at embed_dim={self.embed_dim}")
+        self._check_image_size()
+        self._check_heads()
+
+    def _check_image_size(self) -> None:
+        size = self.image_size
+        if isinstance(size, int) and not isinstance(size, bool):
+            size = (size, size)
+        if not isinstance(size, tuple) or len(size) != 2 or any(type(side) is not int or side < 1 for side in size):
+            self._fail("image_size", "must be a positive integer or a tuple (height, width) of two")
+        for side in size:
+            if side < self.patch_size:
+                self._fail("image_size", f"is smaller than one patch of patch_size={self.patch_size}")
+            if side % self.patch_size:
+                below = side - side % self.patch_size
+                divisors = [p for p in (2, 4, 7, 8, 14, 16, 32) if size[0] % p == 0 and size[1] % p == 0]
+                remedy = f"image sides of {below} or {below + self.patch_size}"
+                if divisors:
+                    remedy += f", or patch_size {' or '.join(map(str, divisors))}"
+                self._fail("image_size", f"is not a multiple of patch_size={self.patch_size}; try {remedy}")
+        object.__setattr__(self, "image_size", size)
+
+    def _check_heads(self) -> None:
+        if self.embed_dim % self.num_heads:
+            valid = [str(n) for n in range(1, self.embed_dim + 1) if self.embed_dim % n == 0]
+            self._fail("num_heads", f"does not divide embed_dim={self.embed_dim}; allowed: {', '.join(valid)}")
+        if self.pos_embed == "sincos2d" and self.embed_dim % 4:
+            self._fail("embed_dim", 'must be a multiple of 4 with pos_embed="sincos2d"')
+        if self.pos_embed == "rope" and self.head_dim % 4:
+            self._fail("num_heads", f'gives head_dim={self.head_dim}; pos_embed="rope" needs a multiple of 4')
+
+    @property
+    def grid_size(self) -> tuple[int, int]:
+        """Patches as (rows, columns)."""
+        return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
+
+    @property
+    def num_patches(self) -> int:
+        return math.prod(self.grid_size)
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        """Tokens in front of the patches: CLS, if there is one, then the registers."""
+        return int(self.pool == "cls") + self.num_registers
+
+    @property
+    def head_dim(self) -> int:
+        return self.embed_dim // self.num_heads
+
+    @property
+    def mlp_dim(self) -> int:
+        return int(self.embed_dim * self.mlp_ratio)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(_Config):
+    """How a network is optimized. The defaults are the ten-minute recipe for two CPU cores.
+
+    Args:
+        epochs: passes over the training images.
+        batch_size: images per step.
+        optimizer: "muon" for the weight matrices of the blocks with AdamW on the rest, or "adamw" for all.
+        learning_rate: AdamW's peak rate.
+        muon_learning_rate: Muon's peak rate; its updates have spectral norm near 1, so it is far larger than AdamW's.
+        muon_momentum: Muon's momentum, in [0, 1).
+        adam_betas: AdamW's two decay rates, each in [0, 1).
+        weight_decay: decoupled decay of weight matrices; vectors and position tables have none.
+        warmup_epochs: the rates rise linearly from 0 over this many epochs (a fraction is fine).
+        schedule: the fall to 0 that follows: "linear", "cosine", or "constant" for none.
+        label_smoothing: probability given to the other classes, in [0, 1).
+        clip_grad_norm: longest allowed gradient, 0 for no clipping.
+        ema_decay: decay per step of the averaged weights that are then evaluated, 0 for none, in [0, 1).
+        crop_padding: random crops move the image by up to this many pixels.
+        flip: "alternating" (each image mirrored every other epoch), "random" or "none".
+        erase_size: side in pixels of the square blanked in each image, 0 for none.
+        auto_augment: "trivial" (TrivialAugmentWide) or "rand" (RandAugment) for long runs, or "none".
+        mixup_alpha, cutmix_alpha: Beta parameters of MixUp and CutMix, 0 for off; with both on each batch takes one.
+        mix_probability: share of the batches that are mixed, in [0, 1].
+        test_time_augmentation: "flip" averages the probabilities of an image and its mirror image, or "none".
+        seed: decides the weights, the order of the images and every augmentation.
+        device: "auto" takes a GPU if there is one; else "cpu", "cuda" or "mps".
+        precision: "fp32", "bf16" (autocast), or "auto": bf16 on CUDA, fp32 elsewhere.
+        compile: whether to run `torch.compile` on the network.
+    """
+
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
+        "cpu_10min": {},
+        "quick": {"epochs": 2, "batch_size": 50, "warmup_epochs": 0.2},
+    }
+
+    epochs: int = 5
+    batch_size: int = 64
+    optimizer: str = "muon"
+    learning_rate: float = 2e-3
+    muon_learning_rate: float = 0.01
+    muon_momentum: float = 0.95
+    adam_betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.05
+    warmup_epochs: float = 0.5
+    schedule: str = "linear"
+    label_smoothing: float = 0.1
+    clip_grad_norm: float = 0.0
+    ema_decay: float = 0.0
+    crop_padding: int = 4
+    flip: str = "alternating"
+    erase_size: int = 0
+    auto_augment: str = "none"
+    mixup_alpha: float = 0.0
+    cutmix_alpha: float = 0.0
+    mix_probability: float = 1.0
+    test_time_augmentation: str = "none"
+    seed: int = 0
+    device: str = "auto"
+    precision: str = "auto"
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size"):
+            self._check_int(name, 1)
+        for name in ("crop_padding", "erase_size", "seed"):
+            self._check_int(name, 0)
+        for name in ("learning_rate", "muon_learning_rate", "weight_decay", "warmup_epochs", "clip_grad_norm"):
+            self._check_float(name, 0.0)
+        for name in ("muon_momentum", "label_smoothing", "ema_decay"):
+            self._check_float(name, 0.0, 1.0)
+        for name in ("mixup_alpha", "cutmix_alpha"):
+            self._check_float(name, 0.0)
+        self._check_float("mix_probability", 0.0, 1.0, open_end=False)
+        self._check_choice("optimizer", ("muon", "adamw"))
+        self._check_choice("schedule", ("linear", "cosine", "constant"))
+        self._check_choice("flip", ("alternating", "random", "none"))
+        self._check_choice("auto_augment", ("none", "trivial", "rand"))
+        self._check_choice("test_time_augmentation", ("none", "flip"))
+        self._check_choice("device", ("auto", "cpu", "cuda", "mps"))
+        self._check_choice("precision", ("auto", "fp32", "bf16"))
+        self._check_bool("compile")
+        betas = self.adam_betas
+        if not isinstance(betas, tuple) or len(betas) != 2 or not all(0.0 <= beta < 1.0 for beta in betas):
+            self._fail("adam_betas", "must be a tuple of two numbers in [0, 1)")
+        if self.warmup_epochs >= self.epochs:
+            self._fail("warmup_epochs", f"must be shorter than the run of epochs={self.epochs}")

@@ -1,0 +1,191 @@
+"""Batches: a whole split in memory as uint8, cut, augmented and normalized on the device.
+
+Every batch is a pure function of (seed, epoch, step). So there is no loader state to save, an interrupted run finds
+its place exactly, and creating another loader changes nothing. There are no worker processes: a batch costs a few
+gathers, and a notebook on Windows or macOS behaves like one on Linux.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vit.config import TrainConfig
+from vit.data.augment import alternating_flips, crop_and_flip, crop_offsets, cutmix_mixup, random_erase, random_flips
+from vit.data.auto_augment import rand_augment, trivial_augment
+from vit.data.splits import DataSplits, Split
+
+Batch = tuple[Tensor, Tensor]
+
+
+def normalize(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """uint8 images (B, C, H, W) to float32, with `mean` and `std` per channel of pixels scaled to [0, 1]."""
+    if images.dtype != torch.uint8:
+        raise TypeError(f"normalize takes uint8 images with values 0..255, got {images.dtype}")
+    if len(mean) != images.shape[1] or len(std) != images.shape[1]:
+        raise ValueError(f"mean and std need one value for each of {images.shape[1]} channels, got {mean} and {std}")
+    mean_, std_ = (torch.tensor(values, device=images.device)[:, None, None] for values in (mean, std))
+    return torch.addcmul(-mean_ / std_, images.float(), 1 / (255 * std_))  # (B, C, H, W)
+
+
+def denormalize(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """The inverse of `normalize`, for showing images."""
+    mean_, std_ = (torch.tensor(values, device=images.device)[:, None, None] for values in (mean, std))
+    return ((images * std_ + mean_) * 255).round().clamp(0, 255).to(torch.uint8)  # (B, C, H, W)
+
+
+class Loader:
+    """The batches of a split, `len(loader)` of them an epoch, each sample exactly once.
+
+    Batches are of nearly equal size, at most `batch_size`: a small rest would be a noisy step.
+
+    Args:
+        split: what to draw from; moved to `device` once, here.
+        mean, std: per channel, see `normalize`.
+        augment: for training, see `make_augment`; None leaves the images as they are.
+        mix: for training, see `make_mix`.
+        shuffle: a new random order every epoch, or the split's own.
+        num_classes: lets `fit` compare the model's head with the data before it starts.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        *,
+        batch_size: int,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        augment: Callable[..., Tensor] | None = None,
+        mix: Callable[..., Batch] | None = None,
+        shuffle: bool = False,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        num_classes: int | None = None,
+    ) -> None:
+        if len(split) == 0:
+            raise ValueError("the split holds no image: a loader needs at least one")
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size} must be 1 or more")
+        self.split = split
+        self.device = torch.device(device)
+        self.images = split.images.to(self.device)
+        self.labels = split.labels.to(self.device)
+        self.mean, self.std = mean, std
+        self.augment, self.mix = augment, mix
+        self.shuffle, self.seed = shuffle, seed
+        self.num_classes = num_classes
+        self.num_steps = math.ceil(len(split) / batch_size)
+        self._order: tuple[int, Tensor] | None = None
+
+    def __len__(self) -> int:
+        return self.num_steps
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self.epoch(0)
+
+    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
+        """The epoch's batches from `start_step` on: normalized images (B, C, H, W), labels (B,) or, when mixed,
+        (B, num_classes)."""
+        for step in range(start_step, len(self)):
+            yield self.batch(epoch, step)
+
+    def sample_indices(self, epoch: int) -> Tensor:
+        """Which sample comes when in this epoch, (N,)."""
+        if not self.shuffle:
+            return torch.arange(len(self.split), device=self.device)
+        if self._order is None or self._order[0] != epoch:
+            generator = torch.Generator().manual_seed(_mix_seeds(self.seed, epoch))
+            order = torch.randperm(len(self.split), generator=generator).to(self.device)
+            self._order = (epoch, order)
+        return self._order[1]
+
+    def batch(self, epoch: int, step: int) -> Batch:
+        N, S = len(self.split), len(self)
+        sample_idx = self.sample_indices(epoch)[step * N // S : (step + 1) * N // S]
+        images, labels = self.images[sample_idx], self.labels[sample_idx]
+        if self.augment is None and self.mix is None:
+            return normalize(images, self.mean, self.std), labels
+        seed = _mix_seeds(self.seed, epoch, step)
+        if self.augment is not None:
+            generator = torch.Generator(self.device).manual_seed(seed)
+            images = self.augment(images, sample_idx, epoch, generator)
+        images = normalize(images, self.mean, self.std)
+        return self.mix(images, labels, seed) if self.mix is not None else (images, labels)
+
+
+def _mix_seeds(*numbers: int) -> int:
+    """One 63-bit seed from several small numbers; close ones give unrelated seeds."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+
+
+def make_augment(config: TrainConfig, fill: tuple[float, ...]) -> Callable[..., Tensor]:
+    """The training augmentation a config asks for: (uint8 images, sample_idx, epoch, generator) to uint8 images.
+
+    Args:
+        fill: the value per channel in [0, 1] that erased squares get, usually the training mean.
+    """
+
+    def augment(images: Tensor, sample_idx: Tensor, epoch: int, generator: torch.Generator) -> Tensor:
+        flips = torch.zeros(len(images), dtype=torch.bool, device=images.device)
+        if config.flip == "alternating":
+            flips = alternating_flips(sample_idx, epoch, config.seed)
+        elif config.flip == "random":
+            flips = random_flips(images, generator)
+        offsets = crop_offsets(images, config.crop_padding, generator)
+        images = crop_and_flip(images, offsets, flips, config.crop_padding)
+        if config.auto_augment == "trivial":
+            images = trivial_augment(images, generator)
+        elif config.auto_augment == "rand":
+            images = rand_augment(images, generator)
+        if config.erase_size:
+            images = random_erase(images, config.erase_size, generator, fill)
+        return images
+
+    return augment
+
+
+def make_mix(config: TrainConfig, num_classes: int) -> Callable[..., Batch] | None:
+    """CutMix and MixUp as a config asks for, (images, labels, seed) to (images, soft labels); None without them."""
+    if not config.mixup_alpha and not config.cutmix_alpha:
+        return None
+
+    def mix(images: Tensor, labels: Tensor, seed: int) -> Batch:
+        return cutmix_mixup(
+            images,
+            labels,
+            num_classes,
+            cutmix_alpha=config.cutmix_alpha,
+            mixup_alpha=config.mixup_alpha,
+            probability=config.mix_probability,
+            seed=seed,
+        )
+
+    return mix
+
+
+def make_loaders(
+    data: DataSplits, config: TrainConfig, *, device: torch.device | str = "cpu", eval_batch_size: int = 500
+) -> tuple[Loader, Loader]:
+    """The augmented, shuffled train loader and the plain val loader of a run."""
+    train = Loader(
+        data.train,
+        batch_size=config.batch_size,
+        mean=data.mean,
+        std=data.std,
+        augment=make_augment(config, data.mean),
+        mix=make_mix(config, data.num_classes),
+        shuffle=True,
+        seed=config.seed,
+        device=device,
+        num_classes=data.num_classes,
+    )
+    return train, make_eval_loader(data, data.val, device=device, batch_size=eval_batch_size)
+
+
+def make_eval_loader(
+    data: DataSplits, split: Split, *, device: torch.device | str = "cpu", batch_size: int = 500
+) -> Loader:
+    """A split in its own order, never augmented."""
+    return Loader(split, batch_size=batch_size, mean=data.mean, std=data.std, device=device)

@@ -1,0 +1,92 @@
+"""What every dataset of this package is once loaded: three splits of uint8 images in memory.
+
+Images stay uint8 until a batch is drawn: a quarter of the memory of float32, and CIFAR-10 fits on any GPU.
+Validation is cut from train by a seed, so the test split is untouched until the one final measurement.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images (N, C, H, W) uint8, labels (N,) int64 and, where the truth is known, object masks (N, H, W) bool."""
+
+    images: Tensor
+    labels: Tensor
+    masks: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.images.ndim != 4 or self.images.dtype != torch.uint8:
+            raise ValueError(
+                f"images must be uint8 of shape (N, C, H, W), got {self.images.dtype} {tuple(self.images.shape)}"
+            )
+        if self.labels.shape != self.images.shape[:1]:
+            raise ValueError(f"labels must have shape ({len(self.images)},), got {tuple(self.labels.shape)}")
+        if self.labels.dtype != torch.int64:
+            raise ValueError(f"labels must be int64, got {self.labels.dtype}; convert with labels.long()")
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def subset(self, indices: Tensor | slice) -> "Split":
+        """The chosen images, in the order of `indices`."""
+        masks = None if self.masks is None else self.masks[indices]
+        return Split(self.images[indices], self.labels[indices], masks)
+
+
+@dataclass(frozen=True)
+class DataSplits:
+    """A dataset: train, val (cut from train) and test, with what a model must know about it.
+
+    `mean` and `std` are per channel, of the train images scaled to [0, 1].
+    """
+
+    name: str
+    train: Split
+    val: Split
+    test: Split
+    class_names: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        for name in ("train", "val", "test"):
+            check_labels(getattr(self, name).labels, len(self.class_names), name)
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    @property
+    def metadata(self) -> dict:
+        """What a model trained on this data must carry along: dataset, class_names, mean, std."""
+        return {"dataset": self.name, "class_names": self.class_names, "mean": self.mean, "std": self.std}
+
+
+def check_labels(labels: Tensor, num_classes: int, name: str) -> None:
+    """Raises ValueError with the record number if a label is outside 0..num_classes-1.
+
+    Checked once, here: later a bad label is an index error on a CPU, a device assert on a GPU, and -100 is
+    silently ignored by the cross-entropy.
+    """
+    wrong = ((labels < 0) | (labels >= num_classes)).nonzero().flatten()
+    if len(wrong):
+        record = int(wrong[0])
+        raise ValueError(
+            f"{name} labels must lie in 0..{num_classes - 1}; record {record} has label {int(labels[record])} "
+            f"({len(wrong)} wrong labels in all)"
+        )
+
+
+def make_val_split(images: Tensor, labels: Tensor, val_size: int, seed: int) -> tuple[Split, Split]:
+    """Cuts `val_size` random images off a training set; which ones depends on `seed` alone."""
+    if isinstance(val_size, bool) or not isinstance(val_size, int) or not 0 < val_size < len(images):
+        raise ValueError(f"val_size={val_size!r} must be an integer in 1..{len(images) - 1}")
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise ValueError(f"seed={seed!r} must be an integer of 0 or more")
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
+    everything = Split(images, labels)
+    return everything.subset(order[val_size:].sort().values), everything.subset(order[:val_size].sort().values)

@@ -1,0 +1,71 @@
+"""Where a patch sits in the image: fixed tables, rotary angles, and resampling a learned table to another grid.
+
+Additive kinds ("learned", "sincos2d") change the patch tokens once. The rotary kind gives (sin, cos) once per
+forward, and every attention turns its queries and keys by them. Grids are (rows, columns), counted row by row.
+Sources: Vaswani et al., "Attention Is All You Need", 2017, section 3.5 (sine and cosine); Chen et al., "An Empirical
+Study of Training Self-Supervised Vision Transformers", 2021 (in 2-D, for ViTs); Su et al., "RoFormer", 2021 (rotary);
+Heo et al., "Rotary Position Embedding for Vision Transformer", 2024 (axial, base 100); Dosovitskiy et al., 2021,
+section 3.2 (resampling for another resolution).
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def grid_positions(grid_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Row and column of each patch, both (N,), counted row by row."""
+    rows, columns = torch.meshgrid(
+        torch.arange(grid_size[0], dtype=torch.float64),
+        torch.arange(grid_size[1], dtype=torch.float64),
+        indexing="ij",
+    )
+    return rows.flatten(), columns.flatten()
+
+
+def sincos2d_table(grid_size: tuple[int, int], embed_dim: int, temperature: float = 10_000.0) -> Tensor:
+    """A fixed table (1, N, D): quarters sin(column), cos(column), sin(row), cos(row), at D/4 wavelengths."""
+    if embed_dim % 4:
+        raise ValueError(f"embed_dim={embed_dim} must be a multiple of 4: rows and columns each take sines and cosines")
+    rows, columns = grid_positions(grid_size)
+    frequencies = temperature ** -torch.linspace(0, 1, embed_dim // 4, dtype=torch.float64)
+    column_angles = columns[:, None] * frequencies  # (N, D/4)
+    row_angles = rows[:, None] * frequencies  # (N, D/4)
+    table = torch.cat([column_angles.sin(), column_angles.cos(), row_angles.sin(), row_angles.cos()], dim=1)
+    return table[None].float()  # (1, N, D)
+
+
+def rope2d_table(grid_size: tuple[int, int], head_dim: int, temperature: float = 100.0) -> tuple[Tensor, Tensor]:
+    """Sine and cosine of every patch's rotary angles, each (N, d); half of the channel pairs turn with the row,
+    half with the column. Channel i is paired with channel i + d/2."""
+    if head_dim % 4:
+        raise ValueError(f"head_dim={head_dim} must be a multiple of 4: rows and columns each turn pairs of channels")
+    rows, columns = grid_positions(grid_size)
+    frequencies = temperature ** -(torch.arange(head_dim // 4, dtype=torch.float64) / (head_dim // 4))
+    angles = torch.cat([rows[:, None] * frequencies, columns[:, None] * frequencies], dim=1)  # (N, d/2)
+    angles = angles.repeat(1, 2)  # (N, d)
+    return angles.sin().float(), angles.cos().float()
+
+
+def apply_rope(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+    """Turns the last N tokens of x (B, h, T, d) by their angles and leaves the T - N prefix tokens as they are."""
+    sin, cos = (table.to(x.dtype) for table in rope)
+    num_prefix = x.shape[-2] - sin.shape[-2]
+    prefix, patches = x[..., :num_prefix, :], x[..., num_prefix:, :]  # (B, h, T-N, d), (B, h, N, d)
+    first, second = patches.chunk(2, dim=-1)
+    turned = patches * cos + torch.cat([-second, first], dim=-1) * sin  # (B, h, N, d)
+    return torch.cat([prefix, turned], dim=-2)  # (B, h, T, d)
+
+
+def resample_pos_embed(table: Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int]) -> Tensor:
+    """A learned table (1, N, D) of one grid, resampled to another (bicubic, antialiased); itself if they agree.
+
+    The table holds patches only. A model works at a new resolution right away, but only fine-tuning makes it good.
+    """
+    if table.ndim != 3 or table.shape[1] != old_grid[0] * old_grid[1]:
+        raise ValueError(f"a position table of shape {tuple(table.shape)} does not fill old_grid={old_grid}")
+    if tuple(old_grid) == tuple(new_grid):
+        return table
+    grid = table.reshape(1, *old_grid, -1).permute(0, 3, 1, 2)  # (1, D, h, w)
+    grid = F.interpolate(grid.float(), size=tuple(new_grid), mode="bicubic", antialias=True, align_corners=False)
+    return grid.flatten(2).transpose(1, 2).to(table.dtype)  # (1, N', D)

@@ -1,0 +1,201 @@
+"""A standard pre-norm Transformer encoder: tokens in, tokens out. It knows nothing of images.
+
+Layers take plain numbers, so that anything built on tokens can use them alone. Attention is fused; its
+probabilities leave by `Attention.weights`, a second method on the same queries and keys, never by a flag.
+Sources: Vaswani et al., "Attention Is All You Need", 2017, Eq. 1; Dosovitskiy et al., ICLR 2021, Eq. 2-3.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vit.model.pos_embed import apply_rope
+
+NORM_EPS = 1e-6
+
+Rope = tuple[Tensor, Tensor]
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention.
+
+    Args:
+        dim: token width D, a multiple of `num_heads`.
+        qk_norm: LayerNorm on each head's queries and keys.
+        attn_drop, proj_drop: dropout on the probabilities and on the output, in [0, 1).
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        *,
+        qkv_bias: bool = True,
+        qk_norm: bool = False,
+        attn_drop: float = 0.0,
+        proj_drop: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if dim % num_heads:
+            raise ValueError(f"dim={dim} is not a multiple of num_heads={num_heads}")
+        self.num_heads = num_heads
+        self.head_dim = dim // num_heads
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.q_norm = nn.LayerNorm(self.head_dim, eps=NORM_EPS) if qk_norm else nn.Identity()
+        self.k_norm = nn.LayerNorm(self.head_dim, eps=NORM_EPS) if qk_norm else nn.Identity()
+        self.attn_drop = attn_drop
+        self.proj = nn.Linear(dim, dim)
+        self.proj_drop = nn.Dropout(proj_drop)
+
+    def forward(self, x: Tensor, rope: Rope | None = None, attn_mask: Tensor | None = None) -> Tensor:
+        """Tokens (B, T, D) to tokens (B, T, D).
+
+        Args:
+            rope: sine and cosine (N, d) for the last N tokens.
+            attn_mask: broadcastable to (B, h, T, T); bool, True where a query may look, or float, added to the scores.
+        """
+        q, k, v = self._qkv(x, rope)  # 3 x (B, h, T, d)
+        dropout = self.attn_drop if self.training else 0.0
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, dropout_p=dropout)  # (B, h, T, d)
+        x = x.transpose(1, 2).flatten(2)  # (B, T, D)
+        return self.proj_drop(self.proj(x))
+
+    def weights(self, x: Tensor, rope: Rope | None = None, attn_mask: Tensor | None = None) -> Tensor:
+        """The attention probabilities (B, h, T, T) that `forward` uses for the same input, before dropout."""
+        q, k, _ = self._qkv(x, rope)  # (B, h, T, d)
+        scores = q @ k.transpose(-2, -1) * self.head_dim**-0.5  # (B, h, T, T)
+        if attn_mask is not None:
+            is_bool = attn_mask.dtype == torch.bool
+            scores = scores.masked_fill(~attn_mask, -torch.inf) if is_bool else scores + attn_mask
+        return scores.softmax(dim=-1)
+
+    def _qkv(self, x: Tensor, rope: Rope | None) -> tuple[Tensor, Tensor, Tensor]:
+        B, T, _ = x.shape
+        qkv = self.qkv(x).view(B, T, 3, self.num_heads, self.head_dim)  # (B, T, 3, h, d)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # 3 x (B, h, T, d)
+        q, k = self.q_norm(q), self.k_norm(k)
+        if rope is not None:
+            q, k = apply_rope(q, rope), apply_rope(k, rope)
+        return q, k, v
+
+
+class Mlp(nn.Module):
+    """Two linear layers with a GELU between them, on each token alone."""
+
+    def __init__(self, dim: int, hidden_dim: int, *, drop: float = 0.0) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden_dim)
+        self.act = nn.GELU()
+        self.drop = nn.Dropout(drop)
+        self.fc2 = nn.Linear(hidden_dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.drop(self.act(self.fc1(x)))  # (B, T, hidden)
+        return self.drop(self.fc2(x))  # (B, T, D)
+
+
+class LayerScale(nn.Module):
+    """A learned factor for each channel of a residual branch."""
+
+    def __init__(self, dim: int, init_value: float) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((dim,), float(init_value)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gamma
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: in training, drops a residual branch for a random share of the samples and scales the rest
+    so that the mean stays (Huang et al., "Deep Networks with Stochastic Depth", 2016)."""
+
+    def __init__(self, drop_prob: float) -> None:
+        super().__init__()
+        self.drop_prob = drop_prob
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return x
+        keep = x.new_empty(x.shape[0], *[1] * (x.ndim - 1)).bernoulli_(1 - self.drop_prob)  # (B, 1, 1)
+        return x * (keep / (1 - self.drop_prob))
+
+
+class Block(nn.Module):
+    """Attention, then MLP, each behind a LayerNorm and beside a residual connection."""
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        mlp_dim: int,
+        *,
+        qkv_bias: bool = True,
+        qk_norm: bool = False,
+        layer_scale: float | None = None,
+        drop: float = 0.0,
+        attn_drop: float = 0.0,
+        drop_path: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.attn = Attention(dim, num_heads, qkv_bias=qkv_bias, qk_norm=qk_norm, attn_drop=attn_drop, proj_drop=drop)
+        self.ls1 = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
+        self.drop_path1 = DropPath(drop_path) if drop_path else nn.Identity()
+        self.norm2 = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.mlp = Mlp(dim, mlp_dim, drop=drop)
+        self.ls2 = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
+        self.drop_path2 = DropPath(drop_path) if drop_path else nn.Identity()
+
+    def forward(self, x: Tensor, rope: Rope | None = None, attn_mask: Tensor | None = None) -> Tensor:
+        x = x + self.drop_path1(self.ls1(self.attn(self.norm1(x), rope, attn_mask)))  # (B, T, D)
+        x = x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))  # (B, T, D)
+        return x
+
+
+class Encoder(nn.Module):
+    """`depth` blocks and a final LayerNorm. `drop_path` rises linearly from 0 to its value in the last block."""
+
+    def __init__(
+        self,
+        dim: int,
+        depth: int,
+        num_heads: int,
+        mlp_dim: int,
+        *,
+        qkv_bias: bool = True,
+        qk_norm: bool = False,
+        layer_scale: float | None = None,
+        drop: float = 0.0,
+        attn_drop: float = 0.0,
+        drop_path: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            Block(
+                dim,
+                num_heads,
+                mlp_dim,
+                qkv_bias=qkv_bias,
+                qk_norm=qk_norm,
+                layer_scale=layer_scale,
+                drop=drop,
+                attn_drop=attn_drop,
+                drop_path=drop_path * i / max(depth - 1, 1),
+            )
+            for i in range(depth)
+        )
+        self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
+
+    def forward(self, x: Tensor, rope: Rope | None = None, attn_mask: Tensor | None = None) -> Tensor:
+        """Tokens (B, T, D) to normalized tokens (B, T, D); `rope` and `attn_mask` go to every attention."""
+        for block in self.blocks:
+            x = block(x, rope, attn_mask)
+        return self.norm(x)
+
+    def block_outputs(self, x: Tensor, rope: Rope | None = None, attn_mask: Tensor | None = None) -> list[Tensor]:
+        """The tokens (B, T, D) after every block, before the final LayerNorm."""
+        outputs = []
+        for block in self.blocks:
+            x = block(x, rope, attn_mask)
+            outputs.append(x)
+        return outputs

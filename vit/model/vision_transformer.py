@@ -1,0 +1,177 @@
+"""The Vision Transformer: cut into patches, embed, add positions, prepend CLS, encode, pool, classify.
+
+Positions are added before the CLS token joins, so the table covers the patches only; a paper-style table, with a
+slot for CLS, is the same function once that slot is added to `cls_token`.
+Source: Dosovitskiy et al., "An Image is Worth 16x16 Words", ICLR 2021, section 3.1 and Eq. 1-4.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from vit.config import ViTConfig
+from vit.model.patch_embed import PatchEmbed
+from vit.model.pos_embed import resample_pos_embed, rope2d_table, sincos2d_table
+from vit.model.transformer import Encoder, Rope
+
+
+class MlpHead(nn.Module):
+    """The paper's pre-training head: one tanh hidden layer as wide as the tokens (section 3.1, appendix D.3)."""
+
+    def __init__(self, dim: int, num_classes: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, dim)
+        self.act = nn.Tanh()
+        self.fc2 = nn.Linear(dim, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self.act(self.fc1(x)))  # (B, num_classes)
+
+
+class VisionTransformer(nn.Module):
+    """A Vision Transformer for image classification.
+
+    Args:
+        config: every size and option; see `ViTConfig`.
+
+    Attributes:
+        metadata: plain facts that travel with the weights (mean, std, class_names, accuracy, ...).
+    """
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.metadata: dict = {}
+        D = config.embed_dim
+        self.patch_embed = PatchEmbed(config.image_size, config.patch_size, config.in_chans, D)
+        self._build_positions()
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, D)) if config.pool == "cls" else None
+        self.reg_token = nn.Parameter(torch.zeros(1, config.num_registers, D)) if config.num_registers else None
+        self.pos_drop = nn.Dropout(config.drop_rate)
+        self.encoder = Encoder(
+            D,
+            config.depth,
+            config.num_heads,
+            config.mlp_dim,
+            qkv_bias=config.qkv_bias,
+            qk_norm=config.qk_norm,
+            layer_scale=config.layer_scale,
+            drop=config.drop_rate,
+            attn_drop=config.attn_drop_rate,
+            drop_path=config.drop_path_rate,
+        )
+        if config.num_classes == 0:
+            self.head = nn.Identity()
+        else:
+            self.head = (MlpHead if config.head == "mlp" else nn.Linear)(D, config.num_classes)
+        init_weights(self)
+
+    def _build_positions(self) -> None:
+        config = self.config
+        shape = (1, config.num_patches, config.embed_dim)
+        self.pos_embed = nn.Parameter(torch.zeros(shape)) if config.pos_embed == "learned" else None
+        if config.pos_embed == "sincos2d":
+            self.register_buffer("pos_table", sincos2d_table(config.grid_size, config.embed_dim), persistent=False)
+        if config.pos_embed == "rope":
+            sin, cos = rope2d_table(config.grid_size, config.head_dim)
+            self.register_buffer("rope_sin", sin, persistent=False)
+            self.register_buffer("rope_cos", cos, persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalized images (B, C, H, W) to logits (B, num_classes)."""
+        tokens = self.forward_features(images)  # (B, T, D)
+        return self.forward_head(tokens)  # (B, num_classes)
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """Normalized images (B, C, H, W) to encoded tokens (B, T, D): CLS, registers, patches."""
+        tokens, rope = self.embed(images)  # (B, T, D)
+        return self.encoder(tokens, rope)  # (B, T, D)
+
+    def forward_head(self, tokens: Tensor) -> Tensor:
+        """Encoded tokens (B, T, D) to logits (B, num_classes)."""
+        if self.config.pool == "cls":
+            pooled = tokens[:, 0]  # (B, D)
+        else:
+            pooled = tokens[:, self.config.num_prefix_tokens :].mean(dim=1)  # (B, D)
+        return self.head(pooled)  # (B, num_classes)
+
+    def embed(self, images: Tensor) -> tuple[Tensor, Rope | None]:
+        """Normalized images (B, C, H, W) to the encoder's input: tokens (B, T, D), and (sin, cos) for rotary
+        positions or None."""
+        x = self.patch_embed(images)  # (B, N, D)
+        x = self._add_positions(x)  # (B, N, D)
+        prefix = [token.expand(len(x), -1, -1) for token in (self.cls_token, self.reg_token) if token is not None]
+        x = torch.cat([*prefix, x], dim=1) if prefix else x  # (B, T, D)
+        rope = (self.rope_sin, self.rope_cos) if self.config.pos_embed == "rope" else None
+        return self.pos_drop(x), rope
+
+    def _add_positions(self, x: Tensor) -> Tensor:
+        if self.config.pos_embed == "learned":
+            return x + self.pos_embed
+        if self.config.pos_embed == "sincos2d":
+            return x + self.pos_table
+        return x
+
+    def get_intermediate_layers(
+        self, images: Tensor, layers: int | Sequence[int] = 1, *, norm: bool = True, reshape: bool = False
+    ) -> tuple[Tensor, ...]:
+        """The tokens after some blocks, for probes, segmentation or detection on top.
+
+        Args:
+            layers: how many of the last blocks, or which blocks, counted from 0.
+            norm: whether to apply the encoder's final LayerNorm to each.
+            reshape: return only the patches, as maps (B, D, rows, columns), instead of all tokens (B, T, D).
+        """
+        depth = self.config.depth
+        wanted = list(range(depth - layers, depth)) if isinstance(layers, int) else list(layers)
+        if not wanted or any(not 0 <= i < depth for i in wanted):
+            raise ValueError(f"layers={layers!r} must be a count in 1..{depth} or indices in 0..{depth - 1}")
+        outputs = self.encoder.block_outputs(*self.embed(images))
+        chosen = [self.encoder.norm(outputs[i]) if norm else outputs[i] for i in wanted]  # (B, T, D)
+        if reshape:
+            prefix, grid = self.config.num_prefix_tokens, self.config.grid_size
+            chosen = [x[:, prefix:].transpose(1, 2).unflatten(2, grid) for x in chosen]  # (B, D, h, w)
+        return tuple(chosen)
+
+    def resized(self, image_size: int | tuple[int, int]) -> "VisionTransformer":
+        """A copy for another image size: the same weights, its learned positions resampled to the new grid."""
+        config = replace(self.config, image_size=image_size)
+        state = self.state_dict()
+        if self.pos_embed is not None:
+            state["pos_embed"] = resample_pos_embed(state["pos_embed"], self.config.grid_size, config.grid_size)
+        reference = self.patch_embed.proj.weight
+        model = VisionTransformer(config).to(device=reference.device, dtype=reference.dtype)
+        model.load_state_dict(state)
+        model.metadata = dict(self.metadata)
+        return model.train(self.training)
+
+
+@torch.no_grad()
+def init_weights(model: VisionTransformer) -> None:
+    """Weights before training.
+
+    Xavier-uniform matrices, with queries, keys and values counted as three, and zero biases (the paper's code);
+    small normal CLS token, registers and positions. The last matrix of every residual branch and of the head starts
+    at zero, so each block starts as the identity (Zhang et al., "Fixup Initialization", ICLR 2019) and the first
+    loss is exactly ln(num_classes).
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    for block in model.encoder.blocks:
+        for matrix in block.attn.qkv.weight.chunk(3):
+            nn.init.xavier_uniform_(matrix)
+        nn.init.zeros_(block.attn.proj.weight)
+        nn.init.zeros_(block.mlp.fc2.weight)
+    nn.init.xavier_uniform_(model.patch_embed.proj.weight.flatten(1))
+    nn.init.zeros_(model.patch_embed.proj.bias)
+    for parameter in (model.pos_embed, model.cls_token, model.reg_token):
+        if parameter is not None:
+            nn.init.normal_(parameter, std=0.02)
+    output = model.head.fc2 if isinstance(model.head, MlpHead) else model.head
+    if isinstance(output, nn.Linear):
+        nn.init.zeros_(output.weight)

@@ -1,0 +1,51 @@
+"""Pictures of images: a grid of them, and what a model says they are."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from vit.plots.style import BLUE, VERMILION, image_grid
+
+
+def plot_images(
+    images: np.ndarray, titles: Sequence[str] | None = None, *, columns: int = 10, title: str = ""
+) -> Figure:
+    """A grid of images.
+
+    Args:
+        images: uint8 (N, C, H, W), an array or tensor, C = 1 or 3.
+        titles: one a image.
+    """
+    images = np.asarray(images)
+    if images.ndim != 4 or images.dtype != np.uint8:
+        raise ValueError(f"images must be uint8 of shape (N, C, H, W), got {images.dtype} {images.shape}")
+    figure, axes = image_grid(len(images), columns, title_lines=1 if titles is not None else 0)
+    for i, ax in enumerate(axes):
+        ax.imshow(images[i].transpose(1, 2, 0).squeeze(), cmap="gray" if images.shape[1] == 1 else None)
+        if titles is not None:
+            ax.set_title(titles[i], fontsize=8, fontweight="normal", loc="center", pad=3)
+    if title:
+        figure.suptitle(title, fontsize=11, fontweight="bold", x=0.01, ha="left")
+    return figure
+
+
+def plot_predictions(
+    images: np.ndarray, probabilities: np.ndarray, labels: np.ndarray, class_names: Sequence[str], *, columns: int = 8
+) -> Figure:
+    """Images with the class a model gives them and its probability; a wrong one names the truth as well.
+
+    Args:
+        images: uint8 (N, C, H, W).
+        probabilities: (N, K).
+        labels: (N,), the true classes.
+    """
+    images, probabilities, labels = np.asarray(images), np.asarray(probabilities), np.asarray(labels)
+    figure, axes = image_grid(len(images), columns, title_lines=2)
+    for ax, image, p, label in zip(axes, images, probabilities, labels, strict=True):
+        guess = int(p.argmax())
+        is_right = guess == label
+        text = f"{class_names[guess]} {100 * p[guess]:.0f} %\n" + ("" if is_right else f"is {class_names[label]}")
+        ax.imshow(image.transpose(1, 2, 0))
+        ax.set_title(text, fontsize=8, fontweight="normal", loc="center", pad=3, color=BLUE if is_right else VERMILION)
+    return figure

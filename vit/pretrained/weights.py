@@ -1,0 +1,71 @@
+"""Weights in a file anyone can trust: safetensors, with the config and the facts about the model in its metadata.
+
+The format holds tensors and text only, so that loading it runs no code. Optimizer state is kept elsewhere, by the
+training loop.
+"""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from vit.config import ViTConfig
+from vit.files import replacing
+from vit.model.vision_transformer import VisionTransformer
+
+
+def save(model: VisionTransformer, path: str | Path, **metadata: Any) -> Path:
+    """Writes the weights, the config and `model.metadata` updated with `metadata` (anything JSON can hold).
+
+    What `vit.predict` needs, `mean`, `std` and `class_names`, should be among it.
+    """
+    path = Path(path)
+    facts = {"config": json.dumps(model.config.to_dict()), "metadata": json.dumps(model.metadata | metadata)}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, metadata=facts)
+    return path
+
+
+def load(path: str | Path, *, config: ViTConfig | None = None, device: torch.device | str = "cpu") -> VisionTransformer:
+    """The model saved at `path`, in evaluation mode.
+
+    Args:
+        config: what the file must hold; without it, whatever the file says.
+
+    Raises:
+        FileNotFoundError: no such file; the message lists the weights beside it.
+        ValueError: not a weights file of this library, or of another network than `config`: nothing is loaded then.
+    """
+    path = Path(path)
+    if not path.is_file():
+        beside = sorted(p.name for p in path.parent.glob("*.safetensors")) if path.parent.is_dir() else []
+        raise FileNotFoundError(f"no weights at {path}; in that folder: {', '.join(beside) or 'none'}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            facts = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a readable safetensors file ({error})") from error
+    if "config" not in facts:
+        raise ValueError(f"{path} has no 'config' in its metadata: it was not written by vit.save")
+    saved = ViTConfig.from_dict(json.loads(facts["config"]))
+    if config is not None and config != saved:
+        raise ValueError(
+            f"{path} holds another network than asked for; nothing was loaded\n{_differences(config, saved)}"
+        )
+    model = VisionTransformer(saved)
+    model.load_state_dict(tensors)
+    model.metadata = json.loads(facts.get("metadata", "{}"))
+    return model.to(device).eval()
+
+
+def _differences(asked: ViTConfig, saved: ViTConfig) -> str:
+    """A table of the fields in which two configs differ."""
+    a, b = asdict(asked), asdict(saved)
+    rows = [("field", "asked for", "in the file")] + [(n, repr(a[n]), repr(b[n])) for n in a if a[n] != b[n]]
+    return "\n".join(f"  {field:<16} {left:<16} {right}" for field, left, right in rows)

@@ -1,0 +1,23 @@
+"""Progress bars that suit where they are shown: widgets in a notebook, text in a terminal or a log.
+
+The environment variable VIT_PROGRESS chooses: "auto" (default), "text" (also in a notebook run without a browser) or
+"none".
+"""
+
+import os
+from collections.abc import Iterable
+from typing import Any
+
+STYLES = ("auto", "text", "none")
+
+
+def progress_bar(iterable: Iterable | None = None, **options: Any) -> Any:
+    """A tqdm bar in the style that VIT_PROGRESS asks for."""
+    style = os.environ.get("VIT_PROGRESS", "auto")
+    if style not in STYLES:
+        raise ValueError(f"VIT_PROGRESS={style!r} is not a choice; allowed: {', '.join(STYLES)}")
+    if style == "auto":
+        from tqdm.auto import tqdm
+    else:
+        from tqdm import tqdm
+    return tqdm(iterable, **{"mininterval": 0.5, "dynamic_ncols": True, "disable": style == "none", **options})

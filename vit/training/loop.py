@@ -1,0 +1,306 @@
+"""Training and evaluation as functions over any `nn.Module`: `train_one_epoch`, `evaluate`, and `fit` around them.
+
+A loader is anything with `len(loader)` and `loader.epoch(epoch, start_step)`; what is learned is a
+`loss_fn(model, batch) -> (loss, metrics)`. Accuracies are percentages. Sums stay on the device, so that a GPU never
+waits for Python.
+"""
+
+import contextlib
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from vit.config import TrainConfig
+from vit.training.checkpoint import load_training_state, save_training_state
+from vit.training.history import History
+from vit.training.memory import keep_freed_memory
+from vit.training.optim import build_optimizers, learning_rate_factor, set_learning_rate
+from vit.progress import progress_bar
+
+LossFn = Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, dict[str, Tensor]]]
+Sums = dict[str, Tensor]
+
+STATE_FILE = "state.pt"
+HISTORY_FILE = "history.csv"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a model says of a whole split: mean loss, accuracy in percent, probabilities (N, K), labels (N,)."""
+
+    loss: float
+    accuracy: float
+    probabilities: Tensor
+    labels: Tensor
+
+
+def resolve_device(device: str = "auto") -> torch.device:
+    """The device a name stands for; "auto" is a GPU if there is one."""
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if device == "auto":
+        device = next(name for name in available if available[name])
+    if device not in available:
+        raise ValueError(f"device={device!r} is not a choice; allowed: auto, {', '.join(available)}")
+    if not available[device]:
+        raise ValueError(f"device={device!r} is not available on this machine; use 'auto' or 'cpu'")
+    return torch.device(device)
+
+
+def autocast(config: TrainConfig, device: torch.device) -> torch.autocast:
+    """bfloat16 where the config, or "auto" on CUDA, asks for it; float32 elsewhere."""
+    is_bf16 = config.precision == "bf16" or (config.precision == "auto" and device.type == "cuda")
+    return torch.autocast(device.type, torch.bfloat16, enabled=is_bf16)
+
+
+def classification_loss(label_smoothing: float = 0.0) -> LossFn:
+    """Cross-entropy on class numbers (B,) or soft labels (B, K), with the number of right answers beside it."""
+
+    def loss_fn(model: nn.Module, batch: tuple[Tensor, ...]) -> tuple[Tensor, dict[str, Tensor]]:
+        images, labels = batch
+        logits = model(images)  # (B, K)
+        loss = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+        hard_labels = labels if labels.ndim == 1 else labels.argmax(dim=1)  # (B,)
+        return loss, {"correct": (logits.detach().argmax(dim=1) == hard_labels).sum()}
+
+    return loss_fn
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module, loader: Any, config: TrainConfig | None = None, *, test_time_augmentation: str | None = None
+) -> Evaluation:
+    """Runs a classifier over a loader once, in evaluation mode, and puts its mode back.
+
+    Args:
+        test_time_augmentation: "none" or "flip" (mean of the probabilities of an image and its mirror image);
+            the config's own unless given.
+    """
+    config = config or TrainConfig()
+    augmentation = test_time_augmentation or config.test_time_augmentation
+    if augmentation not in ("none", "flip"):
+        raise ValueError(f"test_time_augmentation={augmentation!r} is not a choice; allowed: none, flip")
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    probabilities, labels = [], []
+    try:
+        with autocast(config, device):
+            for images, batch_labels in loader.epoch(0, 0):
+                batch = model(images).float().softmax(dim=1)  # (B, K)
+                if augmentation == "flip":
+                    batch = (batch + model(images.flip(-1)).float().softmax(dim=1)) / 2
+                probabilities.append(batch)
+                labels.append(batch_labels)
+    finally:
+        model.train(was_training)
+    p, y = torch.cat(probabilities).cpu(), torch.cat(labels).cpu()  # (N, K), (N,)
+    loss = F.nll_loss(p.clamp(min=1e-12).log(), y).item()
+    accuracy = 100 * (p.argmax(dim=1) == y).double().mean().item()
+    return Evaluation(loss=loss, accuracy=accuracy, probabilities=p, labels=y)
+
+
+def train_one_epoch(
+    model: nn.Module,
+    loader: Any,
+    optimizers: list[torch.optim.Optimizer],
+    config: TrainConfig,
+    *,
+    epoch: int = 0,
+    start_step: int = 0,
+    sums: Sums | None = None,
+    loss_fn: LossFn | None = None,
+    ema: AveragedModel | None = None,
+    bar: Any = None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> tuple[int, Sums]:
+    """Trains over one epoch, or from `start_step` of it on with the sums so far.
+
+    Args:
+        bar: a progress bar to move on, one step at a time; without it the epoch shows its own.
+        should_stop: asked after every step.
+
+    Returns:
+        The step to go on with (`len(loader)` when the epoch is over) and sums over its samples: "samples", "loss"
+        and whatever `loss_fn` counts.
+    """
+    loss_fn = loss_fn or classification_loss(config.label_smoothing)
+    device = next(model.parameters()).device
+    total_steps, warmup_steps = config.epochs * len(loader), config.warmup_epochs * len(loader)
+    sums = dict(sums or {})
+    own_bar = contextlib.nullcontext(bar)
+    if bar is None:
+        own_bar = progress_bar(total=len(loader), initial=start_step, desc=f"epoch {epoch + 1}", unit="step")
+    model.train()
+    with own_bar as bar:
+        for step, batch in enumerate(loader.epoch(epoch, start_step), start_step):
+            factor = learning_rate_factor(
+                epoch * len(loader) + step,
+                total_steps=total_steps,
+                warmup_steps=warmup_steps,
+                schedule=config.schedule,
+            )
+            set_learning_rate(optimizers, factor)
+            with autocast(config, device):
+                loss, metrics = loss_fn(model, batch)
+            loss.backward()
+            if config.clip_grad_norm:
+                nn.utils.clip_grad_norm_(model.parameters(), config.clip_grad_norm)
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+            if ema is not None:
+                ema.update_parameters(model)
+            samples = len(batch[0])
+            for name, value in {"samples": samples, "loss": loss.detach() * samples, **metrics}.items():
+                sums[name] = sums.get(name, 0) + value
+            if bar.update():  # true only when the bar is redrawn, so that a GPU is not made to wait at every step
+                bar.set_postfix(loss=f"{float(sums['loss']) / sums['samples']:.3f}", refresh=False)
+            if should_stop():
+                return step + 1, sums
+    return len(loader), sums
+
+
+def fit(
+    model: nn.Module,
+    train_loader: Any,
+    val_loader: Any,
+    config: TrainConfig,
+    *,
+    run_dir: str | Path | None = None,
+    resume: bool = False,
+    loss_fn: LossFn | None = None,
+) -> History:
+    """Trains `model` in place for `config.epochs` epochs, measuring it on the val loader after each.
+
+    Ctrl-C, or the stop button of a notebook, ends the current step, saves the state and returns the history so far;
+    a second one stops at once. With `config.ema_decay` the model ends with its averaged weights.
+
+    Args:
+        run_dir: folder for `history.csv` and the resumable state, written after each epoch and at a stop.
+        resume: go on from the state in `run_dir`; the result is then the same as without the stop.
+        loss_fn: what to learn instead of classification; its metrics are summed and divided by the samples seen.
+
+    Raises:
+        ValueError: the model's classes are not the data's, or the state to resume is not of this run.
+        FloatingPointError: the loss is no longer finite; the state of the last good epoch is kept.
+    """
+    _check_classes(model, train_loader)
+    device = resolve_device(config.device)
+    model.to(device)
+    if device.type == "cpu":
+        keep_freed_memory()
+    torch.manual_seed(config.seed)
+    optimizers = build_optimizers(model, config)
+    ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay)) if config.ema_decay else None
+    network = torch.compile(model) if config.compile else model
+    evaluated = ema.module if ema is not None else network
+    history, first_epoch, start_step, sums, earlier_seconds = History(), 0, 0, {}, 0.0
+    state = {"model": model, "optimizers": optimizers, "ema": ema, "config": config}
+    if resume:
+        if run_dir is None:
+            raise ValueError("resume=True needs run_dir, the folder of the run to go on with")
+        saved = load_training_state(Path(run_dir) / STATE_FILE, **state)
+        history = History(saved["rows"])
+        first_epoch, start_step, earlier_seconds = saved["epoch"], saved["step"], saved["seconds"]
+        sums = {name: value.to(device) if torch.is_tensor(value) else value for name, value in saved["sums"].items()}
+    started = time.perf_counter() - earlier_seconds
+
+    def save(epoch: int, step: int, sums: Sums) -> None:
+        if run_dir is None:
+            return
+        seconds = time.perf_counter() - started
+        progress = {"epoch": epoch, "step": step, "sums": sums, "rows": history.rows, "seconds": seconds}
+        history.save_csv(Path(run_dir) / HISTORY_FILE)
+        save_training_state(Path(run_dir) / STATE_FILE, **state, progress=progress)
+
+    # One bar for the whole run, so that the time it says is left is the time until the result.
+    steps_done = first_epoch * len(train_loader) + start_step
+    bar = progress_bar(total=config.epochs * len(train_loader), initial=steps_done, unit="step")
+    with bar, stop_on_interrupt() as should_stop:
+        for epoch in range(first_epoch, config.epochs):
+            last_val = history.last.get("val_accuracy") if history else None
+            val_text = "" if last_val is None else f", val {last_val:.1f} %"
+            bar.set_description(f"epoch {epoch + 1}/{config.epochs}{val_text}", refresh=False)
+            next_step, sums = train_one_epoch(
+                network,
+                train_loader,
+                optimizers,
+                config,
+                epoch=epoch,
+                start_step=start_step,
+                sums=sums,
+                loss_fn=loss_fn,
+                ema=ema,
+                bar=bar,
+                should_stop=should_stop,
+            )
+            if next_step < len(train_loader):
+                save(epoch, next_step, sums)
+                return history
+            row = {"epoch": epoch + 1, **_means(sums), "learning_rate": optimizers[0].param_groups[0]["lr"]}
+            if not math.isfinite(row["train_loss"]):
+                raise FloatingPointError(
+                    f"the training loss is {row['train_loss']} in epoch {epoch + 1}; try a lower learning_rate="
+                    f"{config.learning_rate} or muon_learning_rate={config.muon_learning_rate}, or clip_grad_norm=1.0"
+                )
+            if val_loader is not None and loss_fn is None:
+                val = evaluate(evaluated, val_loader, config)
+                row |= {"val_loss": val.loss, "val_accuracy": val.accuracy}
+            history.rows.append(row | {"seconds": time.perf_counter() - started})
+            start_step, sums = 0, {}
+            save(epoch + 1, 0, {})
+            if should_stop() and epoch + 1 < config.epochs:
+                return history
+    if ema is not None:
+        model.load_state_dict(ema.module.state_dict())
+    history.is_complete = True
+    return history
+
+
+def _means(sums: Sums) -> dict[str, float]:
+    """Sums over an epoch to its row of the history; "correct" becomes a percentage."""
+    means = {name: float(value) / sums["samples"] for name, value in sums.items() if name != "samples"}
+    names = {"correct": "train_accuracy"}
+    return {names.get(n, f"train_{n}"): 100 * mean if n == "correct" else mean for n, mean in means.items()}
+
+
+def _check_classes(model: nn.Module, loader: Any) -> None:
+    of_model = getattr(getattr(model, "config", None), "num_classes", None)
+    of_data = getattr(loader, "num_classes", None)
+    if of_model and of_data and of_model != of_data:
+        raise ValueError(f"the model has num_classes={of_model}, the data {of_data} classes: build it with the data's")
+
+
+@contextlib.contextmanager
+def stop_on_interrupt() -> Iterator[Callable[[], bool]]:
+    """Turns the first Ctrl-C within the block into a question, asked between two steps: should we stop?
+
+    An interrupt in the middle of a step would leave weights and optimizer half updated. A second one raises as ever.
+    Outside the main thread, where Python delivers no signals, the answer is always no.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    interrupted = threading.Event()
+    previous = signal.getsignal(signal.SIGINT)
+
+    def on_interrupt(signum: int, frame: Any) -> None:
+        if interrupted.is_set():
+            raise KeyboardInterrupt
+        interrupted.set()
+
+    signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        yield interrupted.is_set
+    finally:
+        signal.signal(signal.SIGINT, previous)

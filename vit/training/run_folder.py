@@ -1,0 +1,85 @@
+"""The folder of a run: what was asked for, what happened, what came out.
+
+`config.json`, `history.csv`, `state.pt`, `model.safetensors`, `curves.png`, `summary.json` and the executed notebook
+share one folder `runs/<time>-<name>/`, so that a result is never without its settings.
+"""
+
+import json
+import os
+import re
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vit.config import TrainConfig
+from vit.files import replacing
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def new_run_folder(name: str, root: str | Path | None = None, **settings: Any) -> Path:
+    """Makes and returns a folder `<root>/<time>-<name>` with a `config.json`; no earlier run is ever written over.
+
+    Args:
+        name: letters, digits, '.', '_' and '-'.
+        settings: what `config.json` shall hold, by name: configs, or anything JSON can.
+        root: default $VIT_RUNS, else `runs/` in the repository. If $VIT_RUN_FOLDER is set, it is the folder itself:
+            that is how `make train` keeps the executed notebook beside its results.
+    """
+    if not re.fullmatch(r"[\w.-]+", name):
+        raise ValueError(f"name={name!r} may hold letters, digits, '.', '_' and '-' only: it names a folder")
+    if os.environ.get("VIT_RUN_FOLDER"):
+        folder = Path(os.environ["VIT_RUN_FOLDER"])
+        folder.mkdir(parents=True, exist_ok=True)
+    else:
+        folder = _make_new(Path(root or os.environ.get("VIT_RUNS") or REPOSITORY / "runs"), name)
+    write_json(folder / "config.json", {k: v.to_dict() if hasattr(v, "to_dict") else v for k, v in settings.items()})
+    return folder
+
+
+def _make_new(root: Path, name: str) -> Path:
+    stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{name}"
+    for attempt in range(100):
+        folder = root / (f"{stem}-{attempt + 1}" if attempt else stem)
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            continue
+    raise FileExistsError(f"{root} already holds 100 runs named {stem}")
+
+
+def write_json(path: str | Path, values: dict[str, Any]) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(values, indent=2) + "\n")
+
+
+def write_summary(run_dir: str | Path, config: TrainConfig, **results: Any) -> dict[str, Any]:
+    """Writes `summary.json`: the results given, and where they come from (seed, device, torch version, commit)."""
+    summary = results | {
+        "test_time_augmentation": config.test_time_augmentation,
+        "epochs": config.epochs,
+        "seed": config.seed,
+        "torch_version": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "commit": current_commit(),
+    }
+    write_json(Path(run_dir) / "summary.json", summary)
+    return summary
+
+
+def current_commit() -> str:
+    """The commit of the repository, with "+" if the code differs from it; "unknown" outside a git checkout."""
+    try:
+        commit = _git("rev-parse", "--short=12", "HEAD")
+        return commit + ("+" if _git("status", "--porcelain", "--", "vit") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
