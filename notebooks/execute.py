@@ -59,6 +59,7 @@ def execute(notebook: NotebookNode, *, changes: list[str] | None = None, environ
         notebook,
         timeout=None,
         kernel_name="python3",
+        extra_arguments=["--log-level=ERROR"],
         record_timing=False,
         coalesce_streams=True,
         store_widget_state=False,
@@ -94,7 +95,8 @@ def main() -> int:
         if options.in_place:
             notebook.metadata["code_hash"] = code_hash(notebook)
         nbformat.write(notebook, target)
-    print(f"executed notebook: {os.path.relpath(target)}")
+    if options.in_place:
+        print(f"outputs written to {os.path.relpath(target)}")
     return 0
 
 

@@ -7,7 +7,7 @@ import torch
 from vit.config import TrainConfig
 from vit.data import Split, denormalize, make_loaders, normalize
 from vit.data.loader import Loader, make_augment
-from vit.data.splits import DataSplits, make_val_split
+from vit.data.splits import DataSplits, check_disjoint, make_val_split
 
 
 def numbered(count: int = 103) -> Split:
@@ -116,6 +116,14 @@ def test_the_val_split_is_cut_by_seed():
     for size in (0, 100, 2.5, True):
         with pytest.raises(ValueError, match=r"val_size=.* must be an integer in 1..99"):
             make_val_split(split.images, split.labels, size, seed=0)
+
+
+def test_an_image_in_two_splits_is_found():
+    split = numbered(20)
+    first, second = split.subset(slice(12)), split.subset(slice(12, None))
+    check_disjoint(first, second)
+    with pytest.raises(ValueError, match="image 2 of the second is image 11 of the first; remove the copies"):
+        check_disjoint(first, split.subset(torch.tensor([19, 18, 11])))
 
 
 def test_bad_splits_are_refused():

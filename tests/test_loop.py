@@ -12,9 +12,11 @@ from torch import nn
 
 from vit.config import TrainConfig, ViTConfig
 from vit.data import DataSplits, Split, make_eval_loader, make_loaders
+from vit.device import resolve_device
 from vit.model.vision_transformer import VisionTransformer
-from vit.training import History, build_optimizers, evaluate, fit, resolve_device, train_one_epoch
-from vit.training.loop import STATE_FILE, stop_on_interrupt
+from vit.training import History, build_optimizers, evaluate, fit, train_one_epoch
+from vit.training.interrupt import stop_on_interrupt
+from vit.training.loop import STATE_FILE
 
 SMALL = ViTConfig(image_size=16, embed_dim=24, depth=2, num_heads=2, mlp_ratio=2.0)
 QUICK = TrainConfig.preset("quick", device="cpu", batch_size=64)
@@ -266,5 +268,5 @@ def test_bf16_trains_close_to_fp32(shapes):
 def test_training_on_a_gpu(shapes):
     config = replace(QUICK, device="cuda", compile=True, auto_augment="trivial", cutmix_alpha=1.0)
     model = make_model()
-    history = fit(model, *make_loaders(shapes, config, device="cuda"), config)
+    history = fit(model, *make_loaders(shapes, config), config)
     assert history.is_complete and next(model.parameters()).is_cuda

@@ -26,14 +26,18 @@ _HOMES = {
     "load": "vit.pretrained",
 }
 
+_ROOMS = ("analysis", "config", "data", "model", "plots", "pretrained", "training")
+
 __all__ = list(_HOMES)
 
 
 def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return importlib.import_module(f"vit.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'vit' has no attribute {name!r}")
     return getattr(importlib.import_module(_HOMES[name]), name)
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted([*__all__, *_ROOMS])

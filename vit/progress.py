@@ -5,6 +5,7 @@ The environment variable VIT_PROGRESS chooses: "auto" (default), "text" (also in
 """
 
 import os
+import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -21,3 +22,10 @@ def progress_bar(iterable: Iterable | None = None, **options: Any) -> Any:
     else:
         from tqdm import tqdm
     return tqdm(iterable, **{"mininterval": 0.5, "dynamic_ncols": True, "disable": style == "none", **options})
+
+
+def say(message: str) -> None:
+    """Prints a line to stderr that leaves progress bars whole; VIT_PROGRESS does not silence it."""
+    from tqdm import tqdm
+
+    tqdm.write(message, file=sys.stderr)

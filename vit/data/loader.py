@@ -16,6 +16,7 @@ from vit.config import TrainConfig
 from vit.data.augment import alternating_flips, crop_and_flip, crop_offsets, cutmix_mixup, random_erase, random_flips
 from vit.data.auto_augment import rand_augment, trivial_augment
 from vit.data.splits import DataSplits, Split
+from vit.device import resolve_device
 
 Batch = tuple[Tensor, Tensor]
 
@@ -104,15 +105,20 @@ class Loader:
     def batch(self, epoch: int, step: int) -> Batch:
         N, S = len(self.split), len(self)
         sample_idx = self.sample_indices(epoch)[step * N // S : (step + 1) * N // S]
-        images, labels = self.images[sample_idx], self.labels[sample_idx]
-        if self.augment is None and self.mix is None:
-            return normalize(images, self.mean, self.std), labels
-        seed = _mix_seeds(self.seed, epoch, step)
-        if self.augment is not None:
-            generator = torch.Generator(self.device).manual_seed(seed)
-            images = self.augment(images, sample_idx, epoch, generator)
-        images = normalize(images, self.mean, self.std)
-        return self.mix(images, labels, seed) if self.mix is not None else (images, labels)
+        images = normalize(self.augmented(sample_idx, epoch, step), self.mean, self.std)
+        labels = self.labels[sample_idx]
+        if self.mix is None:
+            return images, labels
+        return self.mix(images, labels, _mix_seeds(self.seed, epoch, step))
+
+    def augmented(self, sample_idx: Tensor, epoch: int, step: int = 0) -> Tensor:
+        """The chosen images as uint8 (B, C, H, W), augmented as a batch of this epoch and step would be."""
+        sample_idx = sample_idx.to(self.device)
+        images = self.images[sample_idx]
+        if self.augment is None:
+            return images
+        generator = torch.Generator(self.device).manual_seed(_mix_seeds(self.seed, epoch, step))
+        return self.augment(images, sample_idx, epoch, generator)
 
 
 def _mix_seeds(*numbers: int) -> int:
@@ -165,10 +171,8 @@ def make_mix(config: TrainConfig, num_classes: int) -> Callable[..., Batch] | No
     return mix
 
 
-def make_loaders(
-    data: DataSplits, config: TrainConfig, *, device: torch.device | str = "cpu", eval_batch_size: int = 500
-) -> tuple[Loader, Loader]:
-    """The augmented, shuffled train loader and the plain val loader of a run."""
+def make_loaders(data: DataSplits, config: TrainConfig) -> tuple[Loader, Loader]:
+    """The augmented, shuffled train loader and the plain val loader of a run, on the config's device."""
     train = Loader(
         data.train,
         batch_size=config.batch_size,
@@ -178,14 +182,12 @@ def make_loaders(
         mix=make_mix(config, data.num_classes),
         shuffle=True,
         seed=config.seed,
-        device=device,
+        device=resolve_device(config.device),
         num_classes=data.num_classes,
     )
-    return train, make_eval_loader(data, data.val, device=device, batch_size=eval_batch_size)
+    return train, make_eval_loader(data, data.val, device=config.device)
 
 
-def make_eval_loader(
-    data: DataSplits, split: Split, *, device: torch.device | str = "cpu", batch_size: int = 500
-) -> Loader:
+def make_eval_loader(data: DataSplits, split: Split, *, device: str = "auto", batch_size: int = 500) -> Loader:
     """A split in its own order, never augmented."""
-    return Loader(split, batch_size=batch_size, mean=data.mean, std=data.std, device=device)
+    return Loader(split, batch_size=batch_size, mean=data.mean, std=data.std, device=resolve_device(device))

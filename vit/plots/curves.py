@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from vit.plots.style import BLUE, GREY, ORANGE, new_figure
+from vit.plots.style import BLUE, GREY, ORANGE, new_figure, set_title
 
 
 def plot_history(rows: Sequence[dict[str, float]], *, title: str = "") -> Figure:
@@ -24,9 +24,10 @@ def plot_history(rows: Sequence[dict[str, float]], *, title: str = "") -> Figure
             name = f"{split}_{quantity}"
             if name in rows[0]:
                 ax.plot(epochs, [row[name] for row in rows], style, color=color, marker="o", markersize=4, label=split)
-        ax.set(xlabel="epoch", ylabel=label, title=quantity.capitalize())
+        ax.set(xlabel="epoch", ylabel=label)
+        set_title(ax, quantity.capitalize())
         ax.xaxis.get_major_locator().set_params(integer=True)
-        ax.legend()
+        ax.legend(frameon=False)
     if title:
         figure.suptitle(title, fontsize=11, x=0.01, ha="left")
     return figure
@@ -48,7 +49,10 @@ def plot_class_accuracy(probabilities: np.ndarray, labels: np.ndarray, class_nam
         100 * right.mean() + 0.7, -0.45, f"all {100 * right.mean():.1f} %", color="#444444", va="bottom", fontsize=9
     )
     for y, k in enumerate(order):
-        ax.text(1, y, f"{per_class[k]:.0f}", color="white", va="center", fontsize=9)
-    ax.set(xlim=(0, 100), xlabel="accuracy (%)", title="Test accuracy by class")
+        is_long = per_class[k] > 6  # long enough for its number to stand inside
+        x, color = (1, "white") if is_long else (per_class[k] + 1, "black")
+        ax.text(x, y, f"{per_class[k]:.0f}", color=color, va="center", fontsize=9)
+    ax.set(xlim=(0, 100), xlabel="accuracy (%)")
+    set_title(ax, "Accuracy by class")
     ax.grid(axis="y", visible=False)
     return figure

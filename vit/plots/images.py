@@ -15,7 +15,7 @@ def plot_images(
 
     Args:
         images: uint8 (N, C, H, W), an array or tensor, C = 1 or 3.
-        titles: one a image.
+        titles: one an image.
     """
     images = np.asarray(images)
     if images.ndim != 4 or images.dtype != np.uint8:

@@ -18,11 +18,8 @@ STYLE = {
     "axes.spines.right": False,
     "axes.grid": True,
     "grid.color": "#E5E5E5",
-    "axes.titlesize": 11,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
+    "axes.axisbelow": True,
     "axes.labelsize": 10,
-    "legend.frameon": False,
     "lines.linewidth": 2,
 }
 
@@ -34,6 +31,10 @@ def new_figure(rows: int = 1, columns: int = 1, *, width: float = 8.0, height: f
         figure, axes = plt.subplots(rows, columns, figsize=(width, height))
     plt.close(figure)
     return figure, axes
+
+
+def set_title(ax: Axes, text: str) -> None:
+    ax.set_title(text, loc="left", fontsize=11, fontweight="bold")
 
 
 def image_grid(num_images: int, columns: int, *, width: float = 8.0, title_lines: int = 1) -> tuple[Figure, list[Axes]]:

@@ -1,7 +1,8 @@
 """Training: model and batches in, trained weights out."""
 
+from vit.training.evaluation import Evaluation, evaluate
 from vit.training.history import History
-from vit.training.loop import Evaluation, evaluate, fit, resolve_device, train_one_epoch
+from vit.training.loop import fit, train_one_epoch
 from vit.training.optim import Muon, build_optimizers, learning_rate_factor
 from vit.training.run_folder import new_run_folder, write_summary
 
@@ -14,7 +15,6 @@ __all__ = [
     "fit",
     "learning_rate_factor",
     "new_run_folder",
-    "resolve_device",
     "train_one_epoch",
     "write_summary",
 ]

@@ -1,4 +1,4 @@
-"""Training and evaluation as functions over any `nn.Module`: `train_one_epoch`, `evaluate`, and `fit` around them.
+"""Training as functions over any `nn.Module`: `train_one_epoch`, and `fit` around it.
 
 A loader is anything with `len(loader)` and `loader.epoch(epoch, start_step)`; what is learned is a
 `loss_fn(model, batch) -> (loss, metrics)`. Accuracies are percentages. Sums stay on the device, so that a GPU never
@@ -7,11 +7,8 @@ waits for Python.
 
 import contextlib
 import math
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,45 +18,20 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from vit.config import TrainConfig
+from vit.device import autocast, resolve_device
+from vit.progress import progress_bar
 from vit.training.checkpoint import load_training_state, save_training_state
+from vit.training.evaluation import evaluate
 from vit.training.history import History
+from vit.training.interrupt import stop_on_interrupt
 from vit.training.memory import keep_freed_memory
 from vit.training.optim import build_optimizers, learning_rate_factor, set_learning_rate
-from vit.progress import progress_bar
 
 LossFn = Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, dict[str, Tensor]]]
 Sums = dict[str, Tensor]
 
 STATE_FILE = "state.pt"
 HISTORY_FILE = "history.csv"
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What a model says of a whole split: mean loss, accuracy in percent, probabilities (N, K), labels (N,)."""
-
-    loss: float
-    accuracy: float
-    probabilities: Tensor
-    labels: Tensor
-
-
-def resolve_device(device: str = "auto") -> torch.device:
-    """The device a name stands for; "auto" is a GPU if there is one."""
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if device == "auto":
-        device = next(name for name in available if available[name])
-    if device not in available:
-        raise ValueError(f"device={device!r} is not a choice; allowed: auto, {', '.join(available)}")
-    if not available[device]:
-        raise ValueError(f"device={device!r} is not available on this machine; use 'auto' or 'cpu'")
-    return torch.device(device)
-
-
-def autocast(config: TrainConfig, device: torch.device) -> torch.autocast:
-    """bfloat16 where the config, or "auto" on CUDA, asks for it; float32 elsewhere."""
-    is_bf16 = config.precision == "bf16" or (config.precision == "auto" and device.type == "cuda")
-    return torch.autocast(device.type, torch.bfloat16, enabled=is_bf16)
 
 
 def classification_loss(label_smoothing: float = 0.0) -> LossFn:
@@ -73,40 +45,6 @@ def classification_loss(label_smoothing: float = 0.0) -> LossFn:
         return loss, {"correct": (logits.detach().argmax(dim=1) == hard_labels).sum()}
 
     return loss_fn
-
-
-@torch.no_grad()
-def evaluate(
-    model: nn.Module, loader: Any, config: TrainConfig | None = None, *, test_time_augmentation: str | None = None
-) -> Evaluation:
-    """Runs a classifier over a loader once, in evaluation mode, and puts its mode back.
-
-    Args:
-        test_time_augmentation: "none" or "flip" (mean of the probabilities of an image and its mirror image);
-            the config's own unless given.
-    """
-    config = config or TrainConfig()
-    augmentation = test_time_augmentation or config.test_time_augmentation
-    if augmentation not in ("none", "flip"):
-        raise ValueError(f"test_time_augmentation={augmentation!r} is not a choice; allowed: none, flip")
-    device = next(model.parameters()).device
-    was_training = model.training
-    model.eval()
-    probabilities, labels = [], []
-    try:
-        with autocast(config, device):
-            for images, batch_labels in loader.epoch(0, 0):
-                batch = model(images).float().softmax(dim=1)  # (B, K)
-                if augmentation == "flip":
-                    batch = (batch + model(images.flip(-1)).float().softmax(dim=1)) / 2
-                probabilities.append(batch)
-                labels.append(batch_labels)
-    finally:
-        model.train(was_training)
-    p, y = torch.cat(probabilities).cpu(), torch.cat(labels).cpu()  # (N, K), (N,)
-    loss = F.nll_loss(p.clamp(min=1e-12).log(), y).item()
-    accuracy = 100 * (p.argmax(dim=1) == y).double().mean().item()
-    return Evaluation(loss=loss, accuracy=accuracy, probabilities=p, labels=y)
 
 
 def train_one_epoch(
@@ -279,28 +217,3 @@ def _check_classes(model: nn.Module, loader: Any) -> None:
     of_data = getattr(loader, "num_classes", None)
     if of_model and of_data and of_model != of_data:
         raise ValueError(f"the model has num_classes={of_model}, the data {of_data} classes: build it with the data's")
-
-
-@contextlib.contextmanager
-def stop_on_interrupt() -> Iterator[Callable[[], bool]]:
-    """Turns the first Ctrl-C within the block into a question, asked between two steps: should we stop?
-
-    An interrupt in the middle of a step would leave weights and optimizer half updated. A second one raises as ever.
-    Outside the main thread, where Python delivers no signals, the answer is always no.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-    interrupted = threading.Event()
-    previous = signal.getsignal(signal.SIGINT)
-
-    def on_interrupt(signum: int, frame: Any) -> None:
-        if interrupted.is_set():
-            raise KeyboardInterrupt
-        interrupted.set()
-
-    signal.signal(signal.SIGINT, on_interrupt)
-    try:
-        yield interrupted.is_set
-    finally:
-        signal.signal(signal.SIGINT, previous)

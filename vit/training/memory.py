@@ -1,4 +1,4 @@
-"""Keeps freed memory for the next step, on Linux."""
+"""Keeping freed memory for the next step, on Linux."""
 
 import ctypes
 import platform

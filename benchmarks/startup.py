@@ -1,0 +1,53 @@
+"""How long a user waits before anything happens: `import vit`, and the first batch of CIFAR-10 with the data cached.
+
+    python benchmarks/startup.py [--quick]
+
+Each number is a fresh Python process, started to finished, the median of several.
+"""
+
+import argparse
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+import report
+
+IMPORT = "import vit; vit.VisionTransformer"
+FIRST_BATCH = """
+import vit
+data = vit.load_data({name!r})
+train_loader, _ = vit.make_loaders(data, vit.TrainConfig())
+images, labels = train_loader.batch(0, 0)
+assert images.shape == (64, 3, 32, 32)
+"""
+
+
+def seconds(code: str) -> float:
+    started = time.perf_counter()
+    subprocess.run([sys.executable, "-c", code], check=True)
+    return time.perf_counter() - started
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="one run each, on the built-in set; stores nothing")
+    options = parser.parse_args()
+    cases = {"import": IMPORT, "first_batch": FIRST_BATCH.format(name="shapes" if options.quick else "cifar10")}
+    runs = 1 if options.quick else 7
+    times = {name: [] for name in cases}
+    for _ in range(runs + (not options.quick)):  # the first round only warms the disk cache
+        for name, code in cases.items():
+            times[name].append(seconds(code))
+    claims = []
+    for name, values in times.items():
+        values = values[-runs:]
+        claims.append(report.claim(name, values, "s", "python benchmarks/startup.py"))
+        claims[-1]["value"] = round(statistics.median(values), 4)
+    report.publish("startup", claims, store=not options.quick)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""What `make train` reaches: test accuracy over several seeds, training time and peak memory.
+
+    python benchmarks/train_cifar10.py                    seeds 0, 1 and 2, one after another
+    python benchmarks/train_cifar10.py --seeds 1 --threads 1
+    python benchmarks/train_cifar10.py --quick            seconds, on the built-in set; stores nothing
+
+Every seed runs in a process of its own, with the notebook's default model and recipe, and is kept under
+runs/benchmark-train-cifar10/; a seed that is already there for the same settings is not run again.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+import report
+
+import vit
+from vit.training.run_folder import REPOSITORY, write_json
+
+RUNS = REPOSITORY / "runs" / "benchmark-train-cifar10"
+MODEL, RECIPE = "vit_nano_patch4_32", "cpu_10min"
+
+
+def run_seed(seed: int, folder: Path, *, quick: bool) -> dict:
+    """Trains one network and tests it once; returns what a claim needs of it."""
+    model_config = vit.ViTConfig.preset("vit_pico_patch8_32" if quick else MODEL)
+    config = vit.TrainConfig.preset("quick" if quick else RECIPE, seed=seed)
+    data = vit.load_data("shapes" if quick else "cifar10")
+    torch.manual_seed(seed)
+    model = vit.VisionTransformer(model_config)
+    train_loader, val_loader = vit.make_loaders(data, config)
+    history = vit.fit(model, train_loader, val_loader, config, run_dir=folder, resume=(folder / "state.pt").exists())
+    test = vit.evaluate(model, vit.make_eval_loader(data, data.test), config)
+    flip = vit.evaluate(model, vit.make_eval_loader(data, data.test), config, test_time_augmentation="flip")
+    flops = vit.train_flops(model, config.epochs * len(data.train))
+    # Linux counts in kilobytes, macOS in bytes.
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    result = {
+        "settings": {"model": model_config.to_dict(), "train": config.to_dict()},
+        "threads": torch.get_num_threads(),
+        "test_accuracy": test.accuracy,
+        "test_accuracy_flip": flip.accuracy,
+        "val_accuracy": history.last["val_accuracy"],
+        "train_seconds": history.last["seconds"],
+        "train_petaflop": flops / 1e15,
+        "peak_memory_gb": peak / 1e9,
+    }
+    write_json(folder / "result.json", result)
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--threads", type=int, help="CPU threads; the default is torch's own choice")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--one", type=Path, metavar="FOLDER", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    if options.one:
+        run_seed(options.seeds[0], options.one, quick=options.quick)
+        return
+    results = []
+    for seed in options.seeds:
+        folder = RUNS / f"{'quick' if options.quick else RECIPE}-seed{seed}"
+        folder.mkdir(parents=True, exist_ok=True)
+        if options.quick or not (folder / "result.json").exists():
+            (folder / "state.pt").unlink(missing_ok=True) if options.quick else None
+            threads = ["--threads", str(options.threads)] if options.threads else []
+            quick = ["--quick"] if options.quick else []
+            command = [sys.executable, __file__, "--seeds", str(seed), "--one", str(folder), *threads, *quick]
+            subprocess.run(command, check=True)
+        results.append(json.loads((folder / "result.json").read_text()))
+    names = {"test_accuracy": "%", "test_accuracy_flip": "%", "val_accuracy": "%"}
+    names |= {"train_seconds": "s", "train_petaflop": "PFLOP", "peak_memory_gb": "GB"}
+    command = "python benchmarks/train_cifar10.py"
+    claims = [report.claim(n, [r[n] for r in results], u, command, seeds=options.seeds) for n, u in names.items()]
+    report.publish("train_cifar10", claims, store=not options.quick)
+
+
+if __name__ == "__main__":
+    main()

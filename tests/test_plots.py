@@ -1,0 +1,56 @@
+"""Figures show the numbers they were given, and have names on their axes."""
+
+import numpy as np
+import pytest
+import torch
+
+from vit.plots import plot_class_accuracy, plot_history, plot_images, plot_predictions
+
+ROWS = [
+    {"epoch": e, "train_loss": 2.0 / e, "val_loss": 1.8 / e, "train_accuracy": 30.0 * e, "val_accuracy": 31.0 * e}
+    for e in (1, 2, 3)
+]
+
+
+def test_history_draws_every_column_against_epochs():
+    figure = plot_history(ROWS)
+    for ax, quantity in zip(figure.axes, ("loss", "accuracy"), strict=True):
+        drawn = {line.get_label(): line.get_ydata().tolist() for line in ax.lines}
+        assert drawn == {split: [row[f"{split}_{quantity}"] for row in ROWS] for split in ("train", "val")}
+        assert ax.get_xlabel() == "epoch" and ax.get_ylabel()
+    with pytest.raises(ValueError, match="rows is empty"):
+        plot_history([])
+
+
+def test_class_accuracy_is_the_share_of_right_answers():
+    labels = torch.tensor([0, 0, 0, 0, 1, 1])
+    probabilities = torch.tensor([[0.9, 0.1]] * 3 + [[0.2, 0.8]] + [[0.3, 0.7]] * 2)
+    ax = plot_class_accuracy(probabilities, labels, ["cat", "dog"]).axes[0]
+    assert [bar.get_width() for bar in ax.patches] == pytest.approx([75.0, 100.0])
+    assert [text.get_text() for text in ax.get_yticklabels()] == ["cat", "dog"]
+
+
+def test_images_are_drawn_as_they_are():
+    images = torch.randint(0, 256, (7, 3, 5, 6), dtype=torch.uint8)
+    figure = plot_images(images, [str(i) for i in range(7)], columns=4)
+    drawn = [ax for ax in figure.axes if ax.images]
+    assert len(drawn) == 7
+    for i, ax in enumerate(drawn):
+        np.testing.assert_array_equal(ax.images[0].get_array(), images[i].permute(1, 2, 0).numpy())
+        assert ax.get_title() == str(i)
+    with pytest.raises(ValueError, match=r"uint8 of shape \(N, C, H, W\), got float32"):
+        plot_images(np.zeros((1, 3, 5, 6), np.float32))
+
+
+def test_predictions_name_the_guess_and_where_wrong_the_truth():
+    images = torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
+    figure = plot_predictions(images, np.array([[0.75, 0.25], [0.6, 0.4]]), np.array([0, 1]), ["cat", "dog"], columns=2)
+    assert [ax.get_title() for ax in figure.axes] == ["cat 75 %\n", "cat 60 %\nis dog"]
+
+
+def test_no_figure_stays_open():
+    import matplotlib.pyplot as plt
+
+    plot_history(ROWS)
+    plot_images(torch.zeros(1, 3, 4, 4, dtype=torch.uint8))
+    assert plt.get_fignums() == [], "a notebook would show it a second time, and keep its memory"

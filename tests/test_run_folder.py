@@ -1,0 +1,68 @@
+"""Run folders and files: nothing is ever written over by accident, or half written."""
+
+import json
+import os
+
+import pytest
+import torch
+
+from vit.config import TrainConfig, ViTConfig
+from vit.files import replacing
+from vit.training import History, new_run_folder, write_summary
+
+
+@pytest.fixture(autouse=True)
+def no_run_folder(monkeypatch):
+    monkeypatch.delenv("VIT_RUN_FOLDER", raising=False)
+
+
+def test_runs_of_the_same_second_get_folders_of_their_own(tmp_path):
+    folders = [new_run_folder("a", tmp_path, model=ViTConfig(depth=2), data="shapes") for _ in range(3)]
+    assert len(set(folders)) == 3
+    config = json.loads((folders[0] / "config.json").read_text())
+    assert ViTConfig.from_dict(config["model"]) == ViTConfig(depth=2) and config["data"] == "shapes"
+
+
+def test_the_environment_chooses_the_place(tmp_path, monkeypatch):
+    monkeypatch.setenv("VIT_RUNS", str(tmp_path / "elsewhere"))
+    assert new_run_folder("a").parent == tmp_path / "elsewhere"
+    monkeypatch.setenv("VIT_RUN_FOLDER", str(tmp_path / "exactly-here"))
+    assert new_run_folder("a") == tmp_path / "exactly-here"
+
+
+def test_names_that_are_no_names_are_refused(tmp_path):
+    for name in ("../up", "a b", "", "a/b"):
+        with pytest.raises(ValueError, match="may hold letters, digits"):
+            new_run_folder(name, tmp_path)
+
+
+def test_summary_says_where_the_numbers_come_from(tmp_path):
+    write_summary(tmp_path, TrainConfig(seed=3, epochs=7), test_accuracy=74.5)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["test_accuracy"] == 74.5 and summary["seed"] == 3 and summary["epochs"] == 7
+    assert summary["torch_version"] == torch.__version__ and summary["test_time_augmentation"] == "none"
+    assert summary["commit"]
+
+
+def test_history_round_trip(tmp_path):
+    history = History([{"epoch": 1, "val_accuracy": 50.5}, {"epoch": 2, "val_accuracy": 60.25}])
+    history.save_csv(tmp_path / "history.csv")
+    assert History.load_csv(tmp_path / "history.csv").rows == history.rows
+    assert history["val_accuracy"] == [50.5, 60.25] and history.last["epoch"] == 2
+    with pytest.raises(KeyError, match="no column 'val_acc'; columns: epoch, val_accuracy"):
+        history["val_acc"]
+    with pytest.raises(ValueError, match="no epoch has ended yet"):
+        _ = History().last
+
+
+def test_an_interrupted_write_leaves_the_old_file_and_no_litter(tmp_path):
+    target = tmp_path / "state"
+    target.write_text("old")
+    with pytest.raises(KeyboardInterrupt), replacing(target) as temporary:
+        temporary.write_text("half of the n")
+        raise KeyboardInterrupt
+    assert target.read_text() == "old" and os.listdir(tmp_path) == ["state"]
+    with replacing(target) as temporary:
+        temporary.write_text("new")
+        assert target.read_text() == "old"
+    assert target.read_text() == "new" and os.listdir(tmp_path) == ["state"]
