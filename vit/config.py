@@ -116,7 +116,7 @@ class ViTConfig(_Config):
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "vit_pico_patch8_32": _sizes(32, 8, 64, 4, 4),
-        "vit_nano_patch4_32": _sizes(32, 4, 96, 6, 3),
+        "vit_nano_patch4_32": _sizes(32, 4, 96, 6, 3, mlp_ratio=2.0),
         "vit_micro_patch4_32": _sizes(32, 4, 128, 6, 4),
         "vit_mini_patch4_32": _sizes(32, 4, 192, 9, 3),
         "vit_small_patch4_32": _sizes(32, 4, 384, 6, 6),
@@ -256,7 +256,7 @@ class TrainConfig(_Config):
     batch_size: int = 64
     optimizer: str = "muon"
     learning_rate: float = 2e-3
-    muon_learning_rate: float = 0.01
+    muon_learning_rate: float = 0.008
     muon_momentum: float = 0.95
     adam_betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.05
@@ -265,7 +265,7 @@ class TrainConfig(_Config):
     label_smoothing: float = 0.1
     clip_grad_norm: float = 0.0
     ema_decay: float = 0.0
-    crop_padding: int = 4
+    crop_padding: int = 2
     flip: str = "alternating"
     erase_size: int = 0
     auto_augment: str = "none"

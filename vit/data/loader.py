@@ -27,8 +27,14 @@ def normalize(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -
         raise TypeError(f"normalize takes uint8 images with values 0..255, got {images.dtype}")
     if len(mean) != images.shape[1] or len(std) != images.shape[1]:
         raise ValueError(f"mean and std need one value for each of {images.shape[1]} channels, got {mean} and {std}")
-    mean_, std_ = (torch.tensor(values, device=images.device)[:, None, None] for values in (mean, std))
-    return torch.addcmul(-mean_ / std_, images.float(), 1 / (255 * std_))  # (B, C, H, W)
+    shift, scale = _shift_and_scale(mean, std, images.device)
+    return torch.addcmul(shift, images.float(), scale)  # (B, C, H, W)
+
+
+def _shift_and_scale(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """(x / 255 - mean) / std as shift + x * scale, both (C, 1, 1)."""
+    mean_, std_ = (torch.tensor(values, device=device)[:, None, None] for values in (mean, std))
+    return -mean_ / std_, 1 / (255 * std_)
 
 
 def denormalize(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
@@ -73,7 +79,8 @@ class Loader:
         self.device = torch.device(device)
         self.images = split.images.to(self.device)
         self.labels = split.labels.to(self.device)
-        self.mean, self.std = mean, std
+        # Made once: a copy to the device at every batch would make a GPU wait.
+        self.shift, self.scale = _shift_and_scale(mean, std, self.device)
         self.augment, self.mix = augment, mix
         self.shuffle, self.seed = shuffle, seed
         self.num_classes = num_classes
@@ -105,7 +112,7 @@ class Loader:
     def batch(self, epoch: int, step: int) -> Batch:
         N, S = len(self.split), len(self)
         sample_idx = self.sample_indices(epoch)[step * N // S : (step + 1) * N // S]
-        images = normalize(self.augmented(sample_idx, epoch, step), self.mean, self.std)
+        images = torch.addcmul(self.shift, self.augmented(sample_idx, epoch, step).float(), self.scale)  # (B, C, H, W)
         labels = self.labels[sample_idx]
         if self.mix is None:
             return images, labels

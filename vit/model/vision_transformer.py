@@ -152,10 +152,13 @@ class VisionTransformer(nn.Module):
 def init_weights(model: VisionTransformer) -> None:
     """Weights before training.
 
-    Xavier-uniform matrices, with queries, keys and values counted as three, and zero biases (the paper's code);
-    small normal CLS token, registers and positions. The last matrix of every residual branch and of the head starts
-    at zero, so each block starts as the identity (Zhang et al., "Fixup Initialization", ICLR 2019) and the first
-    loss is exactly ln(num_classes).
+    Xavier-uniform matrices, with queries, keys and values counted as three, and zero biases, as in the paper's code.
+    The last matrix of every residual branch and of the head starts at zero, so each block starts as the identity
+    (Zhang et al., "Fixup Initialization", ICLR 2019) and the first loss is exactly ln(num_classes).
+
+    Differs: the paper draws small random positions and starts CLS at zero. Here a learned table starts as the
+    fixed sine and cosine table, and CLS and registers as large as a patch token: both save the first epochs the work of
+    finding out what is next to what.
     """
     for module in model.modules():
         if isinstance(module, nn.Linear):
@@ -169,9 +172,14 @@ def init_weights(model: VisionTransformer) -> None:
         nn.init.zeros_(block.mlp.fc2.weight)
     nn.init.xavier_uniform_(model.patch_embed.proj.weight.flatten(1))
     nn.init.zeros_(model.patch_embed.proj.bias)
-    for parameter in (model.pos_embed, model.cls_token, model.reg_token):
-        if parameter is not None:
-            nn.init.normal_(parameter, std=0.02)
+    for token in (model.cls_token, model.reg_token):
+        if token is not None:
+            nn.init.normal_(token)
+    if model.pos_embed is not None:
+        if model.config.embed_dim % 4 == 0:
+            model.pos_embed.copy_(sincos2d_table(model.config.grid_size, model.config.embed_dim))
+        else:
+            nn.init.normal_(model.pos_embed, std=0.02)
     output = model.head.fc2 if isinstance(model.head, MlpHead) else model.head
     if isinstance(output, nn.Linear):
         nn.init.zeros_(output.weight)

@@ -1,0 +1,54 @@
+"""Writes the README's table of claims from the stored results, so that no number there is typed by hand.
+
+python benchmarks/readme.py
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+import report
+
+README = Path(__file__).resolve().parents[1] / "README.md"
+START, END = "<!-- claims: written by benchmarks/readme.py -->", "<!-- end of claims -->"
+
+# What each claim is called, and how many decimals it is worth.
+ROWS = {
+    "train_cifar10": {
+        "test_accuracy": ("test accuracy, last epoch", 2),
+        "test_accuracy_flip": ("the same, averaged with the mirror image at test time", 2),
+        "val_accuracy": ("validation accuracy, which chose the settings", 2),
+        "train_petaflop": ("floating-point work of training", 3),
+        "peak_memory_gb": ("peak memory of the process", 2),
+    },
+    "make_train": {"train_seconds": ("training time, validation included", 0)},
+    "startup": {"import": ("`import vit` and the model class, fresh process", 2),
+                "first_batch": ("first CIFAR-10 batch, fresh process, data cached", 2)},
+}  # fmt: skip
+
+
+def table() -> str:
+    """The claims as a Markdown table."""
+    lines = ["| what | value | spread | n | command |", "| --- | ---: | ---: | ---: | --- |"]
+    sources = set()
+    for benchmark, rows in ROWS.items():
+        claims = report.load(benchmark)
+        for name, (label, decimals) in rows.items():
+            c = claims[name]
+            number, spread = (f"{c[key]:.{decimals}f}" for key in ("value", "spread"))
+            n = len(c["values"])
+            spread = f"± {spread}" if n > 1 else "-"
+            lines.append(f"| {label} | {number} {c['unit']} | {spread} | {n} | `{c['command']}` |")
+            sources.add(f"{c['hardware']}; {c['versions']}; commit `{c['commit']}`; {c['date']}.")
+    return "\n".join([*lines, "", *sorted(sources)])
+
+
+def main() -> None:
+    text = README.read_text()
+    before, rest = text.split(START)
+    after = rest.split(END)[1]
+    README.write_text(f"{before}{START}\n{table()}\n{END}{after}")
+
+
+if __name__ == "__main__":
+    main()
