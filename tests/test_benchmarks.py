@@ -1,0 +1,48 @@
+"""Benchmarks run, their numbers are what they say, and the README quotes nothing else."""
+
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+sys.path.insert(0, str(BENCHMARKS))
+import readme  # noqa: E402
+import report  # noqa: E402
+
+FIELDS = {"name", "value", "unit", "spread", "seeds", "command", "hardware", "versions", "commit", "date"}
+
+
+@pytest.mark.parametrize("name", ["train_cifar10", "startup"])
+def test_the_quick_form_runs_and_stores_nothing(name, tmp_path):
+    before = {path.name: path.read_text() for path in report.RESULTS.glob("*.json")}
+    seeds = ["--seeds", "5", "6"] if name == "train_cifar10" else []
+    command = [sys.executable, str(BENCHMARKS / f"{name}.py"), "--quick", *seeds]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    assert "spread" in done.stdout
+    assert {path.name: path.read_text() for path in report.RESULTS.glob("*.json")} == before
+
+
+def test_a_claim_is_the_mean_and_the_sample_deviation():
+    c = report.claim("a", [1.0, 2.0, 6.0], "s", "x", seeds=[0, 1, 2])
+    assert c["value"] == 3.0 and c["spread"] == pytest.approx(statistics.stdev([1, 2, 6]), abs=1e-4)
+    assert set(c) >= FIELDS
+    assert report.claim("a", [1.0], "s", "x")["spread"] == 0.0
+
+
+def test_stored_results_are_complete():
+    files = sorted(report.RESULTS.glob("*.json"))
+    assert files
+    for path in files:
+        for c in json.loads(path.read_text()):
+            assert set(c) >= FIELDS, path.name
+            assert c["commit"] != "unknown" and not c["commit"].endswith("+"), f"{path.name}: not of a commit"
+
+
+def test_the_readme_quotes_the_stored_results():
+    text = readme.README.read_text()
+    written = text.split(readme.START)[1].split(readme.END)[0].strip()
+    assert written == readme.table(), "run: python benchmarks/readme.py"
