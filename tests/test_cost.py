@@ -8,11 +8,15 @@ from vit.config import ViTConfig
 from vit.model.vision_transformer import VisionTransformer
 
 
-def multiply_adds(c: ViTConfig) -> int:
+def multiply_adds(c: ViTConfig, *, spare_last_block: bool = True) -> int:
     D, N, T = c.embed_dim, c.num_patches, c.num_patches + c.num_prefix_tokens
-    block = T * (3 * D * D + D * D + 2 * D * c.mlp_dim) + 2 * T * T * D
+
+    def block(outputs: int) -> int:
+        return T * 3 * D * D + 2 * outputs * T * D + outputs * (D * D + 2 * D * c.mlp_dim)
+
+    last = block(1 if spare_last_block and c.pool == "cls" else T)
     head = {"mlp": D * D + D * c.num_classes, "linear": D * c.num_classes}[c.head]
-    return N * 3 * c.patch_size**2 * D + c.depth * block + head
+    return N * 3 * c.patch_size**2 * D + (c.depth - 1) * block(T) + last + head
 
 
 @pytest.mark.parametrize("name", [n for n in ViTConfig.list_presets() if n.endswith("_32") or "tiny" in n])
@@ -23,7 +27,14 @@ def test_forward_flops_are_twice_the_multiply_adds(name):
 
 def test_the_papers_base_model_costs_what_is_published():
     config = ViTConfig.preset("vit_base_patch16_224")
-    assert round(multiply_adds(config) / 1e9, 1) == 17.6  # Touvron et al., "DeiT", ICML 2021, Table 5: 17.6 G
+    assert (
+        round(multiply_adds(config, spare_last_block=False) / 1e9, 1) == 17.6
+    )  # Touvron et al., "DeiT", ICML 2021, Table 5: 17.6 G
+
+
+def test_mean_pooling_needs_every_token():
+    config = ViTConfig(pool="mean")
+    assert forward_flops(VisionTransformer(config)) == 2 * multiply_adds(config, spare_last_block=False)
 
 
 def test_training_counts_three_forward_passes():

@@ -98,7 +98,7 @@ def test_every_public_name_is_there():
 
 def test_shape_comments_use_one_notation():
     """A trailing comment such as (B, h, T, d) holds the legend's letters, a few named sizes, and their arithmetic."""
-    legend = {*"BCHWNTDKhwdpm", "hidden", "num_classes"}
+    legend = {*"BCHWNTDKhwdpm", "hidden", "num_classes", "num_outputs"}
     for path in (PACKAGE / "model").glob("*.py"):
         for line in path.read_text().splitlines():
             for shape in re.findall(r"#.*?\(([^()]+, [^()]+)\)$", line):

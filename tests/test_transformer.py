@@ -116,6 +116,20 @@ def test_block_outputs_end_where_forward_does():
     torch.testing.assert_close(encoder.norm(outputs[-1]), encoder(x))
 
 
+@pytest.mark.parametrize("with_rope", [True, False])
+@pytest.mark.parametrize("masked", [True, False])
+def test_the_first_outputs_alone_are_those_of_the_whole(with_rope, masked):
+    encoder = randomize(Encoder(16, 3, 2, 32, qk_norm=True).double())
+    x = torch.randn(2, 8, 16, dtype=torch.float64)
+    rope = rope2d_table((2, 3), 8) if with_rope else None
+    mask = torch.rand(2, 1, 8, 8) < 0.7 if masked else None
+    if masked:
+        mask |= torch.eye(8, dtype=torch.bool)
+    whole = encoder(x, rope, mask)
+    for count in (1, 3):
+        torch.testing.assert_close(encoder(x, rope, mask, num_outputs=count), whole[:, :count], rtol=0, atol=1e-12)
+
+
 def test_heads_must_divide_the_width():
     with pytest.raises(ValueError, match="dim=16 is not a multiple of num_heads=3"):
         Attention(16, 3)

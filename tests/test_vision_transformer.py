@@ -307,6 +307,14 @@ def check_golden(file: str, key: str, value) -> None:
 # --- other ways in and out ----------------------------------------------------------------------------------------
 
 
+def test_forward_is_features_then_head(config):
+    """`forward` spares the last block what the head does not read; the logits must be those of the whole."""
+    model = randomize(VisionTransformer(config).double()).eval()
+    images = images_for(config, dtype=torch.float64)
+    expected = model.forward_head(model.forward_features(images))
+    torch.testing.assert_close(model(images), expected, rtol=0, atol=1e-12)
+
+
 def test_intermediate_layers(config):
     model = randomize(VisionTransformer(config)).eval()
     images = images_for(config)

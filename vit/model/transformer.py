@@ -47,14 +47,20 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dim, dim)
         self.proj_drop = nn.Dropout(proj_drop)
 
-    def forward(self, x: Tensor, rope: Rope | None = None, attn_mask: Tensor | None = None) -> Tensor:
-        """Tokens (B, T, D) to tokens (B, T, D).
+    def forward(
+        self, x: Tensor, rope: Rope | None = None, attn_mask: Tensor | None = None, num_outputs: int | None = None
+    ) -> Tensor:
+        """Tokens (B, T, D) to tokens (B, T, D), or (B, num_outputs, D).
 
         Args:
             rope: sine and cosine (N, d) for the last N tokens.
             attn_mask: broadcastable to (B, h, T, T); bool, True where a query may look, or float, added to the scores.
+            num_outputs: only so many first tokens ask, although they look at all; default all.
         """
         q, k, v = self._qkv(x, rope)  # 3 x (B, h, T, d)
+        if num_outputs is not None:
+            q = q[:, :, :num_outputs]  # (B, h, num_outputs, d)
+            attn_mask = None if attn_mask is None else attn_mask[..., :num_outputs, :]
         dropout = self.attn_drop if self.training else 0.0
         x = F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, dropout_p=dropout)  # (B, h, T, d)
         x = x.transpose(1, 2).flatten(2)  # (B, T, D)
@@ -146,8 +152,12 @@ class Block(nn.Module):
         self.ls2 = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
         self.drop_path2 = DropPath(drop_path) if drop_path else nn.Identity()
 
-    def forward(self, x: Tensor, rope: Rope | None = None, attn_mask: Tensor | None = None) -> Tensor:
-        x = x + self.drop_path1(self.ls1(self.attn(self.norm1(x), rope, attn_mask)))  # (B, T, D)
+    def forward(
+        self, x: Tensor, rope: Rope | None = None, attn_mask: Tensor | None = None, num_outputs: int | None = None
+    ) -> Tensor:
+        """Tokens (B, T, D) to tokens (B, T, D), or the first `num_outputs` of them alone."""
+        attended = self.attn(self.norm1(x), rope, attn_mask, num_outputs)  # (B, T, D)
+        x = x[:, :num_outputs] + self.drop_path1(self.ls1(attended))  # (B, T, D)
         x = x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))  # (B, T, D)
         return x
 
@@ -186,11 +196,18 @@ class Encoder(nn.Module):
         )
         self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
 
-    def forward(self, x: Tensor, rope: Rope | None = None, attn_mask: Tensor | None = None) -> Tensor:
-        """Tokens (B, T, D) to normalized tokens (B, T, D); `rope` and `attn_mask` go to every attention."""
-        for block in self.blocks:
+    def forward(
+        self, x: Tensor, rope: Rope | None = None, attn_mask: Tensor | None = None, num_outputs: int | None = None
+    ) -> Tensor:
+        """Tokens (B, T, D) to normalized tokens (B, T, D); `rope` and `attn_mask` go to every attention.
+
+        Args:
+            num_outputs: return only so many first tokens, and spare the last block the work on the others, which
+                nobody reads; default all.
+        """
+        for block in self.blocks[:-1]:
             x = block(x, rope, attn_mask)
-        return self.norm(x)
+        return self.norm(self.blocks[-1](x, rope, attn_mask, num_outputs))
 
     def block_outputs(self, x: Tensor, rope: Rope | None = None, attn_mask: Tensor | None = None) -> list[Tensor]:
         """The tokens (B, T, D) after every block, before the final LayerNorm."""

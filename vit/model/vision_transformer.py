@@ -81,7 +81,10 @@ class VisionTransformer(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalized images (B, C, H, W) to logits (B, num_classes)."""
-        tokens = self.forward_features(images)  # (B, T, D)
+        tokens, rope = self.embed(images)  # (B, T, D)
+        # With CLS, nobody reads the last block's patch tokens: the same logits for less work.
+        num_outputs = 1 if self.config.pool == "cls" else None
+        tokens = self.encoder(tokens, rope, num_outputs=num_outputs)  # (B, T, D)
         return self.forward_head(tokens)  # (B, num_classes)
 
     def forward_features(self, images: Tensor) -> Tensor:

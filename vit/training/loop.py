@@ -166,9 +166,7 @@ def fit(
     bar = progress_bar(total=config.epochs * len(train_loader), initial=steps_done, unit="step")
     with bar, stop_on_interrupt() as should_stop:
         for epoch in range(first_epoch, config.epochs):
-            last_val = history.last.get("val_accuracy") if history else None
-            val_text = "" if last_val is None else f", val {last_val:.1f} %"
-            bar.set_description(f"epoch {epoch + 1}/{config.epochs}{val_text}", refresh=False)
+            _describe(bar, epoch + 1, config, history)
             next_step, sums = train_one_epoch(
                 network,
                 train_loader,
@@ -195,6 +193,7 @@ def fit(
                 val = evaluate(evaluated, val_loader, config)
                 row |= {"val_loss": val.loss, "val_accuracy": val.accuracy}
             history.rows.append(row | {"seconds": time.perf_counter() - started})
+            _describe(bar, epoch + 1, config, history)
             start_step, sums = 0, {}
             save(epoch + 1, 0, {})
             if should_stop() and epoch + 1 < config.epochs:
@@ -203,6 +202,12 @@ def fit(
         model.load_state_dict(ema.module.state_dict())
     history.is_complete = True
     return history
+
+
+def _describe(bar: Any, epoch: int, config: TrainConfig, history: History) -> None:
+    """What stands before the bar: the epoch, and the newest validation accuracy."""
+    val = history.last.get("val_accuracy") if history else None
+    bar.set_description(f"epoch {epoch}/{config.epochs}" + ("" if val is None else f", val {val:.1f} %"))
 
 
 def _means(sums: Sums) -> dict[str, float]:
