@@ -18,7 +18,6 @@ ROWS = {
         "test_accuracy": ("test accuracy, last epoch", 2),
         "test_accuracy_flip": ("the same, averaged with the mirror image at test time", 2),
         "val_accuracy": ("validation accuracy, which chose the settings", 2),
-        "train_petaflop": ("floating-point work of training", 3),
         "peak_memory_gb": ("peak memory of the process", 2),
     },
     "make_train": {"train_seconds": ("training time, validation included", 0)},

@@ -9,7 +9,9 @@
 """
 
 import argparse
+import base64
 import hashlib
+import io
 import os
 import sys
 import time
@@ -19,6 +21,7 @@ import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from nbformat import NotebookNode
+from PIL import Image
 
 NOTEBOOKS = Path(__file__).resolve().parent
 REPOSITORY = NOTEBOOKS.parent
@@ -39,6 +42,17 @@ def code_hash(notebook: NotebookNode) -> str:
     """SHA-256 of the code cells' sources."""
     sources = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
     return hashlib.sha256("\0".join(sources).encode()).hexdigest()
+
+
+def shrink_pictures(notebook: NotebookNode) -> None:
+    """Packs the PNG outputs tighter, without a change to any pixel: committed notebooks must stay under 1 MB."""
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            if "image/png" in output.get("data", {}):
+                packed = io.BytesIO()
+                picture = Image.open(io.BytesIO(base64.b64decode(output.data["image/png"]))).convert("RGB")
+                picture.save(packed, "PNG", optimize=True)
+                output.data["image/png"] = base64.b64encode(packed.getvalue()).decode()
 
 
 def execute(notebook: NotebookNode, *, changes: list[str] | None = None, environment: dict | None = None) -> None:
@@ -94,6 +108,7 @@ def main() -> int:
     finally:
         if options.in_place:
             notebook.metadata["code_hash"] = code_hash(notebook)
+            shrink_pictures(notebook)
         nbformat.write(notebook, target)
     if options.in_place:
         print(f"outputs written to {os.path.relpath(target)}")
