@@ -21,7 +21,8 @@ ROWS = {
         "peak_memory_gb": ("peak memory of the process", 2),
     },
     "make_train": {"train_seconds": ("training time, validation included", 0)},
-    "startup": {"import": ("`import vit` and the model class, fresh process", 2),
+    "startup": {"import": ("`import vit`, fresh process, median", 2),
+                "model_class": ("the same with the model class, and so torch", 2),
                 "first_batch": ("first CIFAR-10 batch, fresh process, data cached", 2)},
 }  # fmt: skip
 

@@ -1,8 +1,8 @@
-"""How long a user waits before anything happens: `import vit`, and the first batch of CIFAR-10 with the data cached.
+"""How long a user waits: for `import vit`, for the model class (and with it torch), and for the first batch of CIFAR-10.
 
     python benchmarks/startup.py [--quick]
 
-Each number is a fresh Python process, started to finished, the median of several.
+Each number is a fresh Python process, started to finished, with the data cached; the median of several.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import report
 
-IMPORT = "import vit; vit.VisionTransformer"
+MODEL_CLASS = "import vit; vit.VisionTransformer"
 FIRST_BATCH = """
 import vit
 data = vit.load_data({name!r})
@@ -35,7 +35,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one run each, on the built-in set; stores nothing")
     options = parser.parse_args()
-    cases = {"import": IMPORT, "first_batch": FIRST_BATCH.format(name="shapes" if options.quick else "cifar10")}
+    first_batch = FIRST_BATCH.format(name="shapes" if options.quick else "cifar10")
+    cases = {"import": "import vit", "model_class": MODEL_CLASS, "first_batch": first_batch}
     runs = 1 if options.quick else 7
     times = {name: [] for name in cases}
     for _ in range(runs + (not options.quick)):  # the first round only warms the disk cache
