@@ -1,4 +1,4 @@
-"""How long a user waits: for `import vit`, for the model class (and with it torch), and for the first batch of CIFAR-10.
+"""How long a user waits: for `import vit`, for the model class (and so torch), and for the first batch of CIFAR-10.
 
     python benchmarks/startup.py [--quick]
 
