@@ -537,14 +537,14 @@ def never_asked(*_):
 def test_row_33_folder_cannot_be_written(fake, tmp_path, monkeypatch):
     monkeypatch.setattr(cifar10, "SOURCES", (Source("mirror", "https://x", BINARY, never_asked),))
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match=r"cifar10 cannot be written to .* bytes free, 500,000,000 needed.*VIT_DATA"):
+    with pytest.raises(OSError, match=r"cifar10 cannot be written to .* bytes free, 800,000,000 needed.*VIT_DATA"):
         fetch_cifar10(tmp_path / "file")
 
     def read_only(path, *_, **__):
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(Path, "touch", read_only)  # what a read-only folder does; root may write to any
-    with pytest.raises(OSError, match=r"cannot be written to \(Permission denied\): .* 500,000,000 needed"):
+    with pytest.raises(OSError, match=r"cannot be written to \(Permission denied\): .* 800,000,000 needed"):
         fetch_cifar10(tmp_path)
 
 
@@ -552,7 +552,7 @@ def test_row_33_too_little_space(fake, tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(download.shutil, "disk_usage", lambda _: usage(10**9, 10**9 - 1234, 1234))
     monkeypatch.setattr(cifar10, "SOURCES", (Source("mirror", "https://x", BINARY, never_asked),))
-    with pytest.raises(OSError, match=r"too little space: 1,234 bytes free, 500,000,000 needed"):
+    with pytest.raises(OSError, match=r"too little space: 1,234 bytes free, 800,000,000 needed"):
         fetch_cifar10(tmp_path)
     write_tar(tmp_path / BINARY, binary_members(fake))
     with pytest.raises(OSError, match=r"too little space: 1,234 bytes free, 200,000,000 needed"):
