@@ -30,7 +30,7 @@ ROWS = {
 def table() -> str:
     """The claims as a Markdown table."""
     lines = ["| what | value | spread | n | command |", "| --- | ---: | ---: | ---: | --- |"]
-    sources = set()
+    commits: dict[str, list[str]] = {}  # of each machine
     for benchmark, rows in ROWS.items():
         claims = report.load(benchmark)
         for name, (label, decimals) in rows.items():
@@ -39,8 +39,11 @@ def table() -> str:
             n = len(c["values"])
             spread = f"± {spread}" if n > 1 else "-"
             lines.append(f"| {label} | {number} {c['unit']} | {spread} | {n} | `{c['command']}` |")
-            sources.add(f"{c['hardware']}; {c['versions']}; commit `{c['commit']}`; {c['date']}.")
-    return "\n".join([*lines, "", *sorted(sources)])
+            of_machine = commits.setdefault(f"{c['hardware']}; {c['versions']}; {c['date']}", [])
+            if c["commit"] not in of_machine:
+                of_machine.append(c["commit"])
+    sources = [f"{machine}; commits {', '.join(f'`{c}`' for c in found)}." for machine, found in commits.items()]
+    return "\n".join([*lines, "", *sources])
 
 
 def main() -> None:
