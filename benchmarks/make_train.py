@@ -17,7 +17,7 @@ def main() -> None:
     summaries = [json.loads((Path(folder) / "summary.json").read_text()) for folder in sys.argv[1:]]
     seconds = [summary["train_seconds"] for summary in summaries]
     claims = [report.claim("train_seconds", seconds, "s", "make train", seeds=[s["seed"] for s in summaries])]
-    claims[0]["commit"] = summaries[0]["commit"]
+    claims[0]["commit"] = summaries[-1]["commit"]
     report.publish("make_train", claims)
 
 

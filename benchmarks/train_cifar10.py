@@ -10,6 +10,7 @@ runs/benchmark-train-cifar10/; a seed that is already there for the same setting
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -23,7 +24,7 @@ import report
 import vit
 from vit.training.run_folder import REPOSITORY, write_json
 
-RUNS = REPOSITORY / "runs" / "benchmark-train-cifar10"
+RUNS = Path(os.environ.get("VIT_RUNS") or REPOSITORY / "runs") / "benchmark-train-cifar10"
 MODEL, RECIPE = "vit_nano_patch4_32", "cpu_10min"
 
 

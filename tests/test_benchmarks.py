@@ -1,6 +1,7 @@
 """Benchmarks run, their numbers are what they say, and the README quotes nothing else."""
 
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -21,7 +22,8 @@ def test_the_quick_form_runs_and_stores_nothing(name, tmp_path):
     before = {path.name: path.read_text() for path in report.RESULTS.glob("*.json")}
     seeds = ["--seeds", "5", "6"] if name == "train_cifar10" else []
     command = [sys.executable, str(BENCHMARKS / f"{name}.py"), "--quick", *seeds]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    environment = os.environ | {"VIT_RUNS": str(tmp_path)}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120, env=environment)
     assert "spread" in done.stdout
     assert {path.name: path.read_text() for path in report.RESULTS.glob("*.json")} == before
 

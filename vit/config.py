@@ -3,7 +3,8 @@
 `ViTConfig` is all that is needed to rebuild a network and load its weights; `TrainConfig` is how it is optimized.
 A field that could differ between two runs of the same network belongs to `TrainConfig`. Change one with
 `dataclasses.replace(config, field=value)`; store one with `to_dict` and read it back with `from_dict`.
-Sources: Dosovitskiy et al., "An Image is Worth 16x16 Words", ICLR 2021, Table 1 (the paper's model sizes).
+Both live in this one file, long for the documentation of its fields, so that all there is to tweak is in one place.
+Source: Dosovitskiy et al., "An Image is Worth 16x16 Words", ICLR 2021, Table 1 (the paper's model sizes).
 """
 
 import difflib
