@@ -42,6 +42,7 @@ def evaluate(
     try:
         with autocast(config, device):
             for images, batch_labels in loader.epoch(0, 0):
+                images = images.to(device)  # the model may have been trained elsewhere than the loader's default
                 batch = model(images).float().softmax(dim=1)  # (B, K)
                 if augmentation == "flip":
                     batch = (batch + model(images.flip(-1)).float().softmax(dim=1)) / 2
