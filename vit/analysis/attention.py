@@ -1,0 +1,164 @@
+"""Every attention map of a Vision Transformer, at no cost while nobody looks.
+
+Fused attention never holds its probabilities, so a hook on a softmax or a dropout finds nothing. `record_attention` asks
+each attention for them a second time, for exactly the tokens it is given, and leaves the forward pass as it was.
+It works on this library's models, on anything built of its `Attention`, and on timm's models, whose fused kernel
+it switches off inside the `with` and back on after it.
+"""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vit.analysis.inputs import prepare_images
+from vit.analysis.layout import blocks_of, layer_indices, token_layout, unwrap
+from vit.model.transformer import Attention, Rope
+
+LARGE_MAPS = 1e9  # bytes; above it `attention_maps` says how much it will take before it starts
+
+
+@contextmanager
+def record_attention(
+    model: nn.Module, layers: int | Sequence[int] | None = None, *, with_grad: bool = False
+) -> Iterator[dict[int, Tensor]]:
+    """Records the attention probabilities of every forward pass inside the `with`.
+
+        with record_attention(model) as maps:
+            logits = model(images)
+        maps[0]  # first layer, (B, h, T, T)
+
+    A second pass replaces the maps of the first. Probabilities are those before dropout, also in training mode; there,
+    other dropout still changes what later layers are given.
+
+    Args:
+        layers: which, counted from 0, or from the last as -1; default all.
+        with_grad: maps that are part of the computation, so that a gradient can be taken with respect to them; the
+            forward pass is then computed with plain matrix products, equal up to rounding.
+    Raises:
+        RuntimeError: at the end, if no forward pass came by; a model wrapped by `torch.compile` runs code that no
+            hook can see, so call the model inside it, `model._orig_mod`.
+    """
+    blocks = blocks_of(model)
+    indices = layer_indices(layers, len(blocks))
+    maps: dict[int, Tensor] = {}
+    with ExitStack() as stack:
+        for i in sorted(set(indices)):
+            stack.enter_context(_recorder(blocks[i].attn, i, maps, with_grad))
+        yield maps
+    if not maps:
+        hint = " call the model inside torch.compile's wrapper: model._orig_mod" if model is not unwrap(model) else ""
+        raise RuntimeError(f"no attention was recorded: no forward pass of this model ran inside the `with`;{hint}")
+
+
+def attention_maps(
+    model: nn.Module,
+    images: Any,
+    layers: int | Sequence[int] | None = None,
+    heads: int | Sequence[int] | None = None,
+    *,
+    to: torch.device | str = "cpu",
+) -> Tensor:
+    """Attention probabilities (L, B, h, T, T) of the model in evaluation mode; every row sums to 1.
+
+    Args:
+        images: anything `prepare_images` takes: a uint8 or normalized batch (B, C, H, W), or pictures.
+        layers, heads: which, counted from 0, or from the last as -1, in that order; default all.
+        to: the device that keeps the maps.
+
+    Warns:
+        when the maps will take more than 1 GB, with their size, before any work.
+    """
+    model = unwrap(model)
+    blocks = blocks_of(model)
+    indices = layer_indices(layers, len(blocks))
+    num_heads = blocks[indices[0]].attn.num_heads
+    head_indices = layer_indices(heads, num_heads, "heads")
+    images = prepare_images(model, images)
+    num_tokens = token_layout(model).num_tokens
+    size = len(indices) * len(images) * num_heads * num_tokens**2 * images.element_size()
+    if size > LARGE_MAPS:
+        warnings.warn(
+            f"{len(indices)} layers x {len(images)} images x {num_heads} heads of {num_tokens}x{num_tokens} tokens take "
+            f"{size / 1e6:,.0f} MB; choose fewer layers= or images",
+            stacklevel=2,
+        )
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad(), record_attention(model, indices) as maps:
+            # Not model(images): a module compiled in place would run code that no hook can see.
+            model.forward(images)
+    finally:
+        model.train(was_training)
+    return torch.stack([maps[i][:, head_indices].to(to) for i in indices])  # (L, B, h, T, T)
+
+
+@contextmanager
+def _recorder(attn: nn.Module, i: int, maps: dict[int, Tensor], with_grad: bool) -> Iterator[None]:
+    """Puts the maps of one attention module into `maps[i]`, and leaves the module as it was."""
+    if isinstance(attn, Attention):
+        yield from _record_ours(attn, i, maps, with_grad)
+    elif hasattr(attn, "fused_attn") and isinstance(getattr(attn, "attn_drop", None), nn.Module):
+        yield from _record_timm(attn, i, maps, with_grad)
+    else:
+        raise TypeError(
+            f"layer {i}: {type(attn).__module__}.{type(attn).__qualname__} is neither this library's Attention nor one "
+            "of timm's with `fused_attn` and `attn_drop`"
+        )
+
+
+def _record_ours(attn: Attention, i: int, maps: dict[int, Tensor], with_grad: bool) -> Iterator[None]:
+    @torch.no_grad()
+    def ask(module: Attention, args: tuple, kwargs: dict) -> None:
+        maps[i] = _weights(module, *args, **kwargs)
+
+    def attend(
+        x: Tensor, rope: Rope | None = None, attn_mask: Tensor | None = None, num_outputs: int | None = None
+    ) -> Tensor:
+        maps[i] = attn.weights(x, rope, attn_mask)  # (B, h, T, T)
+        dropped = nn.functional.dropout(maps[i], attn.attn_drop, attn.training)  # (B, h, T, T)
+        _, _, v = attn._qkv(x, rope)  # (B, h, T, d)
+        x = (dropped[:, :, :num_outputs] @ v).transpose(1, 2).flatten(2)  # (B, T, D)
+        return attn.proj_drop(attn.proj(x))
+
+    if with_grad:
+        attn.forward = attend
+        try:
+            yield
+        finally:
+            del attn.forward
+    else:
+        hook = attn.register_forward_pre_hook(ask, with_kwargs=True)
+        try:
+            yield
+        finally:
+            hook.remove()
+
+
+def _weights(
+    attn: Attention,
+    x: Tensor,
+    rope: Rope | None = None,
+    attn_mask: Tensor | None = None,
+    num_outputs: int | None = None,
+) -> Tensor:
+    """All rows of the map, although `forward` may be asked for the first `num_outputs` alone."""
+    return attn.weights(x, rope, attn_mask)
+
+
+def _record_timm(attn: nn.Module, i: int, maps: dict[int, Tensor], with_grad: bool) -> Iterator[None]:
+    def keep(module: nn.Module, args: tuple[Tensor]) -> None:
+        maps[i] = args[0] if with_grad else args[0].detach()
+
+    was_fused = attn.fused_attn
+    hook = attn.attn_drop.register_forward_pre_hook(keep)
+    attn.fused_attn = False
+    try:
+        yield
+    finally:
+        attn.fused_attn = was_fused
+        hook.remove()

@@ -1,0 +1,107 @@
+"""Where the tokens of a Vision Transformer come from: its patches, its prefix and its attention layers.
+
+Everything in this room that must know a patch from a CLS token asks here, and nothing guesses a grid from a number of
+tokens. It reads this library's models and timm's, which name the same things alike.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class TokenLayout:
+    """The tokens of one model, in order: the prefix (CLS first, if there is one), then the patches row by row."""
+
+    image_size: tuple[int, int]  # (height, width) in pixels
+    grid_size: tuple[int, int]  # (rows, columns) of patches
+    patch_size: tuple[int, int]  # (height, width) in pixels
+    num_prefix_tokens: int  # CLS and registers
+    has_cls: bool
+    pools_cls: bool  # the head reads CLS; else the mean of the patches
+
+    @property
+    def num_patches(self) -> int:
+        return self.grid_size[0] * self.grid_size[1]
+
+    @property
+    def num_tokens(self) -> int:
+        return self.num_prefix_tokens + self.num_patches
+
+    def token_idx(self, query: str | int | tuple[int, int]) -> int:
+        """The index of a token: "cls", a patch (row, column), or an index from 0, which is only checked."""
+        rows, columns = self.grid_size
+        if query == "cls":
+            if not self.has_cls:
+                raise ValueError('query="cls": this model has no CLS token; ask for a patch (row, column)')
+            return 0
+        if isinstance(query, tuple):
+            row, column = query
+            if not (0 <= row < rows and 0 <= column < columns):
+                raise ValueError(f"query={query} is outside the {rows}x{columns} patches: (row, column) from (0, 0)")
+            return self.num_prefix_tokens + row * columns + column
+        if not isinstance(query, int) or not 0 <= query < self.num_tokens:
+            raise ValueError(f'query={query!r} must be "cls", a patch (row, column), or 0..{self.num_tokens - 1}')
+        return query
+
+    def to_grid(self, values: Tensor) -> Tensor:
+        """Values of all tokens (..., T), or of the patches alone (..., N), as maps (..., rows, columns)."""
+        if values.shape[-1] == self.num_tokens:
+            values = values[..., self.num_prefix_tokens :]  # (..., N)
+        if values.shape[-1] != self.num_patches:
+            raise ValueError(
+                f"values of shape {tuple(values.shape)} are neither {self.num_tokens} tokens nor {self.num_patches} "
+                "patches in their last dimension"
+            )
+        return values.unflatten(-1, self.grid_size)
+
+
+def token_layout(model: nn.Module) -> TokenLayout:
+    """The layout of a Vision Transformer of this library or of timm."""
+    model = unwrap(model)
+    patch_embed = getattr(model, "patch_embed", None)
+    if patch_embed is None:
+        raise TypeError(f"{type(model).__name__} has no patch_embed: not a Vision Transformer of this library or of timm")
+    if hasattr(model, "encoder"):
+        config = model.config
+        has_cls = config.pool == "cls"
+        patch = (config.patch_size, config.patch_size)
+        return TokenLayout(config.image_size, config.grid_size, patch, config.num_prefix_tokens, has_cls, has_cls)
+    return TokenLayout(
+        tuple(patch_embed.img_size),
+        tuple(patch_embed.grid_size),
+        tuple(patch_embed.patch_size),
+        model.num_prefix_tokens,
+        getattr(model, "cls_token", None) is not None,
+        getattr(model, "global_pool", "") == "token",
+    )
+
+
+def blocks_of(model: nn.Module) -> list[nn.Module]:
+    """The encoder blocks of a Vision Transformer of this library or of timm, or of an encoder alone."""
+    model = unwrap(model)
+    blocks = getattr(getattr(model, "encoder", model), "blocks", None)
+    if not blocks or not all(hasattr(block, "attn") for block in blocks):
+        raise TypeError(f"{type(model).__name__} has no blocks with an attention `attn`: nothing to look into")
+    return list(blocks)
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The module inside the wrapper of `torch.compile`, which hides hooks from its code; any other model is itself."""
+    return getattr(model, "_orig_mod", model)
+
+
+def layer_indices(layers: int | Sequence[int] | None, depth: int, name: str = "layers") -> list[int]:
+    """Which of `depth` layers are meant: None is all; -1 is the last, as in a list."""
+    wanted = range(depth) if layers is None else [layers] if isinstance(layers, int) else list(layers)
+    if not wanted or any(not isinstance(i, int) or not -depth <= i < depth for i in wanted):
+        raise ValueError(f"{name}={layers!r} must be among 0..{depth - 1}, or -1 for the last, -2 for the one before")
+    return [i % depth for i in wanted]
+
+
+def pooled_row(maps: Tensor, layout: TokenLayout) -> Tensor:
+    """What the head looks at: the row (..., T) of CLS in maps (..., T, T), or the mean row of the patches."""
+    if layout.pools_cls:
+        return maps[..., 0, :]
+    return maps[..., layout.num_prefix_tokens :, :].mean(dim=-2)
