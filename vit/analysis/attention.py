@@ -1,7 +1,7 @@
 """Every attention map of a Vision Transformer, at no cost while nobody looks.
 
-Fused attention never holds its probabilities, so a hook on a softmax or a dropout finds nothing. `record_attention` asks
-each attention for them a second time, for exactly the tokens it is given, and leaves the forward pass as it was.
+Fused attention never holds its probabilities, so a hook on a softmax or a dropout finds nothing. `record_attention`
+asks each attention for them a second time, for exactly the tokens it is given, and leaves the forward pass as it was.
 It works on this library's models, on anything built of its `Attention`, and on timm's models, whose fused kernel
 it switches off inside the `with` and back on after it.
 """
@@ -82,8 +82,8 @@ def attention_maps(
     size = len(indices) * len(images) * num_heads * num_tokens**2 * images.element_size()
     if size > LARGE_MAPS:
         warnings.warn(
-            f"{len(indices)} layers x {len(images)} images x {num_heads} heads of {num_tokens}x{num_tokens} tokens take "
-            f"{size / 1e6:,.0f} MB; choose fewer layers= or images",
+            f"{len(indices)} layers x {len(images)} images x {num_heads} heads of {num_tokens}x{num_tokens} tokens "
+            f"take {size / 1e6:,.0f} MB; choose fewer layers= or images",
             stacklevel=2,
         )
     was_training = model.training

@@ -62,7 +62,7 @@ def token_layout(model: nn.Module) -> TokenLayout:
     model = unwrap(model)
     patch_embed = getattr(model, "patch_embed", None)
     if patch_embed is None:
-        raise TypeError(f"{type(model).__name__} has no patch_embed: not a Vision Transformer of this library or of timm")
+        raise TypeError(f"{type(model).__name__} has no patch_embed: no Vision Transformer of this library or of timm")
     if hasattr(model, "encoder"):
         config = model.config
         has_cls = config.pool == "cls"
