@@ -25,15 +25,16 @@ ALLOWED = {
     "vit.analysis": {"vit.model.transformer", "vit.analysis"},
     "vit.pretrained": {"vit.config", "vit.files", "vit.model", "vit.pretrained"},
     "vit.plots": {"vit.plots"},
+    "vit.widgets": {"vit.analysis", "vit.plots", "vit.training", "vit.widgets"},
 }
 THIRD_PARTY = {
-    "matplotlib": {"vit.plots"},
+    "matplotlib": {"vit.plots", "vit.widgets"},
     "torchvision": {"vit.data"},
     "safetensors": {"vit.pretrained"},
     "tqdm": {"vit.progress"},
     "PIL": {"vit.data", "vit.analysis"},
     "timm": set(),
-    "ipywidgets": set(),
+    "ipywidgets": {"vit.widgets"},
 }
 
 

@@ -26,7 +26,7 @@ _HOMES = {
     "load": "vit.pretrained",
 }
 
-_ROOMS = ("analysis", "config", "data", "model", "plots", "pretrained", "training")
+_ROOMS = ("analysis", "config", "data", "model", "plots", "pretrained", "training", "widgets")
 
 __all__ = list(_HOMES)
 

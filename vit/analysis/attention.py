@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from vit.analysis.inputs import prepare_images
-from vit.analysis.layout import blocks_of, layer_indices, token_layout, unwrap
+from vit.analysis.layout import TokenLayout, blocks_of, layer_indices, pooled_row, token_layout, unwrap
 from vit.model.transformer import Attention, Rope
 
 LARGE_MAPS = 1e9  # bytes; above it `attention_maps` says how much it will take before it starts
@@ -39,8 +39,9 @@ def record_attention(
         with_grad: maps that are part of the computation, so that a gradient can be taken with respect to them; the
             forward pass is then computed with plain matrix products, equal up to rounding.
     Raises:
-        RuntimeError: at the end, if no forward pass came by; a model wrapped by `torch.compile` runs code that no
-            hook can see, so call the model inside it, `model._orig_mod`.
+        RuntimeError: at the end, if no forward pass reached one of the layers. Compiled code runs past every hook:
+            call what is inside the wrapper, `model._orig_mod`, or put
+            `with torch.compiler.set_stance("force_eager"):` around it.
     """
     blocks = blocks_of(model)
     indices = layer_indices(layers, len(blocks))
@@ -49,9 +50,13 @@ def record_attention(
         for i in sorted(set(indices)):
             stack.enter_context(_recorder(blocks[i].attn, i, maps, with_grad))
         yield maps
-    if not maps:
-        hint = " call the model inside torch.compile's wrapper: model._orig_mod" if model is not unwrap(model) else ""
-        raise RuntimeError(f"no attention was recorded: no forward pass of this model ran inside the `with`;{hint}")
+    missing = [i for i in indices if i not in maps]
+    if missing:
+        raise RuntimeError(
+            f"no attention was recorded for layers {missing}: no forward pass reached them inside the `with`, or it "
+            "ran compiled code, which no hook can see. With torch.compile, call model._orig_mod(images), or put "
+            '`with torch.compiler.set_stance("force_eager"):` around it'
+        )
 
 
 def attention_maps(
@@ -97,6 +102,17 @@ def attention_maps(
     return torch.stack([maps[i][:, head_indices].to(to) for i in indices])  # (L, B, h, T, T)
 
 
+def attention_from(maps: Tensor, layout: TokenLayout, query: str | int | tuple[int, int] = "head") -> Tensor:
+    """How much one token attends to each patch: maps (..., T, T) to grids (..., rows, columns).
+
+    Args:
+        query: "cls", a patch (row, column), a token's index, or "head": what the head reads, which is CLS, or the
+            mean of all patches if the model pools those.
+    """
+    row = pooled_row(maps, layout) if query == "head" else maps[..., layout.token_idx(query), :]  # (..., T)
+    return layout.to_grid(row)
+
+
 @contextmanager
 def _recorder(attn: nn.Module, i: int, maps: dict[int, Tensor], with_grad: bool) -> Iterator[None]:
     """Puts the maps of one attention module into `maps[i]`, and leaves the module as it was."""
@@ -126,11 +142,14 @@ def _record_ours(attn: Attention, i: int, maps: dict[int, Tensor], with_grad: bo
         return attn.proj_drop(attn.proj(x))
 
     if with_grad:
+        previous = vars(attn).get("forward")  # of a recorder around this one
         attn.forward = attend
         try:
             yield
         finally:
             del attn.forward
+            if previous is not None:
+                attn.forward = previous
     else:
         hook = attn.register_forward_pre_hook(ask, with_kwargs=True)
         try:

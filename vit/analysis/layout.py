@@ -4,8 +4,9 @@ Everything in this room that must know a patch from a CLS token asks here, and n
 tokens. It reads this library's models and timm's, which name the same things alike.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 
 from torch import Tensor, nn
 
@@ -37,13 +38,12 @@ class TokenLayout:
                 raise ValueError('query="cls": this model has no CLS token; ask for a patch (row, column)')
             return 0
         if isinstance(query, tuple):
-            row, column = query
-            if not (0 <= row < rows and 0 <= column < columns):
+            if len(query) != 2 or query[0] not in range(rows) or query[1] not in range(columns):
                 raise ValueError(f"query={query} is outside the {rows}x{columns} patches: (row, column) from (0, 0)")
-            return self.num_prefix_tokens + row * columns + column
-        if not isinstance(query, int) or not 0 <= query < self.num_tokens:
+            return self.num_prefix_tokens + int(query[0]) * columns + int(query[1])
+        if not isinstance(query, Integral) or not 0 <= query < self.num_tokens:
             raise ValueError(f'query={query!r} must be "cls", a patch (row, column), or 0..{self.num_tokens - 1}')
-        return query
+        return int(query)
 
     def to_grid(self, values: Tensor) -> Tensor:
         """Values of all tokens (..., T), or of the patches alone (..., N), as maps (..., rows, columns)."""
@@ -94,10 +94,10 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 def layer_indices(layers: int | Sequence[int] | None, depth: int, name: str = "layers") -> list[int]:
     """Which of `depth` layers are meant: None is all; -1 is the last, as in a list."""
-    wanted = range(depth) if layers is None else [layers] if isinstance(layers, int) else list(layers)
-    if not wanted or any(not isinstance(i, int) or not -depth <= i < depth for i in wanted):
+    wanted = range(depth) if layers is None else list(layers) if isinstance(layers, Iterable) else [layers]
+    if not wanted or any(not isinstance(i, Integral) or not -depth <= i < depth for i in wanted):
         raise ValueError(f"{name}={layers!r} must be among 0..{depth - 1}, or -1 for the last, -2 for the one before")
-    return [i % depth for i in wanted]
+    return [int(i) % depth for i in wanted]
 
 
 def pooled_row(maps: Tensor, layout: TokenLayout) -> Tensor:

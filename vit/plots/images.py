@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from vit.plots.style import BLUE, VERMILION, image_grid
+from vit.plots.style import BLUE, VERMILION, image_grid, set_figure_title
 
 
 def plot_images(
@@ -25,8 +25,7 @@ def plot_images(
         ax.imshow(images[i].transpose(1, 2, 0).squeeze(), cmap="gray" if images.shape[1] == 1 else None)
         if titles is not None:
             ax.set_title(titles[i], fontsize=8, fontweight="normal", loc="center", pad=3)
-    if title:
-        figure.suptitle(title, fontsize=11, fontweight="bold", x=0.01, ha="left")
+    set_figure_title(figure, title)
     return figure
 
 

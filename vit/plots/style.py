@@ -37,6 +37,12 @@ def set_title(ax: Axes, text: str) -> None:
     ax.set_title(text, loc="left", fontsize=11, fontweight="bold")
 
 
+def set_figure_title(figure: Figure, text: str) -> None:
+    """A title over all axes; nothing for an empty text."""
+    if text:
+        figure.suptitle(text, fontsize=11, fontweight="bold", x=0.01, ha="left")
+
+
 def image_grid(num_images: int, columns: int, *, width: float = 8.0, title_lines: int = 1) -> tuple[Figure, list[Axes]]:
     """A figure with one bare square axes an image, row by row."""
     rows = math.ceil(num_images / columns)

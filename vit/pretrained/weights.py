@@ -17,6 +17,8 @@ from vit.config import ViTConfig
 from vit.files import replacing
 from vit.model.vision_transformer import VisionTransformer
 
+SHIPPED = Path(__file__).resolve().parent / "shipped"
+
 
 def save(model: VisionTransformer, path: str | Path, **metadata: Any) -> Path:
     """Writes the weights, the config and `model.metadata` updated with `metadata` (anything JSON can hold).
@@ -31,20 +33,31 @@ def save(model: VisionTransformer, path: str | Path, **metadata: Any) -> Path:
     return path
 
 
+def list_weights() -> list[str]:
+    """The names of the weights that come with this library; `load` takes them."""
+    return sorted(path.stem for path in SHIPPED.glob("*.safetensors"))
+
+
 def load(path: str | Path, *, config: ViTConfig | None = None, device: torch.device | str = "cpu") -> VisionTransformer:
     """The model saved at `path`, in evaluation mode.
 
     Args:
+        path: a file, or the name of weights that come with this library (`vit.pretrained.list_weights()`).
         config: what the file must hold; without it, whatever the file says.
 
     Raises:
         FileNotFoundError: no such file; the message lists the weights beside it.
         ValueError: not a weights file of this library, or of another network than `config`: nothing is loaded then.
     """
+    if str(path) in list_weights():
+        path = SHIPPED / f"{path}.safetensors"
     path = Path(path)
     if not path.is_file():
         beside = sorted(p.name for p in path.parent.glob("*.safetensors")) if path.parent.is_dir() else []
-        raise FileNotFoundError(f"no weights at {path}; in that folder: {', '.join(beside) or 'none'}")
+        raise FileNotFoundError(
+            f"no weights at {path}; in that folder: {', '.join(beside) or 'none'}; "
+            f"shipped by name: {', '.join(list_weights())}"
+        )
     try:
         with safe_open(path, framework="pt") as file:
             facts = file.metadata() or {}

@@ -1,0 +1,94 @@
+"""Heat lies exactly on the patches it belongs to."""
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+
+from vit.plots import blend, plot_attention_heads, plot_attention_view, plot_explanations, plot_queries
+from vit.plots.attention import COLORS
+
+BRIGHTEST = np.array(mpl.colormaps[COLORS](1.0)[:3])
+DARKEST = np.array(mpl.colormaps[COLORS](0.0)[:3])
+
+
+@pytest.fixture
+def image() -> np.ndarray:
+    """A grey picture that is not square, (3, 12, 20)."""
+    return np.full((3, 12, 20), 128, dtype=np.uint8)
+
+
+@pytest.mark.parametrize("patch", [(0, 0), (1, 3), (2, 4)])
+def test_heat_covers_its_patch_and_nothing_else(image, patch):
+    heat = np.zeros((3, 5))
+    heat[patch] = 0.25
+    mixed = blend(image, heat, opacity=1)
+    inside = np.zeros((12, 20), dtype=bool)
+    inside[4 * patch[0] : 4 * patch[0] + 4, 4 * patch[1] : 4 * patch[1] + 4] = True
+    np.testing.assert_allclose(mixed[inside], np.broadcast_to(BRIGHTEST, (16, 3)))
+    np.testing.assert_allclose(mixed[~inside], np.broadcast_to(DARKEST, (224, 3)))
+
+
+def test_opacity_goes_from_the_grey_image_to_the_heat(image):
+    image[0] = 255
+    heat = np.eye(3)
+    grey = (255 + 128 + 128) / 3 / 255
+    image = image[:, :, :12]
+    np.testing.assert_allclose(blend(image, heat, opacity=0), np.full((12, 12, 3), grey))
+    half = blend(image, heat, opacity=0.5)
+    np.testing.assert_allclose(half[0, 0], (BRIGHTEST + grey) / 2)
+
+
+def test_no_heat_at_all_is_cold_everywhere(image):
+    np.testing.assert_allclose(blend(image, np.zeros((3, 5)), opacity=1), np.broadcast_to(DARKEST, (12, 20, 3)))
+
+
+def test_bad_heat_is_refused(image):
+    with pytest.raises(ValueError, match=r"heat of shape \(5, 5\) does not divide an image of 12x20"):
+        blend(image, np.zeros((5, 5)))
+    with pytest.raises(ValueError, match=r"opacity=1.5 must be in \[0, 1\]"):
+        blend(image, np.zeros((3, 5)), opacity=1.5)
+    with pytest.raises(ValueError, match=r"uint8 of shape \(C, H, W\)"):
+        blend(image / 255, np.zeros((3, 5)))
+    with pytest.raises(ValueError, match="grids must be"):
+        plot_attention_heads(image, np.zeros((3, 5)))
+
+
+def pictures(figure) -> list[np.ndarray]:
+    return [np.asarray(ax.images[0].get_array()) for ax in figure.axes if ax.images]
+
+
+def test_the_view_shows_the_blend_and_frames_the_query(image):
+    heat = np.random.default_rng(0).random((3, 5))
+    figure = plot_attention_view(image, heat, query=(2, 4), opacity=0.3, title="t", unit="share")
+    left, right = figure.axes[:2]
+    np.testing.assert_allclose(np.asarray(right.images[0].get_array()), blend(image, heat, opacity=0.3))
+    for ax in (left, right):
+        # The pixels of patch (2, 4) are rows 8 to 11 and columns 16 to 19; each spans half a pixel around its center.
+        assert ax.patches[0].get_bbox().bounds == (15.5, 7.5, 4, 4)
+    assert figure.axes[2].get_ylim()[1] == pytest.approx(heat.max())
+
+
+def test_the_grid_of_heads_holds_every_map_in_its_place(image):
+    grids = np.random.default_rng(0).random((4, 2, 3, 5))
+    figure = plot_attention_heads(image, grids)
+    drawn = [ax for ax in figure.axes if ax.images and ax.get_visible()]
+    assert len(drawn) == 1 + 4 * 2
+    by_place = {(ax.get_subplotspec().rowspan.start, ax.get_subplotspec().colspan.start): ax for ax in drawn}
+    for layer in range(4):
+        for head in range(2):
+            ax = by_place[head, layer + 1]
+            np.testing.assert_allclose(np.asarray(ax.images[0].get_array()), blend(image, grids[layer, head]))
+            assert ax.get_xlabel() == f"max {grids[layer, head].max():.2f}"
+
+
+def test_queries_and_explanations_show_what_they_are_given(image):
+    heats = np.random.default_rng(0).random((2, 3, 5))
+    figure = plot_queries(image, heats, [(0, 0), (1, 2)])
+    np.testing.assert_allclose(pictures(figure)[2], blend(image, heats[1]))
+    figure = plot_explanations(np.stack([image, image]), {"a_b": heats, "c": heats[::-1]}, ["one", "two"])
+    assert [ax.get_title() for ax in figure.axes[:3]] == ["image", "a b", "c"]
+    shown = pictures(figure)
+    np.testing.assert_allclose(shown[4], blend(image, heats[1]))
+    np.testing.assert_allclose(shown[5], blend(image, heats[0]))
+    with pytest.raises(ValueError):
+        plot_queries(image, heats, [(0, 0)])

@@ -1,0 +1,195 @@
+"""Which patches a classification rests on, read from the attention maps of a Vision Transformer.
+
+Four methods, from plain to class-specific: where the head looks in the last layer, how attention mixes tokens through
+all layers (rollout), and two that keep only the attention which raises the target's logit. No method is the
+truth; deletion and insertion curves compare them.
+Sources: Abnar and Zuidema, "Quantifying Attention Flow in Transformers", ACL 2020, section 3; Chefer, Gur and Wolf,
+"Generic Attention-model Explainability for Interpreting Bi-Modal and Encoder-Decoder Transformers", ICCV 2021, Eq. 5-6.
+"""
+
+import difflib
+from numbers import Integral
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vit.analysis.attention import attention_maps, record_attention
+from vit.analysis.inputs import prepare_images
+from vit.analysis.layout import blocks_of, pooled_row, token_layout, unwrap
+
+METHODS = ("attention", "rollout", "gradient_rollout", "relevance")
+HEAD_FUSIONS = {"mean": torch.mean, "max": torch.amax, "min": torch.amin}
+
+
+def explain(model: nn.Module, images: Any, method: str = "relevance", *, targets: int | Tensor | None = None) -> Tensor:
+    """How much each patch matters for the target class, (B, rows, columns), zero or more, in no unit: compare patches
+    of one image, not images or methods.
+
+    Reads the row of CLS where the head does, else the mean of the rows of the patches. There the two methods with
+    gradients leave out what every patch hands to itself through the residual connections alone: no attention takes
+    part in it, and its share, near 1, would drown the rest. A row of CLS holds no such share for a patch.
+
+    Args:
+        images: anything `prepare_images` takes.
+        method: "attention" is the last layer's, mean of the heads, and "rollout" `attention_rollout`: both the same for
+            every class; "gradient_rollout" and "relevance" are the functions of those names.
+        targets: as for `attention_gradients`; the first two methods ignore it.
+    """
+    _check_choice("method", method, METHODS)
+    layout = token_layout(model)
+    if method == "attention":
+        matrix = _float(attention_maps(model, images, -1))[0].mean(dim=1)  # (B, T, T)
+    elif method == "rollout":
+        matrix = attention_rollout(attention_maps(model, images))  # (B, T, T)
+    else:
+        raising = _raising(*attention_gradients(model, images, targets))  # (L, B, T, T)
+        matrix, _ = _flow(raising, normalize=method == "gradient_rollout")  # (B, T, T)
+    return layout.to_grid(pooled_row(matrix, layout))  # (B, rows, columns)
+
+
+def attention_rollout(maps: Tensor, *, head_fusion: str = "mean", discard_ratio: float = 0.0) -> Tensor:
+    """What every token holds of every input token, (B, T, T), if attention and residual connections only mixed tokens,
+    half and half; rows sum to 1.
+
+    Args:
+        maps: attention probabilities (L, B, h, T, T), first layer first.
+        head_fusion: "mean", "max" or "min" over the heads.
+        discard_ratio: share of entries, the smallest of each row, that are set to 0, in [0, 1).
+
+    Source: Abnar and Zuidema, Eq. 1.
+    Differs: `head_fusion` and `discard_ratio` are not in the paper, which takes the mean of all; each row loses the
+        same number of entries, so a token with flat attention is not erased.
+    """
+    _check_maps(maps)
+    _check_choice("head_fusion", head_fusion, HEAD_FUSIONS)
+    if not 0 <= discard_ratio < 1:
+        raise ValueError(f"discard_ratio={discard_ratio} must be in [0, 1)")
+    fused = HEAD_FUSIONS[head_fusion](_float(maps), dim=2)  # (L, B, T, T)
+    num_discarded = int(discard_ratio * maps.shape[-1])
+    smallest = fused.topk(num_discarded, dim=-1, largest=False).indices  # (L, B, T, num_discarded)
+    return _whole(*_flow(fused.scatter(-1, smallest, 0.0), normalize=True))
+
+
+def attention_gradients(model: nn.Module, images: Any, targets: int | Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The attention maps and how the target's logit changes with each entry: two tensors (L, B, h, T, T).
+
+    The model is in evaluation mode meanwhile, its parameters get no gradient, and it may be frozen. An image's gradient
+    does not depend on the others in the batch.
+
+    Args:
+        images: anything `prepare_images` takes.
+        targets: the class, one for all or a tensor (B,); default the predicted class of each image.
+    """
+    model = unwrap(model)
+    if isinstance(getattr(model, "head", None), nn.Identity):
+        raise ValueError("the model has no classes to explain (num_classes=0): its head returns features")
+    depth = len(blocks_of(model))
+    was_training = model.training
+    # The caller's own no_grad or inference_mode must not reach in here.
+    with torch.inference_mode(False), torch.enable_grad():
+        # Gradients pass through the images, so that frozen parameters do not cut the graph.
+        images = prepare_images(model, images).detach().clone().requires_grad_()  # (B, C, H, W)
+        targets = _check_targets(targets, len(images))
+        model.eval()
+        try:
+            with record_attention(model, with_grad=True) as recorded:
+                # Not model(images): a module compiled in place would run code that no hook can see.
+                logits = model.forward(images)  # (B, K)
+            chosen = _target_logits(logits, targets)  # (B,)
+            maps = [recorded[i] for i in range(depth)]
+            gradients = torch.autograd.grad(chosen.sum(), maps)
+        finally:
+            model.train(was_training)
+    return tuple(_float(torch.stack([x.detach() for x in xs]).cpu()) for xs in (maps, gradients))
+
+
+def gradient_rollout(maps: Tensor, gradients: Tensor) -> Tensor:
+    """`attention_rollout` of the attention that raises the target: (B, T, T), rows sum to 1.
+
+    Heads are joined as the mean of max(gradient * attention, 0) instead of their attention.
+
+    Args:
+        maps, gradients: the two results (L, B, h, T, T) of `attention_gradients`.
+    """
+    return _whole(*_flow(_raising(maps, gradients), normalize=True))
+
+
+def relevance(maps: Tensor, gradients: Tensor) -> Tensor:
+    """The relevance (B, T, T) of every input token to every output token, zero or more.
+
+    It starts as the identity; each layer adds what its attention carries: R + mean over heads of
+    max(gradient * attention, 0) @ R.
+
+    Args:
+        maps, gradients: the two results (L, B, h, T, T) of `attention_gradients`.
+
+    Source: Chefer, Gur and Wolf, Eq. 5-6, the rule for self-attention; it needs no relevance of single neurons (LRP).
+    """
+    return _whole(*_flow(_raising(maps, gradients), normalize=False))
+
+
+def _raising(maps: Tensor, gradients: Tensor) -> Tensor:
+    """The part of the attention that raises the target, mean of the heads: (L, B, T, T)."""
+    _check_maps(maps)
+    if gradients.shape != maps.shape:
+        raise ValueError(f"gradients have shape {tuple(gradients.shape)}, maps {tuple(maps.shape)}: they must agree")
+    return (_float(gradients) * _float(maps)).clamp(min=0).mean(dim=2)
+
+
+def _flow(carried: Tensor, *, normalize: bool) -> tuple[Tensor, Tensor]:
+    """The product of I + carried[i], later layers on the left, with or without rows that sum to 1.
+
+    In two parts: what attention moved (B, T, T), and the diagonal (B, T) that residual connections alone kept. Held
+    apart, since beside a 1 on the diagonal small contributions would be rounded away.
+    """
+    moved = torch.zeros_like(carried[0])  # (B, T, T)
+    kept = torch.ones_like(carried[0, ..., 0])  # (B, T)
+    for layer in carried:
+        moved = moved + layer @ moved + layer * kept[:, None, :]  # (B, T, T)
+        if normalize:
+            total = 1 + layer.sum(dim=-1)  # (B, T)
+            moved, kept = moved / total[..., None], kept / total
+    return moved, kept
+
+
+def _whole(moved: Tensor, kept: Tensor) -> Tensor:
+    return moved + kept.diag_embed()  # (B, T, T)
+
+
+def _float(values: Tensor) -> Tensor:
+    return values.detach().float()
+
+
+def _target_logits(logits: Tensor, targets: Tensor | None) -> Tensor:
+    targets = logits.argmax(dim=1) if targets is None else targets.to(logits.device)  # (B,)
+    num_classes = logits.shape[1]
+    wrong = targets[(targets < 0) | (targets >= num_classes)]
+    if len(wrong):
+        raise ValueError(f"targets={wrong.tolist()} must be among the classes 0..{num_classes - 1}")
+    return logits.gather(1, targets[:, None])[:, 0]  # (B,)
+
+
+def _check_targets(targets: int | Tensor | None, num_images: int) -> Tensor | None:
+    if targets is None:
+        return None
+    if isinstance(targets, Integral) and not isinstance(targets, bool):
+        targets = torch.tensor(int(targets))
+    if not isinstance(targets, Tensor) or targets.is_floating_point() or targets.dtype == torch.bool:
+        raise TypeError(f"targets={targets!r} must be the number of a class or a tensor of such, one for each image")
+    if targets.shape not in ((), (num_images,)):
+        raise ValueError(f"targets have shape {tuple(targets.shape)}, the images are {num_images}: one class for each")
+    return targets.long().expand(num_images)
+
+
+def _check_maps(maps: Tensor) -> None:
+    if not isinstance(maps, Tensor) or maps.ndim != 5 or maps.shape[-1] != maps.shape[-2] or len(maps) == 0:
+        shape = tuple(maps.shape) if isinstance(maps, Tensor) else type(maps).__name__
+        raise ValueError(f"maps must be a tensor (L, B, h, T, T) of at least one layer, got {shape}")
+
+
+def _check_choice(name: str, value: str, choices: Any) -> None:
+    if value not in choices:
+        close = difflib.get_close_matches(str(value), choices, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise ValueError(f"{name}={value!r} is not a choice; {hint}choose from: {', '.join(choices)}")

@@ -1,0 +1,171 @@
+"""Pictures of attention and of explanations: heat on the patches it belongs to.
+
+Heat is drawn patch by patch, never smoothed: a soft edge would show a place that the model does not know.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from numpy.typing import ArrayLike, NDArray
+
+from vit.plots.style import ORANGE, new_figure, set_figure_title
+
+COLORS = "magma"
+
+
+def blend(image: ArrayLike, heat: ArrayLike, *, opacity: float = 0.6) -> NDArray:
+    """An image under the heat of its patches, the hottest brightest, as floats (H, W, 3) in [0, 1].
+
+    Args:
+        image: uint8 (C, H, W), C = 1 or 3.
+        heat: (rows, columns), 0 or more; the image's sides are multiples of it.
+        opacity: 0 shows the image alone, in grey; 1 the heat alone.
+    """
+    image, heat = _check_image(image), np.asarray(heat, dtype=np.float64)
+    if heat.ndim != 2 or any(side % n for side, n in zip(image.shape[1:], heat.shape, strict=True)):
+        raise ValueError(f"heat of shape {heat.shape} does not divide an image of {image.shape[1]}x{image.shape[2]}")
+    if not 0 <= opacity <= 1:
+        raise ValueError(f"opacity={opacity} must be in [0, 1]")
+    share = heat / heat.max() if heat.max() > 0 else heat
+    patch = np.ones((image.shape[1] // heat.shape[0], image.shape[2] // heat.shape[1]))
+    colors = mpl.colormaps[COLORS](np.kron(share, patch))[..., :3]  # (H, W, 3)
+    grey = np.repeat(image.mean(axis=0)[..., None] / 255, 3, axis=-1)  # (H, W, 3)
+    return opacity * colors + (1 - opacity) * grey
+
+
+def plot_attention_view(
+    image: ArrayLike,
+    heat: ArrayLike,
+    *,
+    query: tuple[int, int] | None = None,
+    opacity: float = 0.6,
+    title: str = "",
+    unit: str = "attention",
+) -> Figure:
+    """One image, and its heat over it with a scale.
+
+    Args:
+        image: uint8 (C, H, W).
+        heat: (rows, columns), 0 or more.
+        query: the patch (row, column) that asks; it is outlined in both pictures.
+        unit: what the scale counts.
+    """
+    image, heat = _check_image(image), np.asarray(heat)
+    mixed = blend(image, heat, opacity=opacity)
+    figure, (left, right) = new_figure(1, 2, width=6.4, height=3.2)
+    _show(left, image)
+    _show(right, mixed)
+    for ax in (left, right):
+        if query is not None:
+            outline_patch(ax, query, image.shape[1:], heat.shape)
+    scale = mpl.cm.ScalarMappable(mpl.colors.Normalize(0, float(heat.max()) or 1.0), COLORS)
+    figure.colorbar(scale, ax=right, label=unit, shrink=0.85)
+    set_figure_title(figure, title)
+    return figure
+
+
+def plot_attention_heads(image: ArrayLike, grids: ArrayLike, *, title: str = "") -> Figure:
+    """Every head of every layer over one image; layers go right, heads go down.
+
+    Args:
+        image: uint8 (C, H, W).
+        grids: (L, h, rows, columns); each map is drawn on its own scale, its largest value under it.
+    """
+    image, grids = _check_image(image), np.asarray(grids)
+    if grids.ndim != 4:
+        raise ValueError(f"grids must be (layers, heads, rows, columns), got {grids.shape}")
+    num_layers, num_heads = grids.shape[:2]
+    side = min(1.3, 8.0 / (num_layers + 1))
+    figure, axes = new_figure(
+        num_heads, num_layers + 1, width=side * (num_layers + 1) + 0.3, height=(side + 0.25) * num_heads + 0.4
+    )
+    axes = np.reshape(axes, (num_heads, num_layers + 1))
+    for head, row in enumerate(axes):
+        _show(row[0], image)
+        row[0].set_visible(head == 0)
+        for layer, ax in enumerate(row[1:]):
+            grid = grids[layer, head]
+            _show(ax, blend(image, grid))
+            ax.set_xlabel(f"max {grid.max():.2f}", fontsize=7, labelpad=2)
+            if head == 0:
+                ax.set_title(f"layer {layer}", fontsize=8, pad=3)
+            if layer == 0:
+                ax.set_ylabel(f"head {head}", fontsize=8)
+    axes[0, 0].set_title("image", fontsize=8, pad=3)
+    set_figure_title(figure, title)
+    return figure
+
+
+def plot_queries(image: ArrayLike, grids: ArrayLike, queries: Sequence[tuple[int, int]], *, title: str = "") -> Figure:
+    """What some patches of one image attend to; the patch that asks is outlined.
+
+    Args:
+        image: uint8 (C, H, W).
+        grids: (Q, rows, columns), one a query.
+        queries: the patches (row, column).
+    """
+    image, grids = _check_image(image), np.asarray(grids)
+    figure, axes = new_figure(1, len(queries) + 1, width=8.0, height=8.0 / (len(queries) + 1) + 0.5)
+    _show(axes[0], image)
+    axes[0].set_title("image", fontsize=8, pad=3)
+    for ax, grid, query in zip(axes[1:], grids, queries, strict=True):
+        _show(ax, blend(image, grid))
+        outline_patch(ax, query, image.shape[1:], grid.shape)
+        ax.set_title(f"from patch {query[0]}, {query[1]}", fontsize=8, pad=3)
+    set_figure_title(figure, title)
+    return figure
+
+
+def plot_explanations(
+    images: ArrayLike, heatmaps: Mapping[str, ArrayLike], titles: Sequence[str] | None = None, *, title: str = ""
+) -> Figure:
+    """Several explanations side by side: one row an image, one column a method, each on its own scale.
+
+    Args:
+        images: uint8 (B, C, H, W).
+        heatmaps: method to (B, rows, columns).
+        titles: one an image, written beside it.
+    """
+    images = np.asarray(images)
+    side = min(1.25, 7.2 / (len(heatmaps) + 1))
+    figure, axes = new_figure(
+        len(images), len(heatmaps) + 1, width=side * (len(heatmaps) + 1) + 0.8, height=side * len(images) + 0.5
+    )
+    axes = np.reshape(axes, (len(images), len(heatmaps) + 1))
+    for i, row in enumerate(axes):
+        _show(row[0], _check_image(images[i]))
+        if titles is not None:
+            row[0].set_ylabel(titles[i], fontsize=8)
+        for ax, heat in zip(row[1:], heatmaps.values(), strict=True):
+            _show(ax, blend(images[i], np.asarray(heat)[i]))
+    for ax, name in zip(axes[0], ["image", *heatmaps], strict=True):
+        ax.set_title(name.replace("_", " "), fontsize=8, pad=3)
+    set_figure_title(figure, title)
+    return figure
+
+
+def outline_patch(ax: Axes, patch: tuple[int, int], image_size: Sequence[int], grid_size: Sequence[int]) -> None:
+    """A frame around patch (row, column) of an image drawn by `imshow`, whose first pixel spans -0.5 to 0.5."""
+    height, width = image_size[0] / grid_size[0], image_size[1] / grid_size[1]
+    corner = (patch[1] * width - 0.5, patch[0] * height - 0.5)
+    ax.add_patch(Rectangle(corner, width, height, fill=False, edgecolor=ORANGE, linewidth=2))
+
+
+def _show(ax: Axes, image: NDArray) -> None:
+    """An image without ticks or frame: uint8 (C, H, W), or floats (H, W, 3)."""
+    picture = image.transpose(1, 2, 0).squeeze() if image.dtype == np.uint8 else image
+    ax.imshow(picture, cmap="gray", interpolation="nearest")
+    ax.set(xticks=[], yticks=[])
+    ax.grid(False)
+    ax.spines[:].set_visible(False)
+
+
+def _check_image(image: ArrayLike) -> NDArray:
+    image = np.asarray(image)
+    if image.ndim != 3 or image.dtype != np.uint8 or image.shape[0] not in (1, 3):
+        raise ValueError(f"an image must be uint8 of shape (C, H, W) with C = 1 or 3, got {image.dtype} {image.shape}")
+    return image
