@@ -117,7 +117,7 @@ def test_fit_learns_what_can_be_learned_and_nothing_from_blank_images(blank, low
 
 @pytest.mark.parametrize("stop_at", [(0, 1), (0, 7), (1, 3), (2, 7)])
 def test_a_stopped_and_resumed_run_ends_in_the_same_bits(shapes, tmp_path, stop_at):
-    config = replace(QUICK, epochs=3, ema_decay=0.9, cutmix_alpha=1.0, auto_augment="trivial")
+    config = replace(QUICK, epochs=3, ema_decay=0.9, cutmix_alpha=1.0, auto_augment="trivial", patch_drop_rate=0.5)
     loaders = make_loaders(shapes, config)
     whole = make_model(drop_rate=0.1, drop_path_rate=0.1)
     expected = fit(whole, *loaders, config)
@@ -153,6 +153,47 @@ def test_a_stopped_and_resumed_run_ends_in_the_same_bits(shapes, tmp_path, stop_
             k: v for k, v in expected_row.items() if k != "seconds"
         }
     assert History.load_csv(tmp_path / "history.csv")["val_loss"] == expected["val_loss"]
+
+
+@pytest.mark.parametrize(("epochs", "steps"), [(1.5, 10), (0.4, 3), (2, 14), (0.01, 1)])
+def test_a_fraction_of_an_epoch_ends_it_early_with_the_rate_at_its_end(shapes, epochs, steps):
+    config = replace(QUICK, epochs=epochs, warmup_epochs=0.0, label_smoothing=0.0)
+    loader, val_loader = make_loaders(shapes, config)
+    assert len(loader) == 7
+    seen = []
+
+    def loss_fn(model, batch):
+        seen.append(len(batch[0]))
+        return F.cross_entropy(model(batch[0]), batch[1]), {}
+
+    history = fit(make_model(), loader, val_loader, config, loss_fn=loss_fn)
+    assert len(seen) == steps and history["epoch"][-1] == epochs and history.is_complete
+    # Linear from 1 to 0 over the steps: the last of them is one step from the end.
+    assert history.last["learning_rate"] == pytest.approx(config.learning_rate / steps)
+
+
+def test_patches_are_dropped_for_their_share_of_the_run_only(shapes):
+    config = replace(QUICK, patch_drop_rate=0.5, patch_drop_until=0.6)
+    model, tokens = make_model(), []
+    model.encoder.register_forward_pre_hook(lambda _, args: tokens.append((model.training, args[0].shape[1])))
+    fit(model, *make_loaders(shapes, config), config)
+    in_training = [count for is_training, count in tokens if is_training]
+    assert in_training == [1 + 8] * 9 + [1 + 16] * 5  # 14 steps, of which 8.4 are in the first 60 %
+    assert {count for is_training, count in tokens if not is_training} == {1 + 16}
+    assert model.patch_drop.rate == 0
+    with pytest.raises(ValueError, match="patch_drop_rate=0.5: Sequential has no `patch_drop`"):
+        fit(nn.Sequential(nn.Flatten(), nn.Linear(768, 10)), *make_loaders(shapes, config), config)
+
+
+def test_a_state_from_before_a_setting_existed_is_resumed(shapes, tmp_path):
+    loaders = make_loaders(shapes, QUICK)
+    fit(make_model(), *loaders, QUICK, run_dir=tmp_path)
+    state = torch.load(tmp_path / STATE_FILE, weights_only=True)
+    del state["config"]["patch_drop_rate"]
+    torch.save(state, tmp_path / STATE_FILE)
+    assert fit(make_model(), *loaders, QUICK, run_dir=tmp_path, resume=True).is_complete
+    with pytest.raises(ValueError, match="patch_drop_rate: saved 0.0, now 0.5"):
+        fit(make_model(), *loaders, replace(QUICK, patch_drop_rate=0.5), run_dir=tmp_path, resume=True)
 
 
 def test_resume_refuses_another_run(shapes, tmp_path):

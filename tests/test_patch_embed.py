@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from vit.model.patch_embed import PatchEmbed, patchify, unpatchify
+from vit.model.patch_embed import PatchDrop, PatchEmbed, patchify, unpatchify
 
 sizes = st.integers(1, 4)
 
@@ -83,3 +83,29 @@ def test_autocast_takes_float32_images_and_an_empty_batch_passes():
     with torch.autocast("cpu", torch.bfloat16):
         assert embed(torch.zeros(2, 3, 8, 8)).dtype == torch.bfloat16
     assert embed(torch.zeros(0, 3, 8, 8)).shape == (0, 4, 16)
+
+
+def test_patch_drop_keeps_whole_patches_with_their_angles_in_order():
+    """Each token and its angles carry their own number, so that what was kept can be read off."""
+    B, N, D, d = 5, 12, 4, 6
+    x = torch.arange(N, dtype=torch.float32)[None, :, None].expand(B, N, D)
+    rope = (torch.arange(N)[:, None].expand(N, d), -torch.arange(N)[:, None].expand(N, d))
+    drop = PatchDrop(0.7)
+    torch.manual_seed(0)
+    kept, (sin, cos) = drop(x, rope)
+    assert kept.shape == (B, 4, D) and sin.shape == cos.shape == (B, 1, 4, d)
+    numbers = kept[:, :, 0].long()
+    assert (kept == numbers[..., None]).all()
+    assert (numbers.diff(dim=1) > 0).all()
+    assert torch.equal(sin[:, 0], numbers[..., None].expand(B, 4, d)) and torch.equal(cos, -sin)
+    assert len({tuple(row.tolist()) for row in numbers}) > 1  # each image loses others
+    drop.eval()
+    assert drop(x, rope)[0] is x
+
+
+def test_every_patch_is_dropped_equally_often():
+    drop, x = PatchDrop(0.5), torch.arange(8.0)[None, :, None].expand(4000, 8, 1)
+    torch.manual_seed(0)
+    counts = torch.bincount(drop(x)[0].flatten().long(), minlength=8)
+    # Kept with probability 1/2: 2000 of 4000, standard deviation 32.
+    assert ((counts - 2000).abs() < 160).all()

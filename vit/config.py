@@ -222,7 +222,7 @@ class TrainConfig(_Config):
     """How a network is optimized. The defaults are the ten-minute recipe for two CPU cores.
 
     Args:
-        epochs: passes over the training images.
+        epochs: passes over the training images; a fraction ends the last one early.
         batch_size: images per step.
         optimizer: "muon" for the weight matrices of the blocks with AdamW on the rest, or "adamw" for all.
         learning_rate: AdamW's peak rate.
@@ -237,6 +237,8 @@ class TrainConfig(_Config):
         ema_decay: decay per step of the averaged weights that are then evaluated, 0 for none, in [0, 1).
         crop_padding: random crops move the image by up to this many pixels.
         flip: "alternating" (each image mirrored every other epoch), "random" or "none".
+        patch_drop_rate: share of the patches that the encoder is not shown, drawn anew for each image, in [0, 1).
+        patch_drop_until: up to which share of the run patches are dropped, in [0, 1]; the rest of it sees them all.
         erase_size: side in pixels of the square blanked in each image, 0 for none.
         auto_augment: "trivial" (TrivialAugmentWide) or "rand" (RandAugment) for long runs, or "none".
         mixup_alpha, cutmix_alpha: Beta parameters of MixUp and CutMix, 0 for off; with both on each batch takes one.
@@ -253,7 +255,7 @@ class TrainConfig(_Config):
         "quick": {"epochs": 2, "batch_size": 50, "warmup_epochs": 0.2},
     }
 
-    epochs: int = 5
+    epochs: float = 5
     batch_size: int = 64
     optimizer: str = "muon"
     learning_rate: float = 2e-3
@@ -268,6 +270,8 @@ class TrainConfig(_Config):
     ema_decay: float = 0.0
     crop_padding: int = 2
     flip: str = "alternating"
+    patch_drop_rate: float = 0.0
+    patch_drop_until: float = 0.6
     erase_size: int = 0
     auto_augment: str = "none"
     mixup_alpha: float = 0.0
@@ -280,17 +284,20 @@ class TrainConfig(_Config):
     compile: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size"):
-            self._check_int(name, 1)
+        self._check_int("batch_size", 1)
+        self._check_float("epochs", 0.0)
+        if not self.epochs:
+            self._fail("epochs", "must be more than 0")
         for name in ("crop_padding", "erase_size", "seed"):
             self._check_int(name, 0)
         for name in ("learning_rate", "muon_learning_rate", "weight_decay", "warmup_epochs", "clip_grad_norm"):
             self._check_float(name, 0.0)
-        for name in ("muon_momentum", "label_smoothing", "ema_decay"):
+        for name in ("muon_momentum", "label_smoothing", "ema_decay", "patch_drop_rate"):
             self._check_float(name, 0.0, 1.0)
         for name in ("mixup_alpha", "cutmix_alpha"):
             self._check_float(name, 0.0)
-        self._check_float("mix_probability", 0.0, 1.0, open_end=False)
+        for name in ("mix_probability", "patch_drop_until"):
+            self._check_float(name, 0.0, 1.0, open_end=False)
         self._check_choice("optimizer", ("muon", "adamw"))
         self._check_choice("schedule", ("linear", "cosine", "constant"))
         self._check_choice("flip", ("alternating", "random", "none"))

@@ -100,3 +100,29 @@ class PatchEmbed(nn.Module):
             raise ValueError(
                 f"images are on {images.device}, the model on {weight.device}: use images.to({str(weight.device)!r})"
             )
+
+
+class PatchDrop(nn.Module):
+    """In training, hides a random share of the patches of every image from the encoder, whose cost falls with them.
+
+    `rate` is the share, in [0, 1); the training loop sets it, since it may change during a run.
+    Source: Liu et al., "PatchDropout", WACV 2023.
+    """
+
+    def __init__(self, rate: float = 0.0) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(
+        self, x: Tensor, rope: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+        """Patch tokens (B, N, D) with their positions, and rotary angles (N, d), to the K that are kept, in order."""
+        if not self.training or not self.rate:
+            return x, rope
+        B, N, D = x.shape
+        num_kept = max(1, round(N * (1 - self.rate)))
+        kept = torch.rand(B, N, device=x.device).topk(num_kept, dim=1).indices.sort(dim=1).values  # (B, K)
+        x = x.gather(1, kept[..., None].expand(-1, -1, D))  # (B, K, D)
+        if rope is not None:
+            rope = tuple(table[kept][:, None] for table in rope)  # (B, 1, K, d)
+        return x, rope

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vit.config import ViTConfig
-from vit.model.patch_embed import PatchEmbed
+from vit.model.patch_embed import PatchDrop, PatchEmbed
 from vit.model.pos_embed import resample_pos_embed, rope2d_table, sincos2d_table
 from vit.model.transformer import Encoder, Rope
 
@@ -50,6 +50,7 @@ class VisionTransformer(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, D)) if config.pool == "cls" else None
         self.reg_token = nn.Parameter(torch.zeros(1, config.num_registers, D)) if config.num_registers else None
         self.pos_drop = nn.Dropout(config.drop_rate)
+        self.patch_drop = PatchDrop()
         self.encoder = Encoder(
             D,
             config.depth,
@@ -105,9 +106,10 @@ class VisionTransformer(nn.Module):
         positions or None."""
         x = self.patch_embed(images)  # (B, N, D)
         x = self._add_positions(x)  # (B, N, D)
+        rope = (self.rope_sin, self.rope_cos) if self.config.pos_embed == "rope" else None
+        x, rope = self.patch_drop(x, rope)  # (B, N, D)
         prefix = [token.expand(len(x), -1, -1) for token in (self.cls_token, self.reg_token) if token is not None]
         x = torch.cat([*prefix, x], dim=1) if prefix else x  # (B, T, D)
-        rope = (self.rope_sin, self.rope_cos) if self.config.pos_embed == "rope" else None
         return self.pos_drop(x), rope
 
     def _add_positions(self, x: Tensor) -> Tensor:

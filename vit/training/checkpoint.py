@@ -66,7 +66,8 @@ def load_training_state(
     if not path.exists():
         raise FileNotFoundError(f"no training state at {path}: start the run without resume=True")
     state = torch.load(path, map_location="cpu", weights_only=True)
-    saved, current = state["config"], asdict(config)
+    # A setting that did not exist yet had no effect, which is what defaults have.
+    saved, current = asdict(TrainConfig()) | state["config"], asdict(config)
     differing = [
         f"{name}: saved {saved.get(name)!r}, now {current.get(name)!r}"
         for name in sorted(saved.keys() | current.keys())

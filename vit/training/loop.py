@@ -68,26 +68,26 @@ def train_one_epoch(
         should_stop: asked after every step.
 
     Returns:
-        The step to go on with (`len(loader)` when the epoch is over) and sums over its samples: "samples", "loss"
-        and whatever `loss_fn` counts.
+        The step to go on with (`epoch_steps(config, len(loader), epoch)` when the epoch is over) and sums over its
+        samples: "samples", "loss" and whatever `loss_fn` counts.
     """
     loss_fn = loss_fn or classification_loss(config.label_smoothing)
     device = next(model.parameters()).device
-    total_steps, warmup_steps = config.epochs * len(loader), config.warmup_epochs * len(loader)
+    total_steps, warmup_steps = run_steps(config, len(loader)), config.warmup_epochs * len(loader)
+    end_step = epoch_steps(config, len(loader), epoch)
     sums = dict(sums or {})
     own_bar = contextlib.nullcontext(bar)
     if bar is None:
-        own_bar = progress_bar(total=len(loader), initial=start_step, desc=f"epoch {epoch + 1}", unit="step")
+        own_bar = progress_bar(total=end_step, initial=start_step, desc=f"epoch {epoch + 1}", unit="step")
     model.train()
     with own_bar as bar:
-        for step, batch in enumerate(loader.epoch(epoch, start_step), start_step):
+        for step, batch in zip(range(start_step, end_step), loader.epoch(epoch, start_step), strict=False):
+            steps_done = epoch * len(loader) + step
             factor = learning_rate_factor(
-                epoch * len(loader) + step,
-                total_steps=total_steps,
-                warmup_steps=warmup_steps,
-                schedule=config.schedule,
+                steps_done, total_steps=total_steps, warmup_steps=warmup_steps, schedule=config.schedule
             )
             set_learning_rate(optimizers, factor)
+            set_patch_drop(model, config.patch_drop_rate if steps_done < config.patch_drop_until * total_steps else 0.0)
             with autocast(config, device):
                 loss, metrics = loss_fn(model, batch)
             loss.backward()
@@ -105,7 +105,30 @@ def train_one_epoch(
                 bar.set_postfix(loss=f"{float(sums['loss']) / sums['samples']:.3f}", refresh=False)
             if should_stop():
                 return step + 1, sums
-    return len(loader), sums
+    return end_step, sums
+
+
+def run_steps(config: TrainConfig, steps_per_epoch: int) -> int:
+    """The steps of a whole run."""
+    return max(1, round(config.epochs * steps_per_epoch))
+
+
+def epoch_steps(config: TrainConfig, steps_per_epoch: int, epoch: int) -> int:
+    """The steps of an epoch, counted from 0: all of it, or what is left in a last epoch that ends early."""
+    return min(steps_per_epoch, run_steps(config, steps_per_epoch) - epoch * steps_per_epoch)
+
+
+def set_patch_drop(model: nn.Module, rate: float) -> None:
+    """Sets the share of patches that a model drops in training.
+
+    Raises:
+        ValueError: `rate` is not 0 and the model, or what `torch.compile` wrapped, has no `patch_drop`.
+    """
+    patch_drop = getattr(getattr(model, "_orig_mod", model), "patch_drop", None)
+    if patch_drop is not None:
+        patch_drop.rate = rate
+    elif rate:
+        raise ValueError(f"patch_drop_rate={rate}: {type(model).__name__} has no `patch_drop` to set; use 0")
 
 
 def fit(
@@ -162,10 +185,10 @@ def fit(
         save_training_state(Path(run_dir) / STATE_FILE, **state, progress=progress)
 
     # One bar for the whole run, so that the time it says is left is the time until the result.
-    steps_done = first_epoch * len(train_loader) + start_step
-    bar = progress_bar(total=config.epochs * len(train_loader), initial=steps_done, unit="step")
+    steps_done, total_steps = first_epoch * len(train_loader) + start_step, run_steps(config, len(train_loader))
+    bar = progress_bar(total=total_steps, initial=steps_done, unit="step")
     with bar, stop_on_interrupt() as should_stop:
-        for epoch in range(first_epoch, config.epochs):
+        for epoch in range(first_epoch, math.ceil(total_steps / len(train_loader))):
             _describe(bar, epoch + 1, config, history)
             next_step, sums = train_one_epoch(
                 network,
@@ -180,10 +203,14 @@ def fit(
                 bar=bar,
                 should_stop=should_stop,
             )
-            if next_step < len(train_loader):
+            if next_step < epoch_steps(config, len(train_loader), epoch):
                 save(epoch, next_step, sums)
                 return history
-            row = {"epoch": epoch + 1, **_means(sums), "learning_rate": optimizers[0].param_groups[0]["lr"]}
+            row = {
+                "epoch": min(epoch + 1, config.epochs),
+                **_means(sums),
+                "learning_rate": optimizers[0].param_groups[0]["lr"],
+            }
             if not math.isfinite(row["train_loss"]):
                 raise FloatingPointError(
                     f"the training loss is {row['train_loss']} in epoch {epoch + 1}; try a lower learning_rate="
@@ -198,6 +225,7 @@ def fit(
             save(epoch + 1, 0, {})
             if should_stop() and epoch + 1 < config.epochs:
                 return history
+    set_patch_drop(model, 0.0)
     if ema is not None:
         model.load_state_dict(ema.module.state_dict())
     history.is_complete = True
