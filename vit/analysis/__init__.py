@@ -10,23 +10,61 @@ from vit.analysis.explain import (
     gradient_rollout,
     relevance,
 )
+from vit.analysis.faithfulness import (
+    area,
+    deletion_curve,
+    insertion_curve,
+    mask_area,
+    mask_share,
+    pointing_chance,
+    pointing_game,
+)
 from vit.analysis.layout import TokenLayout, token_layout
 from vit.analysis.predict import predict
+from vit.analysis.representations import (
+    block_outputs,
+    cka,
+    layer_similarity,
+    logit_lens,
+    patch_filters,
+    pos_embed_similarity,
+    token_norms,
+    token_pca,
+)
+from vit.analysis.statistics import attention_entropy, head_similarity, mean_attention_distance
 
 __all__ = [
     "METHODS",
     "TokenLayout",
+    "area",
+    "attention_entropy",
     "attention_from",
     "attention_gradients",
     "attention_maps",
     "attention_rollout",
+    "block_outputs",
+    "cka",
     "count_parameters",
+    "deletion_curve",
     "explain",
     "forward_flops",
     "gradient_rollout",
+    "head_similarity",
+    "insertion_curve",
+    "layer_similarity",
+    "logit_lens",
+    "mask_area",
+    "mask_share",
+    "mean_attention_distance",
+    "patch_filters",
+    "pointing_chance",
+    "pointing_game",
+    "pos_embed_similarity",
     "predict",
     "record_attention",
     "relevance",
     "token_layout",
+    "token_norms",
+    "token_pca",
     "train_flops",
 ]

@@ -8,6 +8,7 @@ Sources: Abnar and Zuidema, "Quantifying Attention Flow in Transformers", ACL 20
 """
 
 import difflib
+from collections.abc import Collection
 from numbers import Integral
 from typing import Any
 
@@ -75,7 +76,7 @@ def attention_gradients(model: nn.Module, images: Any, targets: int | Tensor | N
     """The attention maps and how the target's logit changes with each entry: two tensors (L, B, h, T, T).
 
     The model is in evaluation mode meanwhile, its parameters get no gradient, and it may be frozen. An image's gradient
-    does not depend on the others in the batch.
+    does not depend on the others in the batch, so many images may be asked about in parts, which takes less memory.
 
     Args:
         images: anything `prepare_images` takes.
@@ -101,7 +102,7 @@ def attention_gradients(model: nn.Module, images: Any, targets: int | Tensor | N
             gradients = torch.autograd.grad(chosen.sum(), maps)
         finally:
             model.train(was_training)
-    return tuple(_float(torch.stack([x.detach() for x in xs]).cpu()) for xs in (maps, gradients))
+    return tuple(torch.stack([_float(x).cpu() for x in xs]) for xs in (maps, gradients))
 
 
 def gradient_rollout(maps: Tensor, gradients: Tensor) -> Tensor:
@@ -188,7 +189,7 @@ def _check_maps(maps: Tensor) -> None:
         raise ValueError(f"maps must be a tensor (L, B, h, T, T) of at least one layer, got {shape}")
 
 
-def _check_choice(name: str, value: str, choices: Any) -> None:
+def _check_choice(name: str, value: str, choices: Collection[str]) -> None:
     if value not in choices:
         close = difflib.get_close_matches(str(value), choices, n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""

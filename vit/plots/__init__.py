@@ -2,16 +2,51 @@
 
 from vit.plots.attention import blend, plot_attention_heads, plot_attention_view, plot_explanations, plot_queries
 from vit.plots.curves import plot_class_accuracy, plot_history
+from vit.plots.faithfulness import plot_deletion_insertion, plot_scores
 from vit.plots.images import plot_images, plot_predictions
+from vit.plots.inside import (
+    plot_attention_distance,
+    plot_attention_entropy,
+    plot_head_similarity,
+    plot_layer_similarity,
+    plot_logit_lens,
+    plot_patch_filters,
+    plot_pos_embed_similarity,
+    plot_token_norms,
+    plot_token_pca,
+)
+from vit.plots.patches import (
+    plot_patch_token,
+    plot_patches,
+    plot_position_table,
+    plot_similarity,
+    plot_token_sequence,
+)
 
 __all__ = [
     "blend",
+    "plot_attention_distance",
+    "plot_attention_entropy",
     "plot_attention_heads",
     "plot_attention_view",
     "plot_class_accuracy",
+    "plot_deletion_insertion",
     "plot_explanations",
+    "plot_head_similarity",
     "plot_history",
     "plot_images",
+    "plot_layer_similarity",
+    "plot_logit_lens",
+    "plot_patch_filters",
+    "plot_patch_token",
+    "plot_patches",
+    "plot_pos_embed_similarity",
+    "plot_position_table",
     "plot_predictions",
     "plot_queries",
+    "plot_scores",
+    "plot_similarity",
+    "plot_token_norms",
+    "plot_token_pca",
+    "plot_token_sequence",
 ]
