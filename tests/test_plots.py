@@ -38,7 +38,7 @@ def test_images_are_drawn_as_they_are():
     for i, ax in enumerate(drawn):
         np.testing.assert_array_equal(ax.images[0].get_array(), images[i].permute(1, 2, 0).numpy())
         assert ax.get_title() == str(i)
-    with pytest.raises(ValueError, match=r"uint8 of shape \(N, C, H, W\), got float32"):
+    with pytest.raises(ValueError, match=r"uint8 of shape \(B, C, H, W\) with C = 1 or 3, got float32"):
         plot_images(np.zeros((1, 3, 5, 6), np.float32))
 
 

@@ -116,7 +116,10 @@ def test_grey_images_keep_their_brightness_and_a_patch_may_be_one_pixel():
 @pytest.mark.parametrize(
     ("draw", "message"),
     [
-        (lambda: plot_patches(PIXELS.float(), [4]), r"image must be uint8 \(C, H, W\) .* got float32 \(3, 8, 12\)"),
+        (
+            lambda: plot_patches(PIXELS.float(), [4]),
+            r"image must be uint8 of shape \(C, H, W\) .* got float32 \(3, 8, 12\)",
+        ),
         (lambda: plot_patches(PIXELS, [4, 5]), r"patch_sizes: 5 does not divide an image of 8x12 pixels"),
         (
             lambda: plot_patch_token(PIXELS[:, :4, :4], torch.zeros(47), torch.zeros(8)),

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vit.analysis.eval_mode import eval_mode
 from vit.analysis.inputs import prepare_images
 from vit.analysis.layout import TokenLayout, blocks_of, layer_indices, pooled_row, token_layout, unwrap
 from vit.model.transformer import Attention, Rope
@@ -91,14 +92,9 @@ def attention_maps(
             f"take {size / 1e6:,.0f} MB; choose fewer layers= or images",
             stacklevel=2,
         )
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad(), record_attention(model, indices) as maps:
-            # Not model(images): a module compiled in place would run code that no hook can see.
-            model.forward(images)
-    finally:
-        model.train(was_training)
+    with torch.no_grad(), eval_mode(model), record_attention(model, indices) as maps:
+        # Not model(images): a module compiled in place would run code that no hook can see.
+        model.forward(images)
     return torch.stack([maps[i][:, head_indices].to(to) for i in indices])  # (L, B, h, T, T)
 
 

@@ -10,6 +10,8 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from vit.analysis.eval_mode import eval_mode
+
 
 def count_parameters(model: nn.Module) -> int:
     """Trainable numbers in the model."""
@@ -22,14 +24,9 @@ def forward_flops(model: nn.Module) -> int:
     config = model.config
     reference = next(model.parameters())
     image = torch.zeros(1, config.in_chans, *config.image_size, device=reference.device, dtype=reference.dtype)
-    was_training = model.training
-    model.eval()
-    try:
-        # Plain attention: some releases of torch do not count the fused kernel of a CPU.
-        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            model(image)
-    finally:
-        model.train(was_training)
+    # Plain attention: some releases of torch do not count the fused kernel of a CPU.
+    with eval_mode(model), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model(image)
     return counter.get_total_flops()
 
 

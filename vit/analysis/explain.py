@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from vit.analysis.attention import attention_maps, record_attention
+from vit.analysis.eval_mode import eval_mode
 from vit.analysis.inputs import prepare_images
 from vit.analysis.layout import blocks_of, pooled_row, token_layout, unwrap
 
@@ -86,22 +87,17 @@ def attention_gradients(model: nn.Module, images: Any, targets: int | Tensor | N
     if isinstance(getattr(model, "head", None), nn.Identity):
         raise ValueError("the model has no classes to explain (num_classes=0): its head returns features")
     depth = len(blocks_of(model))
-    was_training = model.training
     # The caller's own no_grad or inference_mode must not reach in here.
-    with torch.inference_mode(False), torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad(), eval_mode(model):
         # Gradients pass through the images, so that frozen parameters do not cut the graph.
         images = prepare_images(model, images).detach().clone().requires_grad_()  # (B, C, H, W)
         targets = _check_targets(targets, len(images))
-        model.eval()
-        try:
-            with record_attention(model, with_grad=True) as recorded:
-                # Not model(images): a module compiled in place would run code that no hook can see.
-                logits = model.forward(images)  # (B, K)
-            chosen = _target_logits(logits, targets)  # (B,)
-            maps = [recorded[i] for i in range(depth)]
-            gradients = torch.autograd.grad(chosen.sum(), maps)
-        finally:
-            model.train(was_training)
+        with record_attention(model, with_grad=True) as recorded:
+            # Not model(images): a module compiled in place would run code that no hook can see.
+            logits = model.forward(images)  # (B, K)
+        chosen = _target_logits(logits, targets)  # (B,)
+        maps = [recorded[i] for i in range(depth)]
+        gradients = torch.autograd.grad(chosen.sum(), maps)
     return tuple(torch.stack([_float(x).cpu() for x in xs]) for xs in (maps, gradients))
 
 

@@ -10,6 +10,7 @@ scores of several maps on one model, not of several models.
 import torch
 from torch import Tensor, nn
 
+from vit.analysis.eval_mode import eval_mode
 from vit.analysis.inputs import Picture, prepare_images
 from vit.analysis.layout import token_layout, unwrap
 
@@ -113,9 +114,7 @@ def _curve(
     counts = [round(stage * layout.num_patches / steps) for stage in range(steps + 1)]
     chunk = max(1, CHUNK_TOKENS // layout.num_tokens)
     curves = torch.empty(len(images), steps + 1)
-    was_training = model.training
-    model.eval()
-    try:
+    with eval_mode(model):
         for start in range(0, len(images), chunk):
             part = slice(start, start + chunk)
             place = places[part].repeat_interleave(height, dim=2).repeat_interleave(width, dim=3)  # (b, 1, H, W)
@@ -124,8 +123,6 @@ def _curve(
                 is_shown = (place >= count) if is_deletion else (place < count)  # (b, 1, H, W)
                 probabilities = model(images[part] * is_shown).float().softmax(dim=1)  # (b, K)
                 curves[part, stage] = probabilities.gather(1, target)[:, 0].cpu()
-    finally:
-        model.train(was_training)
     return curves
 
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from vit.analysis.eval_mode import eval_mode
 from vit.analysis.inputs import Picture, prepare_images
 
 
@@ -18,9 +19,5 @@ def predict(model: nn.Module, images: Tensor | Picture | Sequence[Picture]) -> T
     images = prepare_images(model, images)
     if len(images) == 0:
         return torch.empty(0, model.config.num_classes)
-    was_training = model.training
-    model.eval()
-    try:
+    with eval_mode(model):
         return model(images).float().softmax(dim=1).cpu()  # (B, num_classes)
-    finally:
-        model.train(was_training)

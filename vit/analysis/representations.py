@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vit.analysis.eval_mode import eval_mode
 from vit.analysis.inputs import prepare_images
 from vit.analysis.layout import blocks_of, layer_indices, token_layout, unwrap
 
@@ -143,17 +144,12 @@ def _read_blocks(model: nn.Module, images: Any, read: Callable[[Tensor], Tensor]
     blocks = blocks_of(model)
     images = prepare_images(model, images)
     readings = []
-    was_training = model.training
-    model.eval()
-    try:
-        with ExitStack() as stack:
-            for block in blocks:
-                hook = block.register_forward_hook(lambda module, args, out: readings.append(read(out).float().cpu()))
-                stack.callback(hook.remove)
-            # Not forward: with CLS, it computes no other token of the last block.
-            model.forward_features(images)
-    finally:
-        model.train(was_training)
+    with eval_mode(model), ExitStack() as stack:
+        for block in blocks:
+            hook = block.register_forward_hook(lambda module, args, out: readings.append(read(out).float().cpu()))
+            stack.callback(hook.remove)
+        # Not forward: with CLS, it computes no other token of the last block.
+        model.forward_features(images)
     return torch.stack(readings)
 
 

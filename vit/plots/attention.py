@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import ArrayLike, NDArray
 
-from vit.plots.style import ORANGE, new_figure, set_figure_title
+from vit.plots.style import ORANGE, check_images, draw_image, new_figure, set_figure_title
 
 COLORS = "magma"
 
@@ -25,7 +25,7 @@ def blend(image: ArrayLike, heat: ArrayLike, *, opacity: float = 0.6) -> NDArray
         heat: (rows, columns), 0 or more; the image's sides are multiples of it.
         opacity: 0 shows the image alone, in grey; 1 the heat alone.
     """
-    image, heat = _check_image(image), np.asarray(heat, dtype=np.float64)
+    image, heat = check_images(image, "(C, H, W)", name="image"), np.asarray(heat, dtype=np.float64)
     if heat.ndim != 2 or any(side % n for side, n in zip(image.shape[1:], heat.shape, strict=True)):
         raise ValueError(f"heat of shape {heat.shape} does not divide an image of {image.shape[1]}x{image.shape[2]}")
     if not 0 <= opacity <= 1:
@@ -54,11 +54,11 @@ def plot_attention_view(
         query: the patch (row, column) that asks; it is outlined in both pictures.
         unit: what the scale counts.
     """
-    image, heat = _check_image(image), np.asarray(heat)
+    image, heat = check_images(image, "(C, H, W)", name="image"), np.asarray(heat)
     mixed = blend(image, heat, opacity=opacity)
     figure, (left, right) = new_figure(1, 2, width=6.4, height=3.2)
-    _show(left, image)
-    _show(right, mixed)
+    draw_image(left, image)
+    draw_image(right, mixed)
     for ax in (left, right):
         if query is not None:
             outline_patch(ax, query, image.shape[1:], heat.shape)
@@ -75,7 +75,7 @@ def plot_attention_heads(image: ArrayLike, grids: ArrayLike, *, title: str = "")
         image: uint8 (C, H, W).
         grids: (L, h, rows, columns); each map is drawn on its own scale, its largest value under it.
     """
-    image, grids = _check_image(image), np.asarray(grids)
+    image, grids = check_images(image, "(C, H, W)", name="image"), np.asarray(grids)
     if grids.ndim != 4:
         raise ValueError(f"grids must be (layers, heads, rows, columns), got {grids.shape}")
     num_layers, num_heads = grids.shape[:2]
@@ -85,11 +85,11 @@ def plot_attention_heads(image: ArrayLike, grids: ArrayLike, *, title: str = "")
     )
     axes = np.reshape(axes, (num_heads, num_layers + 1))
     for head, row in enumerate(axes):
-        _show(row[0], image)
+        draw_image(row[0], image)
         row[0].set_visible(head == 0)
         for layer, ax in enumerate(row[1:]):
             grid = grids[layer, head]
-            _show(ax, blend(image, grid))
+            draw_image(ax, blend(image, grid))
             ax.set_xlabel(f"max {grid.max():.2f}", fontsize=7, labelpad=2)
             if head == 0:
                 ax.set_title(f"layer {layer}", fontsize=8, pad=3)
@@ -108,12 +108,12 @@ def plot_queries(image: ArrayLike, grids: ArrayLike, queries: Sequence[tuple[int
         grids: (Q, rows, columns), one a query.
         queries: the patches (row, column).
     """
-    image, grids = _check_image(image), np.asarray(grids)
+    image, grids = check_images(image, "(C, H, W)", name="image"), np.asarray(grids)
     figure, axes = new_figure(1, len(queries) + 1, width=8.0, height=8.0 / (len(queries) + 1) + 0.5)
-    _show(axes[0], image)
+    draw_image(axes[0], image)
     axes[0].set_title("image", fontsize=8, pad=3)
     for ax, grid, query in zip(axes[1:], grids, queries, strict=True):
-        _show(ax, blend(image, grid))
+        draw_image(ax, blend(image, grid))
         outline_patch(ax, query, image.shape[1:], grid.shape)
         ax.set_title(f"from patch {query[0]}, {query[1]}", fontsize=8, pad=3)
     set_figure_title(figure, title)
@@ -130,18 +130,18 @@ def plot_explanations(
         heatmaps: method to (B, rows, columns).
         titles: one an image, written beside it.
     """
-    images = np.asarray(images)
+    images = check_images(images)
     side = min(1.25, 7.2 / (len(heatmaps) + 1))
     figure, axes = new_figure(
         len(images), len(heatmaps) + 1, width=side * (len(heatmaps) + 1) + 0.8, height=side * len(images) + 0.5
     )
     axes = np.reshape(axes, (len(images), len(heatmaps) + 1))
     for i, row in enumerate(axes):
-        _show(row[0], _check_image(images[i]))
+        draw_image(row[0], images[i])
         if titles is not None:
             row[0].set_ylabel(titles[i], fontsize=8)
         for ax, heat in zip(row[1:], heatmaps.values(), strict=True):
-            _show(ax, blend(images[i], np.asarray(heat)[i]))
+            draw_image(ax, blend(images[i], np.asarray(heat)[i]))
     for ax, name in zip(axes[0], ["image", *heatmaps], strict=True):
         ax.set_title(name.replace("_", " "), fontsize=8, pad=3)
     set_figure_title(figure, title)
@@ -153,19 +153,3 @@ def outline_patch(ax: Axes, patch: tuple[int, int], image_size: Sequence[int], g
     height, width = image_size[0] / grid_size[0], image_size[1] / grid_size[1]
     corner = (patch[1] * width - 0.5, patch[0] * height - 0.5)
     ax.add_patch(Rectangle(corner, width, height, fill=False, edgecolor=ORANGE, linewidth=2))
-
-
-def _show(ax: Axes, image: NDArray) -> None:
-    """An image without ticks or frame: uint8 (C, H, W), or floats (H, W, 3)."""
-    picture = image.transpose(1, 2, 0).squeeze() if image.dtype == np.uint8 else image
-    ax.imshow(picture, cmap="gray", interpolation="nearest")
-    ax.set(xticks=[], yticks=[])
-    ax.grid(False)
-    ax.spines[:].set_visible(False)
-
-
-def _check_image(image: ArrayLike) -> NDArray:
-    image = np.asarray(image)
-    if image.ndim != 3 or image.dtype != np.uint8 or image.shape[0] not in (1, 3):
-        raise ValueError(f"an image must be uint8 of shape (C, H, W) with C = 1 or 3, got {image.dtype} {image.shape}")
-    return image

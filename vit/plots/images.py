@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from vit.plots.style import BLUE, VERMILION, image_grid, set_figure_title
+from vit.plots.style import BLUE, VERMILION, check_images, draw_image, image_grid, set_figure_title
 
 
 def plot_images(
@@ -14,15 +14,13 @@ def plot_images(
     """A grid of images.
 
     Args:
-        images: uint8 (N, C, H, W), an array or tensor, C = 1 or 3.
+        images: uint8 (B, C, H, W), an array or tensor, C = 1 or 3.
         titles: one an image.
     """
-    images = np.asarray(images)
-    if images.ndim != 4 or images.dtype != np.uint8:
-        raise ValueError(f"images must be uint8 of shape (N, C, H, W), got {images.dtype} {images.shape}")
+    images = check_images(images)
     figure, axes = image_grid(len(images), columns, title_lines=1 if titles is not None else 0)
     for i, ax in enumerate(axes):
-        ax.imshow(images[i].transpose(1, 2, 0).squeeze(), cmap="gray" if images.shape[1] == 1 else None)
+        draw_image(ax, images[i])
         if titles is not None:
             ax.set_title(titles[i], fontsize=8, fontweight="normal", loc="center", pad=3)
     set_figure_title(figure, title)
@@ -35,16 +33,16 @@ def plot_predictions(
     """Images with the class a model gives them and its probability; a wrong one names the truth as well.
 
     Args:
-        images: uint8 (N, C, H, W).
+        images: uint8 (B, C, H, W).
         probabilities: (N, K).
         labels: (N,), the true classes.
     """
-    images, probabilities, labels = np.asarray(images), np.asarray(probabilities), np.asarray(labels)
+    images, probabilities, labels = check_images(images), np.asarray(probabilities), np.asarray(labels)
     figure, axes = image_grid(len(images), columns, title_lines=2)
     for ax, image, p, label in zip(axes, images, probabilities, labels, strict=True):
         guess = int(p.argmax())
         is_right = guess == label
         text = f"{class_names[guess]} {100 * p[guess]:.0f} %\n" + ("" if is_right else f"is {class_names[label]}")
-        ax.imshow(image.transpose(1, 2, 0))
+        draw_image(ax, image)
         ax.set_title(text, fontsize=8, fontweight="normal", loc="center", pad=3, color=BLUE if is_right else VERMILION)
     return figure

@@ -7,13 +7,22 @@ and tables are whatever numbers a model holds.
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 from numpy.typing import ArrayLike, NDArray
 
-from vit.plots.style import BLUE, GREEN, GREY, VERMILION, image_grid, new_figure, set_title
+from vit.plots.style import (
+    BLUE,
+    GREEN,
+    GREY,
+    VERMILION,
+    check_images,
+    draw_image,
+    image_grid,
+    new_figure,
+    set_title,
+)
 
 CHANNEL_COLORS = {"red": VERMILION, "green": GREEN, "blue": BLUE}
 _SCALE, _GAP = 4, 3  # drawn pixels for one of the image, and between two patches: a gap finer than a pixel of the image
@@ -26,18 +35,18 @@ def plot_patches(image: ArrayLike, patch_sizes: Sequence[int]) -> Figure:
         image: uint8 (C, H, W), C = 1 or 3.
         patch_sizes: pixels, each a divisor of both sides.
     """
-    image = _check_pixels(image, "image", "(C, H, W)")
+    image = check_images(image, "(C, H, W)", name="image")
     _, H, W = image.shape
     for p in patch_sizes:
         if p < 1 or H % p or W % p:
             raise ValueError(f"patch_sizes: {p} does not divide an image of {H}x{W} pixels; try one that divides both")
     columns = 1 + len(patch_sizes)
     figure, axes = image_grid(columns, columns)
-    _draw(axes[0], image)
+    draw_image(axes[0], image)
     axes[0].set_title(f"{H} x {W} pixels", fontsize=9)
     for ax, p in zip(axes[1:], patch_sizes, strict=True):
         rows, cols = H // p, W // p
-        _draw(ax, _with_gaps(image, p))
+        draw_image(ax, _with_gaps(image, p))
         ax.set_title(f"{rows * cols} patches of {p} x {p}", fontsize=9)
         if 8 / columns / cols > 0.3:  # inches for a patch, enough for a number of three digits
             pitch, middle = p * _SCALE + _GAP, (p * _SCALE - 1) / 2
@@ -56,7 +65,7 @@ def plot_patch_token(patch: ArrayLike, values: ArrayLike, token: ArrayLike) -> F
         values: (C*p*p,), the normalized pixels in the order of `patchify`: channel by channel.
         token: (D,).
     """
-    patch = _check_pixels(patch, "patch", "(C, p, p)")
+    patch = check_images(patch, "(C, p, p)", name="patch")
     values, token = np.asarray(values), np.asarray(token)
     if values.shape != (patch.size,) or token.ndim != 1:
         raise ValueError(
@@ -64,7 +73,7 @@ def plot_patch_token(patch: ArrayLike, values: ArrayLike, token: ArrayLike) -> F
         )
     figure, (left, middle, right) = new_figure(1, 3, height=2.9)
     left.get_gridspec().set_width_ratios([1, 1.7, 1.7])
-    _draw(left, patch)
+    draw_image(left, patch)
     left.axis("off")
     set_title(left, f"{patch.shape[1]} x {patch.shape[2]} pixels")
     colors = CHANNEL_COLORS if len(patch) == 3 else {"grey": GREY}
@@ -145,14 +154,14 @@ def plot_token_sequence(tokens: ArrayLike, patches: ArrayLike, prefix_names: Seq
         patches: uint8 (N, C, p, p).
         prefix_names: the tokens in front of the patches, in order.
     """
-    tokens, patches = np.asarray(tokens), _check_pixels(patches, "patches", "(N, C, p, p)")
+    tokens, patches = np.asarray(tokens), check_images(patches, "(N, C, p, p)", name="patches")
     num_prefix, T = len(prefix_names), len(prefix_names) + len(patches)
     if tokens.ndim != 2 or len(tokens) != T:
         raise ValueError(f"tokens must have shape (T, D) with T = {num_prefix} + {len(patches)}, got {tokens.shape}")
     strip = patches.transpose(1, 2, 0, 3).reshape(*patches.shape[1:3], -1)  # (C, p, N*p)
     figure, (top, bottom) = new_figure(2, 1, height=3.9)
     top.get_gridspec().set_height_ratios([1, 25])
-    _draw(top, strip, extent=(num_prefix - 0.5, T - 0.5, 0, 1), aspect="auto")
+    draw_image(top, strip, extent=(num_prefix - 0.5, T - 0.5, 0, 1), aspect="auto")
     for i, name in enumerate(prefix_names):
         top.text(i, 0.1, name, rotation=90, ha="center", va="bottom", fontsize=7, color=VERMILION)
     top.set(xlim=(-0.5, T - 0.5), ylim=(0, 1))
@@ -163,20 +172,6 @@ def plot_token_sequence(tokens: ArrayLike, patches: ArrayLike, prefix_names: Seq
     bottom.grid(False)
     figure.colorbar(image, ax=[top, bottom], label="value", pad=0.01)
     return figure
-
-
-def _check_pixels(pixels: ArrayLike, name: str, shape: str) -> NDArray[np.uint8]:
-    pixels = np.asarray(pixels)
-    ndim = len(shape.split(","))
-    if pixels.dtype != np.uint8 or pixels.ndim != ndim or pixels.shape[-3] not in (1, 3):
-        raise ValueError(f"{name} must be uint8 {shape} with C = 1 or 3, got {pixels.dtype} {pixels.shape}")
-    return pixels
-
-
-def _draw(ax: Axes, image: NDArray[np.uint8], extent: Sequence[float] | None = None, aspect: str = "equal") -> None:
-    pixels = image.transpose(1, 2, 0)  # (H, W, C)
-    pixels = pixels.squeeze(2) if len(image) == 1 else pixels
-    ax.imshow(pixels, cmap="gray", vmin=0, vmax=255, interpolation="nearest", extent=extent, aspect=aspect)
 
 
 def _with_gaps(image: NDArray[np.uint8], patch_size: int) -> NDArray[np.uint8]:

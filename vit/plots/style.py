@@ -7,6 +7,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from numpy.typing import ArrayLike, NDArray
 
 # Okabe & Ito, "Color Universal Design", 2008.
 BLUE, ORANGE, GREEN, VERMILION, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#7F7F7F"
@@ -41,6 +43,33 @@ def set_figure_title(figure: Figure, text: str) -> None:
     """A title over all axes; nothing for an empty text."""
     if text:
         figure.suptitle(text, fontsize=11, fontweight="bold", x=0.01, ha="left")
+
+
+def check_images(images: ArrayLike, shape: str = "(B, C, H, W)", *, name: str = "images") -> NDArray[np.uint8]:
+    """The images as an array, if they are uint8 of that shape with C = 1 or 3."""
+    images = np.asarray(images)
+    if images.dtype != np.uint8 or images.ndim != len(shape.split(",")) or images.shape[-3] not in (1, 3):
+        raise ValueError(f"{name} must be uint8 of shape {shape} with C = 1 or 3, got {images.dtype} {images.shape}")
+    return images
+
+
+def draw_values(ax: Axes, values: NDArray, **options: Any) -> AxesImage:
+    """Numbers (rows, columns) as colors, each in its own square, without a frame."""
+    ax.grid(False)
+    ax.spines[:].set_visible(False)
+    ax.tick_params(length=0)
+    return ax.imshow(values, **{"interpolation": "nearest", "cmap": "viridis", **options})
+
+
+def draw_image(ax: Axes, image: NDArray, **options: Any) -> None:
+    """An image without ticks or frame: uint8 (C, H, W), or floats (H, W, C)."""
+    pixels = image.transpose(1, 2, 0) if image.dtype == np.uint8 else image  # (H, W, C)
+    if pixels.shape[2] == 1:
+        grey = {"cmap": "gray", "vmin": 0, "vmax": 255 if image.dtype == np.uint8 else 1}
+        draw_values(ax, pixels.squeeze(2), **grey, **options)
+    else:
+        draw_values(ax, pixels, **options)
+    ax.set(xticks=[], yticks=[])
 
 
 def image_grid(num_images: int, columns: int, *, width: float = 8.0, title_lines: int = 1) -> tuple[Figure, list[Axes]]:
