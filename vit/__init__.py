@@ -15,6 +15,7 @@ _HOMES = {
     "make_loaders": "vit.data",
     "make_eval_loader": "vit.data",
     "fit": "vit.training",
+    "for_budget": "vit.training",
     "evaluate": "vit.training",
     "train_one_epoch": "vit.training",
     "new_run_folder": "vit.training",

@@ -1,5 +1,6 @@
 """Training: model and batches in, trained weights out."""
 
+from vit.training.budget import for_budget
 from vit.training.evaluation import Evaluation, evaluate
 from vit.training.history import History
 from vit.training.loop import fit, train_one_epoch
@@ -13,6 +14,7 @@ __all__ = [
     "build_optimizers",
     "evaluate",
     "fit",
+    "for_budget",
     "learning_rate_factor",
     "new_run_folder",
     "train_one_epoch",

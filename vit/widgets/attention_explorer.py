@@ -40,7 +40,10 @@ class AttentionExplorer(widgets.VBox):
         self._is_updating = False
         self._make_controls()
         self._choose_image()
-        super().__init__([widgets.HBox([widgets.VBox(self._controls()), self.picture])])
+        controls = widgets.VBox(self._controls(), layout=widgets.Layout(flex="0 0 auto"))
+        # Side by side where the page is wide enough, else one below the other; neither is ever squeezed.
+        wrapping = widgets.Layout(flex_flow="row wrap", align_items="flex-start", grid_gap="16px")
+        super().__init__([widgets.HBox([controls, self.picture], layout=wrapping)])
 
     def heat(self) -> Tensor:
         """The map (rows, columns) of the present choices."""
@@ -109,7 +112,8 @@ class AttentionExplorer(widgets.VBox):
         self.target = widgets.Dropdown(options=classes, description="class", disabled=True)
         self.opacity = widgets.FloatSlider(0.6, min=0, max=1, step=0.05, description="opacity")
         self.ask_head = widgets.Button(description=f"{self.reader} asks", button_style="info")
-        self.picture = widgets.Image(format="png")
+        shrinking = widgets.Layout(flex="1 1 420px", min_width="300px", max_width="640px")
+        self.picture = widgets.Image(format="png", layout=shrinking)
         self.patches = self._make_patches()
         self.image.observe(lambda _: self._choose_image(), "value")
         self.method.observe(lambda _: self._choose_method(), "value")

@@ -1,0 +1,98 @@
+"""A budget in minutes becomes a number of epochs, and nothing else changes."""
+
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+
+from vit.config import TrainConfig, ViTConfig
+from vit.data import make_loaders
+from vit.model.vision_transformer import VisionTransformer
+from vit.training import for_budget
+from vit.training.budget import _epochs_that_fit
+
+CONFIG = TrainConfig.preset("quick", device="cpu", batch_size=64, epochs=5, warmup_epochs=1.0)
+
+
+class Slow:
+    """A loader whose batches take a known time, far longer than a step of the network."""
+
+    num_classes = 10
+
+    def __init__(self, loader, seconds):
+        self.loader, self.seconds, self.drawn = loader, seconds, 0
+
+    def __len__(self):
+        return len(self.loader)
+
+    def epoch(self, epoch, start_step=0):
+        for batch in self.loader.epoch(epoch, start_step):
+            time.sleep(self.seconds)
+            self.drawn += 1
+            yield batch
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return VisionTransformer(ViTConfig(image_size=16, embed_dim=8, depth=1, num_heads=1))
+
+
+def test_epochs_are_the_minutes_over_the_measured_time(shapes, model):
+    train, val = make_loaders(shapes, CONFIG)
+    train, val = Slow(train, 0.1), Slow(val, 0.2)
+    assert (len(train), len(val)) == (7, 1)
+    # An epoch sleeps for 7 x 0.1 s and its validation for 0.2 s: ten of them in 9 s, fewer for the work beside it.
+    found = for_budget(CONFIG, model, train, val, minutes=9 / 60, probe_seconds=0.3)
+    assert 7 <= found.epochs <= 10
+    assert found == replace(CONFIG, epochs=found.epochs, warmup_epochs=found.epochs / 5)
+    assert train.drawn < 7, "the probe stops when its seconds are over"
+
+
+def test_steps_that_drop_patches_are_timed_apart(shapes, model):
+    config = replace(CONFIG, patch_drop_rate=0.5, patch_drop_until=0.75)
+    train, _ = make_loaders(shapes, config)
+    tokens = []
+
+    class Watched(VisionTransformer):
+        def embed(self, images):
+            x, rope = super().embed(images)
+            tokens.append(x.shape[1])
+            time.sleep(0.02 if x.shape[1] == 9 else 0.1)
+            return x, rope
+
+    watched = Watched(model.config)
+    found = for_budget(config, watched, train, minutes=2.8 / 60, probe_seconds=0.4)
+    # 0.75 x 20 ms + 0.25 x 100 ms = 40 ms a step, 7 steps an epoch: ten epochs at most.
+    assert set(tokens) == {9, 17}
+    assert 7 <= found.epochs <= 10
+    assert watched.patch_drop.rate == 0
+
+
+def test_nothing_else_changes(shapes, model):
+    train, val = make_loaders(shapes, CONFIG)
+    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    torch.manual_seed(3)
+    expected = torch.rand(3)
+    torch.manual_seed(3)
+    for_budget(CONFIG, model, train, val, minutes=1, probe_seconds=0.05)
+    assert torch.equal(torch.rand(3), expected)
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("seconds", "epoch", "val", "expected"),
+    [(100, 9, 1, 10.0), (105, 9, 1, 10.44), (100.9, 9, 1, 10.0), (5, 10, 0, 0.5), (99.9, 9, 1, 9.98), (1, 10, 2, 0.0)],
+)
+def test_a_begun_epoch_pays_for_its_validation(seconds, epoch, val, expected):
+    assert _epochs_that_fit(seconds, epoch, val) == pytest.approx(expected)
+
+
+def test_impossible_budgets_are_refused(shapes, model):
+    train, val = make_loaders(shapes, CONFIG)
+    with pytest.raises(ValueError, match="minutes=0 must be more than 0"):
+        for_budget(CONFIG, model, train, minutes=0)
+    with pytest.raises(ValueError, match=r"minutes=0.0001 is too short: a step takes .* s here"):
+        for_budget(CONFIG, model, Slow(train, 0.01), val, minutes=0.0001, probe_seconds=0.05)

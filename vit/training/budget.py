@@ -1,0 +1,111 @@
+"""How many epochs fit into some minutes on this machine, found before the run starts.
+
+The number is fixed then: the learning rate reaches zero whatever the machine does next, and the same config gives the
+same run elsewhere.
+"""
+
+import copy
+import math
+import time
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from vit.config import TrainConfig
+from vit.device import resolve_device
+from vit.training.evaluation import evaluate
+from vit.training.loop import train_one_epoch
+from vit.training.memory import keep_freed_memory
+from vit.training.optim import build_optimizers
+
+WARM_UP_STEPS = 3  # the first steps allocate memory, and compile where that was asked for
+
+
+def for_budget(
+    config: TrainConfig,
+    model: nn.Module,
+    train_loader: Any,
+    val_loader: Any | None = None,
+    *,
+    minutes: float,
+    probe_seconds: float = 8.0,
+) -> TrainConfig:
+    """The config with as many epochs as fit into `minutes`, its warm-up the same share of them as before.
+
+    Times real steps of a copy of the model, with and without dropped patches where the config drops some, and one pass
+    over the val loader, which `fit` makes after every epoch. The model, the loaders and the random state stay as they
+    are.
+
+    Args:
+        minutes: wall-clock time of the training, validation included.
+        probe_seconds: how long to time steps, in all.
+
+    Raises:
+        ValueError: `minutes` is not more than 0, or too short for a single step.
+    """
+    if not minutes > 0:
+        raise ValueError(f"minutes={minutes} must be more than 0")
+    device = resolve_device(config.device)
+    if device.type == "cpu":
+        keep_freed_memory()
+    shares = {0.0: 1.0}
+    if config.patch_drop_rate:
+        shares = {1.0: config.patch_drop_until, 0.0: 1 - config.patch_drop_until}
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        probe = copy.deepcopy(model).to(device)
+        step = 0.0  # seconds of a mean step of the run
+        for until, share in shares.items():
+            if share:
+                timed = replace(config, epochs=1, warmup_epochs=0.0, patch_drop_until=until)
+                step += share * _step_seconds(probe, train_loader, timed, probe_seconds / len(shares))
+        started = time.perf_counter()
+        if val_loader is not None:
+            evaluate(probe, val_loader, config)
+        val = time.perf_counter() - started
+    epochs = _epochs_that_fit(60 * minutes, step * len(train_loader), val)
+    if epochs * len(train_loader) < 1:
+        raise ValueError(f"minutes={minutes} is too short: a step takes {step:.2f} s here and a validation {val:.1f} s")
+    return replace(config, epochs=epochs, warmup_epochs=config.warmup_epochs / config.epochs * epochs)
+
+
+def _epochs_that_fit(seconds: float, epoch: float, val: float) -> float:
+    """The epochs, in hundredths, for which training and a validation after each, begun ones included, take no more
+    than `seconds`."""
+    whole = int(seconds // (epoch + val))
+    rest = max(0.0, seconds - whole * (epoch + val) - val) / epoch
+    return whole + math.floor(100 * min(rest, 1)) / 100
+
+
+def _step_seconds(model: nn.Module, loader: Any, config: TrainConfig, seconds: float) -> float:
+    """Mean duration of a step, over so many seconds or an epoch, whichever ends first."""
+    optimizers = build_optimizers(model, config)
+    network = torch.compile(model) if config.compile else model
+    count = 0
+
+    def should_stop() -> bool:
+        nonlocal count, started
+        count += 1
+        if count == WARM_UP_STEPS:
+            _wait_for_device()
+            started = time.perf_counter()
+        return count > WARM_UP_STEPS and time.perf_counter() - started > seconds
+
+    started = time.perf_counter()
+    train_one_epoch(network, loader, optimizers, config, bar=_NoBar(), should_stop=should_stop)
+    _wait_for_device()
+    return (time.perf_counter() - started) / max(1, count - WARM_UP_STEPS)
+
+
+def _wait_for_device() -> None:
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
+
+
+class _NoBar:
+    """A progress bar that shows nothing."""
+
+    def update(self) -> bool:
+        return False
