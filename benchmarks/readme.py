@@ -24,6 +24,9 @@ ROWS = {
     "startup": {"import": ("`import vit`, fresh process, median", 2),
                 "model_class": ("the same with the model class, and so torch", 2),
                 "first_batch": ("first CIFAR-10 batch, fresh process, data cached", 2)},
+    "attention_maps": {"maps_of_16_images": ("attention maps of 16 images, all layers and heads", 3),
+                       "recording_ratio": ("forward pass that is recorded, relative to a plain one", 2),
+                       "explorer_redraw": ("redraw of the attention explorer", 0)},
 }  # fmt: skip
 
 

@@ -9,7 +9,6 @@ A run that was interrupted goes on where it stopped; it is kept in runs/shipped-
 
 import argparse
 import os
-import sys
 from pathlib import Path
 
 import torch
@@ -59,12 +58,11 @@ def main() -> None:
         trained_on=f"{data.name}, {len(data.train.labels)} images",
         test_accuracy=round(test.accuracy, 2),
         val_accuracy=round(history.last["val_accuracy"], 2),
-        train_seconds=round(history.last["seconds"]),
         train_flops=vit.train_flops(model, config.epochs * len(data.train.labels)),
         train_config=config.to_dict(),
         threads=torch.get_num_threads(),
         torch_version=torch.__version__,
-        command=f"python benchmarks/{Path(sys.argv[0]).name} {' '.join(sys.argv[1:])}",
+        command=f"python benchmarks/shipped_weights.py {options.name}",
         commit=current_commit(),
     )
     print(f"{path.name}: test accuracy {test.accuracy:.2f} %, {path.stat().st_size / 1e6:.1f} MB")

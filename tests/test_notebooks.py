@@ -16,11 +16,17 @@ from execute import code_hash, execute  # noqa: E402
 NAMES = sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
 # What makes a run small and fast, for each notebook.
 FAST = {
+    "01_patches_and_positions": ['data_name = "shapes"', 'weights = "vit_nano_patch4_32.shapes"'],
     "02_train_cifar10": [
         'data_name = "shapes"',
         'model_config = ViTConfig.preset("vit_pico_patch8_32")',
         'train_config = TrainConfig.preset("quick", device="cpu")',
     ],
+    "04_attention_maps": [
+        'data_name, weights, num_images = "shapes", "vit_nano_patch4_32.shapes", 16',
+        "num_shapes = 8",
+    ],
+    "05_inside_the_vit": ['data_name, weights, num_images = "shapes", "vit_nano_patch4_32.shapes", 16'],
 }
 
 
