@@ -1,0 +1,386 @@
+"""This project and six published plain ViTs, trained for the same time on the same CPU, one after another.
+
+    python benchmarks/time_to_accuracy.py --minutes 5                  everything, seeds 0, 1 and 2
+    python benchmarks/time_to_accuracy.py --peers ours tintn --feeds batched
+    python benchmarks/time_to_accuracy.py --measure steps.json         only times the steps: on an idle machine ...
+    python benchmarks/time_to_accuracy.py --steps-from steps.json      ... and then trains as long anywhere
+    python benchmarks/time_to_accuracy.py --quick                      seconds, on the built-in set; stores nothing
+
+Each recipe is as published (peers.py), its schedule stretched over the steps that fit into the minutes. Peers are fed
+twice: "per_sample", a DataLoader of torchvision's transforms on single pictures as they have it, with as many of their
+worker processes as there are cores; and "batched", our loader with the same augmentation. All train on our 45,000
+images in float32, as the peers' code does without a GPU; the last weights are tested once, without test-time
+augmentation. Minutes are those of training alone: measuring, validation and the test are off the clock.
+
+Every run has a process and a folder of its own under runs/benchmark-time-to-accuracy/; one that is there for the same
+settings is not repeated. One file, long for that: it is the protocol, which a doubter wants to read from top to bottom.
+"""
+
+import argparse
+import itertools
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.data import DataLoader, Dataset
+from torch.utils.flop_counter import FlopCounterMode
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+import report
+from peers import PEERS, Peer, PlainViT
+
+import vit
+from vit.data import DataSplits, Loader, Split
+from vit.data.loader import make_mix
+from vit.training.loop import classification_loss, run_steps, set_patch_drop
+from vit.training.run_folder import REPOSITORY, write_json
+
+RUNS = Path(os.environ.get("VIT_RUNS") or REPOSITORY / "runs") / "benchmark-time-to-accuracy"
+FIGURE = REPOSITORY / "docs" / "time_to_accuracy.png"
+OURS, MODEL, FEEDS = "ours", "vit_nano_patch4_32", ("per_sample", "batched")
+NUM_POINTS, VAL_IMAGES = 10, 2000  # of each curve, and that each of its points is measured on
+WARM_UP_STEPS, MIN_STEPS, PROBE_SECONDS = 3, 3, 20.0  # of a measurement
+
+
+class Pictures(Dataset):
+    """A split as torchvision's CIFAR10 gives it: arrays (H, W, C), made a picture and transformed one at a time."""
+
+    def __init__(self, split: Split, transform: Callable) -> None:
+        self.pixels = split.images.permute(0, 2, 3, 1).contiguous().numpy()
+        self.labels, self.transform = split.labels.tolist(), transform
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.transform(Image.fromarray(self.pixels[index])), self.labels[index]
+
+
+def batches_of(peer: Peer, feed: str, data: DataSplits, seed: int, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """The peer's training batches without end, epoch after epoch."""
+    mixing = vit.TrainConfig(mixup_alpha=1.0, cutmix_alpha=1.0, mix_probability=0.5)
+    mix = make_mix(mixing, data.num_classes) if peer.mixes else None
+    if feed == "batched":
+        norm = {"mean": peer.mean, "std": peer.std}
+        options = {"augment": peer.batch_augment(), "mix": mix, "shuffle": True, "seed": seed}
+        loader = Loader(data.train, batch_size=peer.batch_size, **norm, **options)
+        for epoch in itertools.count():
+            yield from loader.epoch(epoch)
+    pictures = Pictures(data.train, peer.transform())
+    options = {"shuffle": True, "drop_last": True, "num_workers": workers, "persistent_workers": workers > 0}
+    loader = DataLoader(pictures, batch_size=peer.batch_size, **options)
+    for _ in itertools.count():
+        for images, labels in loader:
+            yield (images, labels) if mix is None else mix(images, labels, int(torch.randint(2**62, ())))
+
+
+def train_peer(
+    model: nn.Module, peer: Peer, batches: Iterator, steps: int, before_step: Callable[[nn.Module], bool]
+) -> None:
+    """The published loop, until its steps are over or `before_step` says so."""
+    optimizer, loss_fn = peer.build_optimizer(model), classification_loss(peer.label_smoothing)
+    model.train()
+    for step in range(steps):
+        if before_step(model):
+            break
+        for group in optimizer.param_groups:
+            group["lr"] = peer.learning_rate * peer.rate_factor(step, steps)
+        loss, _ = loss_fn(model, next(batches))
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def train_ours(model: nn.Module, config: vit.TrainConfig, data: DataSplits, steps: int, before_step: Callable) -> None:
+    """`vit.fit` for so many steps, its warm-up the same share of them as in the config."""
+    loader, _ = vit.make_loaders(data, config)
+    epochs = steps / len(loader)
+    config = replace(config, epochs=epochs, warmup_epochs=config.warmup_epochs / config.epochs * epochs)
+    loss_fn = classification_loss(config.label_smoothing)
+
+    def watched(model: nn.Module, batch: tuple[Tensor, ...]) -> tuple[Tensor, dict[str, Tensor]]:
+        before_step(model)
+        return loss_fn(model, batch)
+
+    if not vit.fit(model, loader, None, config, loss_fn=watched).is_complete:
+        sys.exit("stopped: the run starts anew next time")
+
+
+class Stopwatch:
+    """Asked before every step, says when enough of them have been timed."""
+
+    def __init__(self, seconds: float) -> None:
+        self.limit, self.count, self.seconds, self.started = seconds, -WARM_UP_STEPS, 0.0, 0.0
+
+    def __call__(self, model: nn.Module) -> bool:
+        if self.count == 0:
+            self.started = time.perf_counter()
+        self.count += 1
+        self.seconds = time.perf_counter() - self.started
+        return self.count > MIN_STEPS and self.seconds > self.limit
+
+    @property
+    def seconds_per_step(self) -> float:
+        return self.seconds / (self.count - 1)
+
+
+class Track:
+    """Asked before every step, keeps the time, and the validation accuracy at every tenth of the run, off the clock."""
+
+    def __init__(self, loader: Loader, steps: int) -> None:
+        self.loader, self.marks = loader, {round(steps * i / NUM_POINTS) for i in range(1, NUM_POINTS)} - {0}
+        self.done, self.seconds, self.accuracy = 0, 0.0, {}
+        self.started = time.perf_counter()
+
+    def __call__(self, model: nn.Module) -> bool:
+        if self.done in self.marks:
+            self.look(model)
+        self.done += 1
+        return False
+
+    def look(self, model: nn.Module) -> None:
+        self.seconds += time.perf_counter() - self.started
+        self.accuracy[self.done] = vit.evaluate(model, self.loader, test_time_augmentation="none").accuracy
+        self.started = time.perf_counter()
+
+
+def forward_flops(model: nn.Module, patch_drop_rate: float = 0.0) -> int:
+    """Operations of the forward pass for one image in training, where patches may be dropped."""
+    set_patch_drop(model, patch_drop_rate)
+    image = torch.zeros(1, model.config.in_chans, *model.config.image_size)
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model.train()(image)
+    set_patch_drop(model, 0.0)
+    return counter.get_total_flops()
+
+
+class Run:
+    """One recipe, one feed, one seed: what is trained on what, how fast, and with what result."""
+
+    def __init__(self, name: str, variant: str, seed: int, options: argparse.Namespace) -> None:
+        self.name, self.variant, self.seed, self.options = name, variant, seed, options
+        self.key = f"{name}.{variant}"
+        self.peer = PEERS.get(name)
+        if self.peer:
+            self.peer = replace(self.peer, batch_size=16) if options.quick else self.peer
+            self.recipe = asdict(self.peer) | {"feed": variant}
+        else:
+            self.config = vit.TrainConfig.preset(variant, device="cpu", precision="fp32", seed=seed)
+            self.model_config = vit.ViTConfig.preset("vit_pico_patch8_32" if options.quick else MODEL)
+            self.recipe = {"model": self.model_config.to_dict(), "train": self.config.to_dict() | {"seed": None}}
+        self.recipe = json.loads(json.dumps(self.recipe))
+        budget = "quick" if options.quick else f"{options.minutes:g}min"
+        self.folder = RUNS / budget / f"{name}-{variant}-seed{seed}"
+
+    def prepare(self) -> tuple[DataSplits, nn.Module]:
+        """The data and a new model; everything random that follows depends on the seed."""
+        quick = {"num_train": 512, "num_val": 32, "num_test": 32}
+        data = vit.load_data("shapes", **quick) if self.options.quick else vit.load_data("cifar10")
+        torch.manual_seed(self.seed)
+        return data, PlainViT(self.peer.model) if self.peer else vit.VisionTransformer(self.model_config)
+
+    def batches(self, data: DataSplits) -> Iterator:
+        workers = 0 if self.options.quick else min(self.peer.workers, os.cpu_count())
+        return batches_of(self.peer, self.variant, data, self.seed, workers)
+
+    def measured(self, file: Path) -> dict | None:
+        """The time of a mean step that is stored for this recipe, and where it was measured, if it was."""
+        found = json.loads(file.read_text()).get(self.key, {}) if file.exists() else {}
+        return found["measured"] if found.get("recipe") == self.recipe else None
+
+    def measure(self, file: Path) -> None:
+        """Times real steps and stores their mean."""
+        data, model = self.prepare()
+        probe = 0.1 if self.options.quick else PROBE_SECONDS
+        if self.peer:
+            stopwatch = Stopwatch(probe)
+            train_peer(model, self.peer, self.batches(data), 10**6, stopwatch)
+            seconds = stopwatch.seconds_per_step
+        else:
+            loader, _ = vit.make_loaders(data, self.config)
+            found = vit.for_budget(self.config, model, loader, minutes=60, probe_seconds=probe)
+            seconds = 3600 / run_steps(found, len(loader))
+        row = {"seconds_per_step": seconds, "threads": torch.get_num_threads(), "hardware": report.hardware()}
+        known = json.loads(file.read_text()) if file.exists() else {}
+        write_json(file, known | {self.key: {"measured": row, "recipe": self.recipe}})
+
+    def settings(self, measured: dict) -> dict:
+        return {"recipe": self.recipe, "minutes": self.options.minutes, "seed": self.seed, "measured": measured}
+
+    def result(self, measured: dict) -> dict | None:
+        """What is in the run's folder, if it is of these settings."""
+        path = self.folder / "result.json"
+        found = json.loads(path.read_text()) if path.exists() else {}
+        return found if found.get("settings") == self.settings(measured) else None
+
+    def train(self, measured: dict) -> None:
+        """Trains for the steps that fit into the minutes, tests once, and stores the result."""
+        data, model = self.prepare()
+        seconds_per_step = measured["seconds_per_step"]
+        steps = max(1, int(60 * self.options.minutes / seconds_per_step))
+        norm = {"mean": self.peer.mean, "std": self.peer.std} if self.peer else {"mean": data.mean, "std": data.std}
+        track = Track(Loader(data.val.subset(slice(VAL_IMAGES)), batch_size=500, **norm), steps)
+        if self.peer:
+            train_peer(model, self.peer, self.batches(data), steps, track)
+            drop, until, batch_size = 0.0, 0.0, self.peer.batch_size
+        else:
+            train_ours(model, self.config, data, steps, track)
+            drop, until, batch_size = self.config.patch_drop_rate, self.config.patch_drop_until, self.config.batch_size
+        track.look(model)
+        test = vit.evaluate(model, Loader(data.test, batch_size=500, **norm), test_time_augmentation="none")
+        images_per_step = batch_size
+        if self.variant != "per_sample":  # our loader cuts an epoch into equal batches, theirs leaves the rest away
+            images_per_step = len(data.train) / math.ceil(len(data.train) / batch_size)
+        dropped, full = forward_flops(model, drop), forward_flops(model)
+
+        def flops(step: int) -> float:
+            few = min(step, math.ceil(until * steps))
+            return 3 * images_per_step * (few * dropped + (step - few) * full)
+
+        curve = [
+            {"step": step, "seconds": step * seconds_per_step, "flops": flops(step), "accuracy": accuracy}
+            for step, accuracy in track.accuracy.items()
+        ]
+        result = {
+            "settings": self.settings(measured),
+            "threads": torch.get_num_threads(),
+            "parameters": vit.count_parameters(model),
+            "steps": steps,
+            "passes": steps * images_per_step / len(data.train),
+            "train_flops": flops(steps),
+            "train_seconds": track.seconds,
+            "curve": curve,
+            "test_accuracy": test.accuracy,
+        }
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_json(self.folder / "result.json", result)
+
+
+def start(run: Run, *arguments: str) -> None:
+    """Does one thing, to measure or to train, in a process of its own."""
+    options = run.options
+    variant = ["--preset" if run.name == OURS else "--feeds", run.variant]
+    command = [sys.executable, __file__, "--child", "--peers", run.name, *variant, "--seeds", str(run.seed)]
+    command += ["--minutes", str(options.minutes), *arguments]
+    command += ["--threads", str(options.threads)] if options.threads else []
+    subprocess.run([*command, *(["--quick"] if options.quick else [])], check=True)
+
+
+def claim_of(runs: list[Run], results: list[dict], command: str) -> dict:
+    """The claim of one recipe and feed: test accuracy over its seeds, what it took, and the mean of its curves."""
+    run, first = runs[0], results[0]
+    name, accuracies = f"{run.folder.parent.name}.{run.key}", [result["test_accuracy"] for result in results]
+    points = zip(*(result["curve"] for result in results), strict=True)
+    means = [statistics.mean(point["accuracy"] for point in of_step) for of_step in points]
+    return report.claim(name, accuracies, "%", command, seeds=[run.seed for run in runs]) | {
+        "recipe": run.name,
+        "variant": run.variant,
+        "published": run.peer.published if run.peer else "",
+        "minutes": run.options.minutes,
+        "measured": first["settings"]["measured"],
+        **{name: first[name] for name in ("parameters", "steps", "passes", "train_flops")},
+        **{name: [result[name] for result in results] for name in ("threads", "train_seconds")},
+        "curve": [point | {"accuracy": round(mean, 4)} for point, mean in zip(first["curve"], means, strict=True)],
+    }
+
+
+def table(claims: list[dict]) -> str:
+    """What was trained and how far it came, best first."""
+    form = "{:<11} {:<11} {:>7} {:>8} {:>6} {:>7} {:>9} {:>7} {:>6}  {}"
+    lines = [
+        form.format("recipe", "feed", "params", "s/step", "steps", "passes", "PFLOP", "test %", "spread", "stated")
+    ]
+    for c in sorted(claims, key=lambda c: -c["value"]):
+        cells = f"{c['parameters'] / 1e6:.2f}M {c['measured']['seconds_per_step']:.3g} {c['steps']} {c['passes']:.2f}"
+        cells += f" {c['train_flops'] / 1e15:.3g} {c['value']:.2f} {c['spread']:.2f}"
+        lines.append(form.format(c["recipe"], c["variant"], *cells.split(), c["published"]).rstrip())
+    return "\n".join(lines)
+
+
+def publish(claims: list[dict], *, store: bool) -> None:
+    """Prints; with `store`, puts the claims beside the stored ones of other runs, and draws those of these minutes."""
+    is_there = (report.RESULTS / "time_to_accuracy.json").exists()
+    known = report.load("time_to_accuracy") if store and is_there else {}
+    known |= {c["name"]: c for c in claims}
+    report.publish("time_to_accuracy", list(known.values()), store=store)
+    print("", table(claims), sep="\n")
+    if store:
+        draw([c for c in known.values() if c["minutes"] == claims[0]["minutes"]])
+
+
+def draw(claims: list[dict]) -> None:
+    from vit.plots.comparison import plot_time_to_accuracy  # here, since no run needs matplotlib
+
+    curves = [
+        {"name": c["recipe"], "variant": c["variant"]}
+        | {axis: [point[axis] for point in c["curve"]] for axis in ("seconds", "flops", "accuracy")}
+        for c in sorted(claims, key=lambda c: c["recipe"] != OURS)
+    ]
+    title = f"{claims[0]['minutes']:g} minutes of training on {claims[0]['hardware']}"
+    plot_time_to_accuracy(curves, title=title).savefig(FIGURE, dpi=100)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=5.0, help="training time of every run")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--peers", nargs="+", choices=[OURS, *PEERS], help="default all; quick: ours and tintn")
+    parser.add_argument("--feeds", nargs="+", choices=FEEDS, default=FEEDS)
+    parser.add_argument("--preset", default="cpu_10min", help="our recipe, stretched like the others")
+    parser.add_argument("--threads", type=int, help="CPU threads; the default is torch's own choice")
+    steps = parser.add_mutually_exclusive_group()
+    steps.add_argument("--measure", type=Path, metavar="FILE", help="store the seconds of a step there, and stop")
+    steps.add_argument("--steps-from", type=Path, metavar="FILE", help="take them from there, and measure nothing")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if not options.minutes > 0:
+        parser.error(f"--minutes {options.minutes:g} must be more than 0")
+    if options.quick:
+        options.peers = options.peers or [OURS, "tintn"]
+        options.preset, options.minutes, options.seeds = "quick", 0.005, options.seeds[:1]
+    options.peers = options.peers or [OURS, *PEERS]
+    return options
+
+
+def main() -> None:
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the comparison is one of CPUs, and says so in its claims
+    options = parse()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    keys = [(name, v) for name in options.peers for v in ([options.preset] if name == OURS else options.feeds)]
+    runs = {key: [Run(*key, seed, options) for seed in options.seeds] for key in keys}
+    every = [of_key[i] for i in range(len(options.seeds)) for of_key in runs.values()]  # seed after seed
+    if options.child:
+        (run,) = every
+        run.measure(options.measure) if options.measure else run.train(run.measured(options.steps_from))
+        return
+    file = options.steps_from or options.measure or RUNS / ("quick.json" if options.quick else "steps.json")
+    for run in every[: len(runs)]:
+        if options.measure or (run.measured(file) is None and not options.steps_from):
+            start(run, "--measure", str(file))
+        if run.measured(file) is None:
+            sys.exit(f"{file} holds no time of {run.key} with this recipe: add it with --measure, on an idle machine")
+    if options.measure:
+        return
+    for run in every:
+        if options.quick or run.result(run.measured(file)) is None:
+            start(run, "--steps-from", str(file))
+    command = f"python benchmarks/time_to_accuracy.py --minutes {options.minutes:g} --preset {options.preset}"
+    claims = [claim_of(of_key, [run.result(run.measured(file)) for run in of_key], command) for of_key in runs.values()]
+    publish(claims, store=not options.quick)
+
+
+if __name__ == "__main__":
+    main()
