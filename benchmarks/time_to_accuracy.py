@@ -173,7 +173,8 @@ class Run:
         self.key = f"{name}.{variant}"
         self.peer = PEERS.get(name)
         if self.peer:
-            self.peer = replace(self.peer, batch_size=16) if options.quick else self.peer
+            if options.quick:
+                self.peer = replace(self.peer, batch_size=8, model=replace(self.peer.model, depth=1))
             self.recipe = asdict(self.peer) | {"feed": variant}
         else:
             self.config = vit.TrainConfig.preset(variant, device="cpu", precision="fp32", seed=seed)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, NullLocator
+from matplotlib.ticker import LogLocator, NullLocator
 
 from vit.plots.style import BLUE, VERMILION, new_figure, set_figure_title, set_title
 
@@ -25,19 +25,21 @@ def plot_growth(curves: Mapping[str, Sequence[tuple[float, float, float]]], *, t
     figure, axes = new_figure(2, len(curves), height=4.6)
     axes = axes.reshape(2, len(curves))
     for row, (label, color) in enumerate(_ROWS):
-        for ax, (name, points) in zip(axes[row], curves.items(), strict=True):
+        for ax, points in zip(axes[row], curves.values(), strict=True):
             x, y = np.array(sorted(points))[:, [0, row + 1]].T
             ax.plot(x, y, color=color, marker="o", markersize=4)
             ax.set(xscale="log", yscale="log")
             ax.sharey(axes[row, 0])
-            ax.xaxis.set_major_locator(FixedLocator(x))
-            ax.xaxis.set_minor_locator(NullLocator())
             ax.set_xticks(x, [f"{value:g}" for value in x] if row else [""] * len(x))
+            ax.xaxis.set_minor_locator(NullLocator())
             ax.tick_params(labelleft=ax is axes[row, 0])
+        scale = axes[row, 0].yaxis  # which all panels of a row share
+        scale.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        scale.set_major_formatter("{x:,g}")
+        scale.set_minor_locator(NullLocator())
         axes[row, 0].set_ylabel(label)
-    for ax, name in zip(axes[0], curves, strict=True):
-        set_title(ax, name.capitalize())
-    for ax, name in zip(axes[1], curves, strict=True):
-        ax.set_xlabel(name)
+    for top, bottom, name in zip(*axes, curves, strict=True):
+        set_title(top, name.capitalize())
+        bottom.set_xlabel(name)
     set_figure_title(figure, title)
     return figure

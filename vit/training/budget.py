@@ -83,20 +83,20 @@ def _step_seconds(model: nn.Module, loader: Any, config: TrainConfig, seconds: f
     """Mean duration of a step, over so many seconds or an epoch, whichever ends first."""
     optimizers = build_optimizers(model, config)
     network = torch.compile(model) if config.compile else model
-    count = 0
+    count, warm_up = 0, min(WARM_UP_STEPS, len(loader) - 1)
 
     def should_stop() -> bool:
         nonlocal count, started
         count += 1
-        if count == WARM_UP_STEPS:
+        if count == warm_up:
             _wait_for_device()
             started = time.perf_counter()
-        return count > WARM_UP_STEPS and time.perf_counter() - started > seconds
+        return count > warm_up and time.perf_counter() - started > seconds
 
     started = time.perf_counter()
     train_one_epoch(network, loader, optimizers, config, bar=_NoBar(), should_stop=should_stop)
     _wait_for_device()
-    return (time.perf_counter() - started) / max(1, count - WARM_UP_STEPS)
+    return (time.perf_counter() - started) / (count - warm_up)
 
 
 def _wait_for_device() -> None:

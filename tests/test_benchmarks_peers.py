@@ -1,0 +1,407 @@
+"""The six peers are what their authors publish, both feeds give the same augmentation, and a run keeps its budget."""
+
+import functools
+import json
+import math
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from conftest import randomize
+from torch import nn
+from torchvision.transforms import AutoAugment, AutoAugmentPolicy
+from torchvision.transforms import functional as TF
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
+import peers
+import report
+import time_to_accuracy as tta
+from peers import PEERS, PeerModel, PlainViT
+
+import vit
+from vit.analysis.cost import count_parameters, forward_flops
+from vit.data.loader import normalize
+from vit.plots.comparison import plot_time_to_accuracy
+
+TINY = PeerModel(image_size=(8, 8), embed_dim=12, depth=2, num_heads=3, mlp_dim=20)
+
+# Models
+
+
+@pytest.mark.parametrize(
+    ("name", "millions", "digit"),
+    [
+        ("tintn", 0.12, 0.01),
+        ("s-chh", 0.82, 0.01),  # its README cuts 827,530 to "820k"
+        ("uva15", 3.2, 0.1),
+        ("omihub777", 6.3, 0.1),
+        ("kentaroy47", 9.5, 0.1),
+    ],
+)
+def test_parameters_are_as_many_as_published(name, millions, digit):
+    assert count_parameters(PlainViT(PEERS[name].model)) / 1e6 == pytest.approx(millions, abs=digit)
+
+
+def test_the_published_count_of_spt_lsa_is_of_its_model_for_tiny_imagenet():
+    model = PEERS["spt_lsa"].model
+    for_tiny_imagenet = replace(model, image_size=(64, 64), patch_size=8, num_classes=200)
+    assert round(count_parameters(PlainViT(for_tiny_imagenet)) / 1e6, 1) == 2.8
+    assert round(count_parameters(PlainViT(model)) / 1e6, 1) == 2.7
+
+
+@pytest.mark.parametrize(("by_width", "bias"), [(False, True), (True, False)])
+def test_attention_is_a_plain_softmax_over_the_tokens(by_width, bias):
+    config = replace(TINY, scale_by_width=by_width, qkv_bias=bias)
+    attention = randomize(peers.PlainAttention(config).double())
+    x = torch.randn(2, 5, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    q, k, v = F.linear(x, attention.qkv.weight, attention.qkv.bias).split(12, dim=2)
+    heads = []
+    for h in range(3):
+        own = slice(4 * h, 4 * h + 4)
+        scores = torch.einsum("bid,bjd->bij", q[..., own], k[..., own]).exp_() ** (1 / math.sqrt(12 if by_width else 4))
+        heads.append(torch.einsum("bij,bjd->bid", scores / scores.sum(dim=2, keepdim=True), v[..., own]))
+    expected = torch.cat(heads, dim=2) @ attention.proj.weight.T + attention.proj.bias
+    torch.testing.assert_close(attention(x), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_plain_vit_is_timms(bias):
+    ours = randomize(PlainViT(replace(TINY, qkv_bias=bias)).double()).eval()
+    theirs = timm.models.VisionTransformer(
+        img_size=8, patch_size=4, embed_dim=12, depth=2, num_heads=3, mlp_ratio=20 / 12, qkv_bias=bias, num_classes=10,
+        norm_layer=functools.partial(nn.LayerNorm, eps=1e-5),
+    ).double().eval()  # fmt: skip
+    names = {"patch_embed.": "patch_embed.proj.", ".fc": ".mlp.fc", "head.0.": "head."}
+    state = {}
+    for name, tensor in ours.state_dict().items():
+        for old, new in names.items():
+            name = name.replace(old, new)
+        state[name] = tensor.unflatten(1, (3, 4, 4)) if name == "patch_embed.proj.weight" else tensor
+    theirs.load_state_dict(state)
+    images = torch.randn(3, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    torch.testing.assert_close(ours(images), theirs(images), rtol=1e-10, atol=1e-10)
+
+
+def test_what_timm_has_not():
+    config = replace(TINY, depth=1, gelu="tanh", gelu_after_fc2=True, norm_at_end=False, hidden_head=True)
+    model = randomize(PlainViT(config).double())
+    images = torch.randn(2, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+
+    def gelu(x):
+        return x / 2 * (1 + (math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)).tanh())
+
+    block, tokens = model.blocks[0], []
+    for row in (0, 4):
+        for column in (0, 4):
+            patch = images[:, :, row : row + 4, column : column + 4].reshape(2, 48)
+            tokens.append(patch @ model.patch_embed.weight.T + model.patch_embed.bias)
+    x = torch.stack([model.cls_token[0, 0].expand(2, 12), *tokens], dim=1) + model.pos_embed
+    x = x + block.attn(block.norm1(x))
+    x = x + gelu(block.fc2(gelu(block.fc1(block.norm2(x)))))
+    expected = model.head[2](model.head[0](x[:, 0]).tanh())
+    torch.testing.assert_close(model(images), expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["drop_embed", "drop_attn", "drop_proj", "drop_hidden", "drop_mlp", "drop_path", None])
+def test_every_dropout_acts_in_training_alone(name):
+    model = randomize(PlainViT(replace(TINY, **({name: 0.5} if name else {}))))
+    images = torch.randn(4, 3, 8, 8)
+    plain = randomize(PlainViT(TINY))(images)
+    assert torch.equal(model.eval()(images), plain)
+    assert torch.equal(model.train()(images), plain) == (name is None)
+
+
+@pytest.mark.parametrize(
+    ("init", "qkv", "fc1"), [("torch", 3, 3), ("normal", 0.02, 0.02), ("xavier", 2**-1, 2), ("torch_xavier", 2**-1, 3)]
+)
+def test_weights_start_as_published(init, qkv, fc1):
+    torch.manual_seed(0)
+    D, hidden = 192, 384
+    block = PlainViT(PeerModel(embed_dim=D, depth=1, num_heads=3, mlp_dim=hidden, init=init)).blocks[0]
+    # torch's own is uniform with a variance of 1/3 over the inputs, Xavier's 2 over the inputs and outputs.
+    deviation = {3: (1 / (3 * D)) ** 0.5, 2**-1: (2 / (4 * D)) ** 0.5, 2: (2 / (D + hidden)) ** 0.5, 0.02: 0.02}
+    assert block.attn.qkv.weight.std().item() == pytest.approx(deviation[qkv], rel=0.02)
+    assert block.fc1.weight.std().item() == pytest.approx(deviation[fc1], rel=0.02)
+    assert bool(block.attn.qkv.bias.any()) == (init == "torch")
+
+
+# Recipes
+
+
+def torch_rates(kind, **options):
+    """torch's own schedule, an epoch a step."""
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    schedule, rates = getattr(torch.optim.lr_scheduler, kind)(optimizer, **options), []
+    for _ in range(200):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    return rates
+
+
+def test_schedules_are_those_of_torch_for_the_published_epochs():
+    cases = {  # epochs, of these warm-up, and the rest of the run as the authors build it
+        "kentaroy47": (200, 0, torch_rates("CosineAnnealingLR", T_max=200)),
+        "s-chh": (200, 10, torch_rates("CosineAnnealingLR", T_max=190, eta_min=1e-5 / 5e-4)),
+        "omihub777": (200, 5, torch_rates("CosineAnnealingLR", T_max=195, eta_min=1e-5 / 1e-3)),
+        "spt_lsa": (100, 10, torch_rates("CosineAnnealingLR", T_max=90, eta_min=1e-6 / 1e-3)),
+        "uva15": (180, 0, torch_rates("MultiStepLR", milestones=[100, 150])),
+        "tintn": (100, 0, [1.0] * 200),
+    }
+    assert cases.keys() == PEERS.keys()
+    for name, (epochs, warmup, rates) in cases.items():
+        found = [PEERS[name].rate_factor(epoch, epochs) for epoch in range(epochs)]
+        assert found[warmup:] == pytest.approx(rates[: epochs - warmup]), name
+        assert found[:warmup] == pytest.approx([(i + 1) / (warmup + 1) for i in range(warmup)])
+
+
+def test_a_stretched_schedule_ends_where_the_published_one_does():
+    ends = {"tintn": 1, "s-chh": 0.02, "uva15": 0.01, "omihub777": 0.01, "kentaroy47": 0, "spt_lsa": 0.001}
+    for name, end in ends.items():
+        for steps in (10_000, 123_456):
+            assert PEERS[name].rate_factor(steps - 1, steps) == pytest.approx(end, abs=1e-6), name
+
+
+def test_omihubs_smoothing_leaves_nine_tenths_to_the_right_class():
+    logits = torch.randn(6, 10, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(6)
+    target = torch.full((6, 10), 0.1 / 9, dtype=torch.float64).scatter_(1, labels[:, None], 0.9)
+    expected = -(target * logits.log_softmax(dim=1)).sum(dim=1).mean()
+    found = F.cross_entropy(logits, labels, label_smoothing=PEERS["omihub777"].label_smoothing)
+    torch.testing.assert_close(found, expected)
+
+
+def test_the_loop_sets_the_rate_of_every_step():
+    rates = []
+
+    class Spy(peers.Peer):
+        def build_optimizer(self, model):
+            self.__dict__["optimizer_built"] = super().build_optimizer(model)
+            return self.__dict__["optimizer_built"]
+
+    fields = {name: getattr(PEERS["s-chh"], name) for name in peers.Peer.__dataclass_fields__}
+    peer, model = Spy(**fields), PlainViT(TINY)
+    batches = iter([(torch.randn(2, 3, 8, 8), torch.zeros(2, dtype=torch.int64))] * 7)
+
+    def before_step(model):
+        rates.append(peer.__dict__["optimizer_built"].param_groups[0]["lr"])
+        return len(rates) > 6
+
+    tta.train_peer(model, peer, batches, 40, before_step)
+    assert rates[1:] == [5e-4 * peer.rate_factor(step, 40) for step in range(6)]
+    assert len(list(batches)) == 1, "stopped when told to"
+
+
+# Feeds
+
+
+def test_windows_are_enlarged_as_torchvision_does():
+    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(4))
+    boxes = torch.tensor([[3, 1, 26, 30], [0, 4, 32, 28]])  # top, left, height, width
+    found = peers.crop_windows(images, boxes / 32)
+    for image, box, own in zip(images, boxes.tolist(), found, strict=True):
+        expected = TF.resized_crop(image, *box, [32, 32])
+        # At the edge torchvision repeats the window's last pixel, where we see the one beyond.
+        inner = (slice(None), slice(1, -1), slice(1, -1))
+        assert (own[inner].int() - expected[inner].int()).abs().max() <= 1
+    assert torch.equal(peers.crop_windows(images, torch.tensor([[0.0, 0, 1, 1]] * 2)), images)
+
+
+@pytest.mark.parametrize("ratio", [peers.RATIO_3_4, peers.RATIO_9_10])
+def test_resized_crops_have_the_published_size(ratio, monkeypatch):
+    monkeypatch.setattr(peers, "crop_windows", lambda images, windows: windows)
+    windows = peers.resized_crop(torch.zeros(4000, 3, 32, 32), torch.Generator().manual_seed(0), ratio=ratio)
+    top, left, height, width = windows.unbind(1)
+    assert (windows >= 0).all() and (top + height <= 1.0001).all() and (left + width <= 1.0001).all()
+    free = (height < 1) & (width < 1)
+    area, shape = (height * width)[free], (width / height)[free]
+    assert 0.8 - 1e-4 <= area.min() < 0.81 and area.max() <= 1
+    assert ratio[0] - 1e-4 <= shape.min() and shape.max() <= ratio[1] + 1e-4
+    assert shape.log().mean().abs() < 0.02
+
+
+def test_what_stands_in_for_auto_augment_is_as_strong():
+    draws = [draw for pair in AutoAugment(AutoAugmentPolicy.CIFAR10).policies for draw in pair]
+    strengths = [(p, m / 9) for _, p, m in draws if m is not None]
+    stand_in = peers.AUGMENTATIONS["auto_augment"][1].keywords
+    assert sum(p for _, p, _ in draws) / 25 == pytest.approx(stand_in["num_ops"], abs=0.1)
+    mean = sum(p * m for p, m in strengths) / sum(p for p, _ in strengths)
+    assert mean == pytest.approx(stand_in["magnitude"] / 30, abs=0.02)
+
+
+@pytest.fixture(scope="module")
+def data():
+    return vit.load_data("shapes", num_train=256, num_val=8, num_test=8)
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_both_feeds_show_alike_images(name, data):
+    peer = replace(PEERS[name], batch_size=256)
+    torch.manual_seed(0)
+    found = {}
+    for feed in tta.FEEDS:
+        images, labels = next(tta.batches_of(peer, feed, data, seed=0, workers=0))
+        assert images.shape == (256, 3, 32, 32) and images.dtype == torch.float32
+        assert labels.shape == ((256, 10) if peer.mixes else (256,))
+        found[feed] = images
+    plain = normalize(data.train.images, peer.mean, peer.std)
+    for statistic in (torch.mean, torch.std):
+        one, other = (statistic(x).item() for x in found.values())
+        assert one == pytest.approx(other, abs=0.1), statistic.__name__
+    assert not torch.equal(found["batched"].sort(dim=0).values, plain.sort(dim=0).values)
+
+
+def test_crops_take_every_window_of_the_padded_image():
+    images = torch.randint(1, 256, (1, 3, 6, 5), dtype=torch.uint8, generator=torch.Generator().manual_seed(5))
+    padded = F.pad(images[0], [4] * 4)
+    windows = {padded[:, y : y + 6, x : x + 5].numpy().tobytes() for y in range(9) for x in range(9)}
+    cut = peers.padded_crop(images.expand(1500, -1, -1, -1), torch.Generator().manual_seed(0))
+    assert len(windows) == 81 and {image.numpy().tobytes() for image in cut.contiguous()} == windows
+
+
+def test_one_image_in_four_is_erased():
+    images = torch.zeros(2000, 3, 32, 32, dtype=torch.uint8)
+    erased = peers.erase(images, torch.Generator().manual_seed(0), fill=(1.0, 1.0, 1.0))[:, 0] == 255
+    share = erased.flatten(1).any(dim=1).float().mean().item()
+    assert share == pytest.approx(0.25, abs=0.03)
+    assert erased.flatten(1).sum(dim=1).max() == 15 * 15
+
+
+# Runs
+
+
+def test_a_step_is_timed_after_the_warm_up(monkeypatch):
+    clock = iter([100.0] * 3 + [100, 100] + [102, 103, 107, 110])  # as read before each step; step 4 takes 2 s, ...
+    monkeypatch.setattr(tta.time, "perf_counter", lambda: next(clock))
+    stopwatch, steps = tta.Stopwatch(seconds=9.0), 0
+    while not stopwatch(None):
+        steps += 1
+    assert steps == tta.WARM_UP_STEPS + 4 and stopwatch.seconds_per_step == pytest.approx((110 - 100) / 4)
+
+
+def test_validation_is_off_the_clock(monkeypatch):
+    now = [0.0]
+
+    def evaluate(model, loader, **options):
+        now[0] += 1000
+        return type("", (), {"accuracy": now[0]})
+
+    monkeypatch.setattr(tta.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(tta.vit, "evaluate", evaluate)
+    track = tta.Track(None, 25)
+    for _ in range(25):
+        assert not track(None)
+        now[0] += 1
+    track.look(None)
+    assert track.seconds == 25
+    assert list(track.accuracy) == [2, 5, 8, 10, 12, 15, 18, 20, 22, 25]
+
+
+def test_operations_are_counted_with_the_patches_that_are_dropped():
+    config = PEERS["uva15"].model
+    T, D, hidden = 65, 256, 512
+    block = T * (3 * D * D + D * D + 2 * D * hidden) + 2 * T * T * D
+    by_hand = 2 * (64 * 48 * D + 6 * block + 10 * D)
+    assert tta.forward_flops(PlainViT(config)) == by_hand
+    model = vit.VisionTransformer(vit.ViTConfig.preset("vit_pico_patch8_32", pool="mean"))
+    assert tta.forward_flops(model) == forward_flops(model)
+    of_tokens = [4 * (T * (4 * 64 * 64 + 2 * 64 * 256) + 2 * T * T * 64) for T in (16, 8)]
+    assert tta.forward_flops(model) - tta.forward_flops(model, 0.5) == 2 * (of_tokens[0] - of_tokens[1])
+    assert model.patch_drop.rate == 0
+
+
+@pytest.fixture
+def in_this_process(monkeypatch, tmp_path):
+    """Runs the script with arguments, its processes included, and keeps its files in a folder of the test."""
+
+    def main(*arguments):
+        monkeypatch.setattr(sys, "argv", ["time_to_accuracy.py", *arguments])
+        tta.main()
+
+    monkeypatch.setattr(tta, "RUNS", tmp_path / "runs")
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    monkeypatch.setattr(tta, "FIGURE", tmp_path / "figure.png")
+    monkeypatch.setattr(tta, "subprocess", SimpleNamespace(run=lambda command, check: main(*command[2:])))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    return main
+
+
+def test_the_quick_form_runs_and_stores_nothing(in_this_process, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(tta.vit, "load_data", functools.cache(vit.load_data))
+    before = {path.name: path.read_text() for path in report.RESULTS.glob("*.json")}
+    in_this_process("--quick", "--peers", "ours", "tintn", "spt_lsa")
+    names = [("ours", "quick"), *((name, feed) for name in ("tintn", "spt_lsa") for feed in tta.FEEDS)]
+    printed, table = capsys.readouterr().out.split("\n\n")
+    assert [line.split()[0] for line in printed.splitlines()] == [f"quick.{name}.{variant}" for name, variant in names]
+    assert {tuple(line.split()[:2]) for line in table.splitlines()[1:]} == set(names)
+    for name, variant in names:
+        result = json.loads((tmp_path / "runs" / "quick" / f"{name}-{variant}-seed0" / "result.json").read_text())
+        seconds = result["settings"]["measured"]["seconds_per_step"]
+        last = result["curve"][-1]
+        assert result["steps"] == max(1, int(0.3 / seconds)) == last["step"]
+        assert last["seconds"] <= max(0.3, seconds) and last["flops"] == result["train_flops"] > 0
+    assert {path.name: path.read_text() for path in tmp_path.glob("*.json")} == before == {}
+    assert not tta.FIGURE.exists()
+
+
+def test_a_finished_run_is_not_repeated_and_claims_are_kept(in_this_process, tmp_path, monkeypatch, data):
+    few = replace(data, train=data.train.subset(slice(32)))
+    monkeypatch.setattr(tta.vit, "load_data", lambda name: few)
+    monkeypatch.setattr(tta, "PROBE_SECONDS", 0.01)
+    monkeypatch.setattr(tta, "MODEL", "vit_pico_patch8_32")
+    steps = tmp_path / "steps.json"
+    arguments = ["--minutes", "0.001", "--seeds", "0", "1", "--preset", "quick", "--feeds", "batched"]
+    with pytest.raises(SystemExit, match=r"holds no time of tintn.batched with this recipe: add it with --measure"):
+        in_this_process(*arguments, "--peers", "tintn", "--steps-from", str(steps))
+    in_this_process(*arguments, "--peers", "tintn", "ours", "--measure", str(steps))
+    assert not (tmp_path / "runs").exists()
+    known = json.loads(steps.read_text())
+    for row in known.values():
+        row["measured"]["seconds_per_step"] = 0.02
+    steps.write_text(json.dumps(known))
+    in_this_process(*arguments, "--peers", "tintn", "--steps-from", str(steps))
+    result = tmp_path / "runs" / "0.001min" / "tintn-batched-seed1" / "result.json"
+    written = result.stat().st_mtime_ns
+    in_this_process(*arguments, "--peers", "ours", "tintn", "--steps-from", str(steps))
+    assert result.stat().st_mtime_ns == written
+    claims = report.load("time_to_accuracy")
+    assert list(claims) == ["0.001min.tintn.batched", "0.001min.ours.quick"]
+    for c in claims.values():
+        assert c["steps"] == 3 and c["seeds"] == [0, 1] and len(c["values"]) == 2
+        assert c["measured"]["seconds_per_step"] == 0.02 and len(c["train_seconds"]) == 2
+    assert tta.FIGURE.exists()
+    monkeypatch.setattr(tta, "draw", lambda claims: None)
+    twice = ["--minutes", "0.002", "--seeds", "0", *arguments[5:]]
+    in_this_process(*twice, "--peers", "tintn", "--steps-from", str(steps))
+    claims = report.load("time_to_accuracy")
+    assert len(claims) == 3 and claims["0.002min.tintn.batched"]["steps"] == 6
+
+
+# Figure
+
+
+def test_the_figure_shows_every_run_against_time_and_work():
+    curves = [
+        {"name": name, "variant": variant, "seconds": [1, 2], "flops": [1e9, 2e9 + i], "accuracy": [10, 20 + i]}
+        for i, (name, variant) in enumerate([("ours", "a"), ("tintn", "per_sample"), ("tintn", "batched")])
+    ]
+    figure = plot_time_to_accuracy(curves, title="x")
+    for ax, x in zip(figure.axes, ("seconds", "flops"), strict=True):
+        drawn = [line for line in ax.lines if len(line.get_xdata()) == 2]
+        assert [line.get_xdata().tolist() for line in drawn] == [curve[x] for curve in reversed(curves)]
+        assert [line.get_ydata().tolist() for line in drawn] == [curve["accuracy"] for curve in reversed(curves)]
+        batched, per_sample, ours = drawn
+        assert batched.get_color() == per_sample.get_color() != ours.get_color()
+        assert batched.get_linestyle() != per_sample.get_linestyle()
+        assert ax.get_xlabel()
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert labels == ["22.0  tintn, batched", "21.0  tintn, per sample", "20.0  ours, a"]
+    with pytest.raises(ValueError, match="curves has 0 names; between 1 and 7"):
+        plot_time_to_accuracy([])
+    with pytest.raises(ValueError, match="curve of 'ours' must have as many seconds as flops"):
+        plot_time_to_accuracy([curves[0] | {"seconds": [1]}])

@@ -1,0 +1,63 @@
+"""Which recipe gets further: accuracy against training time and against training work, a line a run."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from vit.plots.style import BLUE, GREEN, GREY, ORANGE, VERMILION, new_figure, set_figure_title, set_title
+
+# Two more of Okabe & Ito's: seven names have to be told apart.
+_COLORS = (BLUE, ORANGE, GREEN, VERMILION, "#CC79A7", "#56B4E9", GREY)
+_STYLES = ("-", "--", ":")
+
+
+def plot_time_to_accuracy(curves: Sequence[Mapping[str, Any]], *, title: str = "") -> Figure:
+    """Accuracy on the way against seconds of training (left) and floating-point operations (right), best end first.
+
+    Args:
+        curves: for each run "name", "variant" and the equally long "seconds", "flops" and "accuracy" (percent). A name
+            has one color, its variants have a line style each; the first name is drawn thicker.
+    """
+    names = list(dict.fromkeys(curve["name"] for curve in curves))
+    if not 0 < len(names) <= len(_COLORS):
+        raise ValueError(f"curves has {len(names)} names; between 1 and {len(_COLORS)} can be told apart")
+    figure, axes = new_figure(1, 2, height=3.6 + 0.21 * math.ceil(len(curves) / 3))
+    for curve in sorted(curves, key=lambda curve: -_check(curve)["accuracy"][-1]):
+        variants = [other["variant"] for other in curves if other["name"] == curve["name"]]
+        look = {
+            "color": _COLORS[names.index(curve["name"])],
+            "linestyle": _STYLES[variants.index(curve["variant"]) % len(_STYLES)],
+            "linewidth": 3 if curve["name"] == names[0] else 1.7,
+        }
+        values = _check(curve)
+        label = f"{values['accuracy'][-1]:.1f}  {curve['name']}, {curve['variant'].replace('_', ' ')}"
+        for ax, x in zip(axes, ("seconds", "flops"), strict=True):
+            ax.plot(values[x], values["accuracy"], label=label, **look)
+            ax.plot(values[x][-1], values["accuracy"][-1], "o", color=look["color"], markersize=4)
+    axes[0].set(xlabel="training time (s)", ylabel="validation accuracy (%)", xlim=(0, None))
+    axes[1].set(xlabel="training work (floating-point operations)", xscale="log")
+    set_title(axes[0], "Accuracy against time")
+    set_title(axes[1], "Accuracy against work")
+    # Below, where no line can run into it.
+    figure.legend(
+        *axes[0].get_legend_handles_labels(),
+        title="% at the end",
+        alignment="left",
+        frameon=False,
+        fontsize=9,
+        loc="outside lower left",
+        ncols=3,
+    )
+    set_figure_title(figure, title)
+    return figure
+
+
+def _check(curve: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    values = {name: np.asarray(curve[name], dtype=float) for name in ("seconds", "flops", "accuracy")}
+    shapes = {name: array.shape for name, array in values.items()}
+    if len(set(shapes.values())) > 1 or values["accuracy"].ndim != 1 or not len(values["accuracy"]):
+        raise ValueError(f"the curve of {curve['name']!r} must have as many seconds as flops and accuracies: {shapes}")
+    return values
