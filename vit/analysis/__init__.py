@@ -20,6 +20,19 @@ from vit.analysis.faithfulness import (
     pointing_game,
 )
 from vit.analysis.layout import TokenLayout, token_layout
+from vit.analysis.metrics import (
+    Reliability,
+    accuracy_interval,
+    apply_temperature,
+    confusion_cell,
+    confusion_matrix,
+    expected_calibration_error,
+    fit_temperature,
+    most_confused_pairs,
+    per_class_accuracy,
+    reliability,
+    worst_errors,
+)
 from vit.analysis.predict import predict
 from vit.analysis.representations import (
     block_outputs,
@@ -35,7 +48,10 @@ from vit.analysis.statistics import attention_entropy, head_similarity, mean_att
 
 __all__ = [
     "METHODS",
+    "Reliability",
     "TokenLayout",
+    "accuracy_interval",
+    "apply_temperature",
     "area",
     "attention_entropy",
     "attention_from",
@@ -44,9 +60,13 @@ __all__ = [
     "attention_rollout",
     "block_outputs",
     "cka",
+    "confusion_cell",
+    "confusion_matrix",
     "count_parameters",
     "deletion_curve",
+    "expected_calibration_error",
     "explain",
+    "fit_temperature",
     "forward_flops",
     "gradient_rollout",
     "head_similarity",
@@ -56,15 +76,19 @@ __all__ = [
     "mask_area",
     "mask_share",
     "mean_attention_distance",
+    "most_confused_pairs",
     "patch_filters",
+    "per_class_accuracy",
     "pointing_chance",
     "pointing_game",
     "pos_embed_similarity",
     "predict",
     "record_attention",
     "relevance",
+    "reliability",
     "token_layout",
     "token_norms",
     "token_pca",
     "train_flops",
+    "worst_errors",
 ]

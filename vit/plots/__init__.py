@@ -1,7 +1,16 @@
 """Plots: numbers in, matplotlib Figures out. Never runs a model."""
 
 from vit.plots.attention import blend, plot_attention_heads, plot_attention_view, plot_explanations, plot_queries
+from vit.plots.comparison import plot_time_to_accuracy
 from vit.plots.curves import plot_class_accuracy, plot_history
+from vit.plots.evaluation import (
+    confusion_colors,
+    plot_confusion_cell,
+    plot_confusion_matrix,
+    plot_errors,
+    plot_reliability,
+    plot_robustness,
+)
 from vit.plots.faithfulness import plot_deletion_insertion, plot_scores
 from vit.plots.images import plot_images, plot_predictions
 from vit.plots.inside import (
@@ -22,16 +31,22 @@ from vit.plots.patches import (
     plot_similarity,
     plot_token_sequence,
 )
+from vit.plots.scaling import plot_growth
 
 __all__ = [
     "blend",
+    "confusion_colors",
     "plot_attention_distance",
     "plot_attention_entropy",
     "plot_attention_heads",
     "plot_attention_view",
     "plot_class_accuracy",
+    "plot_confusion_cell",
+    "plot_confusion_matrix",
     "plot_deletion_insertion",
+    "plot_errors",
     "plot_explanations",
+    "plot_growth",
     "plot_head_similarity",
     "plot_history",
     "plot_images",
@@ -44,8 +59,11 @@ __all__ = [
     "plot_position_table",
     "plot_predictions",
     "plot_queries",
+    "plot_reliability",
+    "plot_robustness",
     "plot_scores",
     "plot_similarity",
+    "plot_time_to_accuracy",
     "plot_token_norms",
     "plot_token_pca",
     "plot_token_sequence",

@@ -1,5 +1,6 @@
 """Widgets: thin panels over public functions. Nothing is computed here that a cell could not ask for."""
 
 from vit.widgets.attention_explorer import AttentionExplorer
+from vit.widgets.confusion_explorer import ConfusionExplorer
 
-__all__ = ["AttentionExplorer"]
+__all__ = ["AttentionExplorer", "ConfusionExplorer"]
