@@ -6,20 +6,12 @@ trained gets it by `model.metadata = data.metadata`, and a model of timm has it 
 
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from vit.analysis.layout import token_layout, unwrap
-
-Picture = Any  # a path, a PIL image, or a uint8 array (H, W, 3)
-
-# A decoder is reachable only if it is listed here, and only for an image of this many pixels.
-PICTURE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
-MAX_PIXELS = 25_000_000
+from vit.pictures import Picture, picture_to_tensor
 
 
 def prepare_images(model: nn.Module, images: Tensor | Picture | Sequence[Picture]) -> Tensor:
@@ -27,12 +19,14 @@ def prepare_images(model: nn.Module, images: Tensor | Picture | Sequence[Picture
 
     Args:
         images: a tensor (B, C, H, W), uint8 or normalized float; or a picture, or a list of pictures: paths, PIL
-            images, uint8 arrays (H, W, 3). Pictures are resized to the model's image size.
+            images, uint8 arrays (H, W, 3). Pictures are resized and cut to the model's image size, as training on an
+            image folder does.
 
     Raises:
         TypeError: a kind of input that is none of these.
-        ValueError: NaN or infinite pixels, with the number of the image; or uint8 for a model that does not say how
-            its images were normalized.
+        FileNotFoundError: no file at a path.
+        ValueError: a file that is no readable picture; NaN or infinite pixels, with the number of the image; or uint8
+            for a model that does not say how its images were normalized.
     """
     model = unwrap(model)
     reference = next(model.parameters())
@@ -45,25 +39,6 @@ def prepare_images(model: nn.Module, images: Tensor | Picture | Sequence[Picture
     if len(images):
         _check_values(images)
     return images.to(reference.dtype)
-
-
-def picture_to_tensor(picture: Picture, size: tuple[int, int]) -> Tensor:
-    """A path, PIL image or uint8 array (H, W, 3) as a uint8 tensor (3, *size), resized with antialiasing."""
-    from PIL import Image
-
-    if isinstance(picture, np.ndarray):
-        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
-            raise TypeError(f"an array must be uint8 (H, W, 3), got {picture.dtype} {picture.shape}")
-        picture = Image.fromarray(picture)
-    if isinstance(picture, (str, Path)):
-        with Image.open(picture, formats=PICTURE_FORMATS) as file:
-            if file.width * file.height > MAX_PIXELS:
-                raise ValueError(f"{picture} has {file.width}x{file.height} pixels; at most {MAX_PIXELS:,} are read")
-            picture = file.convert("RGB")
-    if not isinstance(picture, Image.Image):
-        raise TypeError(f"a picture must be a path, a PIL image or a uint8 array, got {type(picture).__name__}")
-    picture = picture.convert("RGB").resize((size[1], size[0]), Image.Resampling.BICUBIC)
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)  # (3, H, W)
 
 
 def _normalize(images: Tensor, model: nn.Module) -> Tensor:

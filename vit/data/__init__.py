@@ -3,18 +3,20 @@
 from typing import Any
 
 from vit.data.cifar10 import load_cifar10
+from vit.data.image_folder import load_image_folder, save_image_folder
 from vit.data.loader import Loader, denormalize, make_eval_loader, make_loaders, normalize
 from vit.data.shapes import make_shapes
 from vit.data.splits import DataSplits, Split
 
-DATASETS = {"cifar10": load_cifar10, "shapes": make_shapes}
+DATASETS = {"cifar10": load_cifar10, "shapes": make_shapes, "folder": load_image_folder}
 
 
 def load_data(name: str, **options: Any) -> DataSplits:
-    """A dataset by name: "cifar10", or "shapes", which is drawn on the spot and needs no network.
+    """A dataset by name: "cifar10"; "shapes", which is drawn on the spot and needs no network; or "folder", pictures of
+    your own at `path=...`, in one folder a class.
 
     Args:
-        options: passed to `load_cifar10` or `make_shapes`.
+        options: passed to `load_cifar10`, `make_shapes` or `load_image_folder`.
     """
     if name not in DATASETS:
         raise ValueError(f"name={name!r} is not a dataset; allowed: {', '.join(DATASETS)}")
@@ -28,8 +30,10 @@ __all__ = [
     "denormalize",
     "load_cifar10",
     "load_data",
+    "load_image_folder",
     "make_eval_loader",
     "make_loaders",
     "make_shapes",
     "normalize",
+    "save_image_folder",
 ]

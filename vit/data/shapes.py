@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vit.data.splits import DataSplits, Split
+from vit.data.splits import DataSplits, Split, channel_statistics
 
 Floats = NDArray[np.float32]
 
@@ -50,7 +50,7 @@ def make_shapes(
         images, masks, _ = draw(labels, *sides, random)
         splits.append(Split(torch.from_numpy(images), torch.from_numpy(labels), torch.from_numpy(masks)))
     train, val, test = splits
-    mean, std = _channel_statistics(train.images)
+    mean, std = channel_statistics(train.images)
     return DataSplits("shapes", train, val, test, CLASS_NAMES, mean, std)
 
 
@@ -182,14 +182,3 @@ def _cosines(position: Floats, side: int) -> Floats:
 
 def _to_levels(values: Floats) -> NDArray[np.uint8]:
     return (values.clip(0, 1) * 255).round().astype(np.uint8)
-
-
-def _channel_statistics(images: torch.Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation per channel of pixels scaled to [0, 1], by counting the grey levels."""
-    levels = torch.arange(256, dtype=torch.float64) / 255
-    mean, std = [], []
-    for channel in images.unbind(1):
-        share = torch.bincount(channel.flatten(), minlength=256) / channel.numel()
-        mean.append(float((share * levels).sum()))
-        std.append(float((share * (levels - mean[-1]) ** 2).sum().sqrt()))
-    return tuple(mean), tuple(std)

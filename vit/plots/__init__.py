@@ -31,6 +31,7 @@ from vit.plots.patches import (
     plot_similarity,
     plot_token_sequence,
 )
+from vit.plots.predictions import plot_top_classes
 from vit.plots.scaling import plot_growth
 
 __all__ = [
@@ -67,4 +68,5 @@ __all__ = [
     "plot_token_norms",
     "plot_token_pca",
     "plot_token_sequence",
+    "plot_top_classes",
 ]

@@ -2,5 +2,6 @@
 
 from vit.widgets.attention_explorer import AttentionExplorer
 from vit.widgets.confusion_explorer import ConfusionExplorer
+from vit.widgets.picture_predictor import PicturePredictor
 
-__all__ = ["AttentionExplorer", "ConfusionExplorer"]
+__all__ = ["AttentionExplorer", "ConfusionExplorer", "PicturePredictor"]

@@ -1,0 +1,189 @@
+"""Pictures of your own, one folder a class, as the three splits of a dataset.
+
+    photos/cat/1.jpg  photos/cat/2.png  photos/dog/a.jpg  ...     ->  load_image_folder("photos")
+
+Which picture goes where depends on the names in its class and the seed alone, not on the order in which a disk lists
+its files. A picture that is saved twice is used once: in two splits it would be scored from memory. What a file may be,
+and how it is brought to size, is the concern of vit/pictures.py.
+"""
+
+import hashlib
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vit.data.splits import DataSplits, Split, channel_statistics
+from vit.pictures import SUFFIXES, picture_to_tensor
+from vit.progress import progress_bar, say
+
+_LEFTOVERS = {"Thumbs.db", "desktop.ini", "__MACOSX"}  # of operating systems; like hidden files they are no pictures
+_SHOWN = 5  # faults that one message lists
+
+
+def load_image_folder(
+    path: str | Path,
+    *,
+    image_size: int | tuple[int, int] = 32,
+    val_fraction: float = 0.15,
+    test_fraction: float = 0.15,
+    seed: int = 0,
+) -> DataSplits:
+    """The pictures of a folder `path/<class>/<picture>`, resized with antialiasing and cut to their middle.
+
+    Each class is split by itself, so that all splits have the same mixture, and lends at least one picture to each. All
+    pictures stay in memory, N x 3 x H x W bytes.
+
+    Args:
+        image_size: pixels, one side of a square or (height, width).
+        val_fraction, test_fraction: shares of every class, each in (0, 1), together below 1.
+        seed: decides the split and the order in it; 0 or more.
+
+    Returns: images (N, 3, H, W); classes in alphabetical order; mean and std of the train images.
+
+    Raises:
+        FileNotFoundError: there is no folder at `path`.
+        ValueError: an argument, the folder, or a file in it cannot be used; the message says which and why.
+    """
+    size = image_size if isinstance(image_size, tuple) else (image_size, image_size)
+    if len(size) != 2 or any(type(side) is not int or side < 1 for side in size):
+        raise ValueError(f"image_size={image_size!r} must be one or two integers of 1 pixel or more; try 32")
+    _check_split(val_fraction, test_fraction, seed)
+    root = Path(path).expanduser()
+    files = _find(root)
+    fractions = (val_fraction, test_fraction)
+    for name, paths in files.items():
+        _counts(name, len(paths), fractions)  # before any picture is read
+    images, labels = _read(files, size)
+    places: dict[str, list[Tensor]] = {"train": [], "val": [], "test": []}
+    for label, name in enumerate(files):
+        members = (labels == label).nonzero().flatten()
+        num_val, num_test = _counts(name, len(members), fractions)
+        members = members[_permutation(len(members), seed, name)]
+        sizes = (len(members) - num_val - num_test, num_val, num_test)
+        for part, chosen in zip(places.values(), members.split(sizes), strict=True):
+            part.append(chosen)
+    everything = Split(images, labels)
+    train, val, test = (
+        everything.subset(torch.cat(part)[_permutation(sum(map(len, part)), seed, split)])
+        for split, part in places.items()
+    )
+    mean, std = channel_statistics(train.images)
+    std = tuple(max(s, 1 / 255) for s in std)  # a channel that never changes must not be divided by 0
+    return DataSplits(root.resolve().name, train, val, test, tuple(files), mean, std)
+
+
+def save_image_folder(split: Split, class_names: tuple[str, ...], path: str | Path) -> Path:
+    """Writes a split as `path/<class>/<number>.png`, the form that `load_image_folder` reads; returns the folder."""
+    root = Path(path)
+    for number, (image, label) in enumerate(zip(split.images, split.labels, strict=True)):
+        folder = root / class_names[label]
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = image.expand(3, -1, -1).permute(1, 2, 0)  # (H, W, 3)
+        Image.fromarray(pixels.numpy()).save(folder / f"{number:05d}.png")
+    return root
+
+
+def _check_split(val_fraction: float, test_fraction: float, seed: int) -> None:
+    for name, value in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):
+        if not isinstance(value, float) or not 0 < value < 1:
+            raise ValueError(f"{name}={value!r} must be a number between 0 and 1, neither included; try 0.15")
+    if val_fraction + test_fraction >= 1:
+        raise ValueError(f"val_fraction={val_fraction} and test_fraction={test_fraction} leave nothing to train on")
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise ValueError(f"seed={seed!r} must be an integer of 0 or more")
+
+
+def _counts(name: str, count: int, fractions: tuple[float, float]) -> tuple[int, int]:
+    """How many pictures of a class are for validation, and how many for the test."""
+    num_val, num_test = (max(1, round(count * fraction)) for fraction in fractions)
+    if num_val + num_test >= count:
+        raise ValueError(
+            f"class {name!r} has {count} different pictures: with {num_val} for validation and {num_test} for the test "
+            "none is left to train on; it needs 3 or more, or smaller fractions"
+        )
+    return num_val, num_test
+
+
+def _permutation(count: int, seed: int, name: str) -> Tensor:
+    """An order that depends on the seed and a name, so that a new class moves no picture of another."""
+    return torch.from_numpy(np.random.default_rng((seed, *os.fsencode(name))).permutation(count))
+
+
+# From a folder to files
+
+
+def _find(root: Path) -> dict[str, list[Path]]:
+    """The files of every class, both in alphabetical order."""
+    if not root.is_dir():
+        raise FileNotFoundError(f"there is no folder at {root}")
+    form = f"pictures are expected as {root}/<class>/<picture>"
+    entries = _visible(root)
+    for entry in entries:
+        if entry.is_symlink() and not entry.exists():
+            raise ValueError(f"{entry} is a link that leads nowhere; {form}")
+        if not entry.is_dir() and entry.suffix.lower() in SUFFIXES:
+            raise ValueError(f"{entry} is in no class folder; {form}")
+    folders = [entry for entry in entries if entry.is_dir()]
+    if len(folders) < 2:
+        found = f"one class folder, {folders[0].name!r}" if folders else "no class folder"
+        raise ValueError(f"{root} holds {found}; a classifier needs two or more, and {form}")
+    return {folder.name: _members(folder) for folder in folders}
+
+
+def _members(folder: Path) -> list[Path]:
+    entries = _visible(folder)
+    if not entries:
+        raise ValueError(f"class folder {folder} holds no picture; fill it or remove it")
+    for entry in entries:
+        if entry.is_dir():
+            raise ValueError(
+                f"class folder {folder} holds a folder, {entry.name!r}, and should hold pictures only; "
+                "pass the folder right above the classes"
+            )
+    return entries
+
+
+def _visible(folder: Path) -> list[Path]:
+    """What a folder holds, without hidden files; sorted as text, since paths sort differently on Windows."""
+    entries = [entry for entry in folder.iterdir() if not entry.name.startswith(".") and entry.name not in _LEFTOVERS]
+    return sorted(entries, key=lambda entry: entry.name)
+
+
+# From files to pixels
+
+
+def _read(files: dict[str, list[Path]], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Every different picture (N, 3, H, W) and its label (N,), or one error for all that cannot be used."""
+    images = torch.empty(sum(map(len, files.values())), 3, *size, dtype=torch.uint8)
+    labels, faults, copies = [], [], []
+    first: dict[bytes, tuple[int, Path]] = {}  # who brought these pixels
+    everyone = [(label, path) for label, paths in enumerate(files.values()) for path in paths]
+    for label, path in progress_bar(everyone, desc="pictures", delay=1):
+        try:
+            image = picture_to_tensor(path, size)
+        except (ValueError, OSError) as error:
+            faults.append(str(error))
+            continue
+        digest = hashlib.blake2b(image.numpy().tobytes(), digest_size=16).digest()
+        first_label, first_path = first.setdefault(digest, (label, path))
+        if first_label != label:
+            faults.append(f"{first_path} and {path} are the same picture in two classes; remove one of them")
+        elif first_path != path:
+            copies.append(f"{path} (as {first_path.name})")
+        else:
+            images[len(labels)] = image
+            labels.append(label)
+    if faults:
+        raise ValueError(f"{len(faults)} of {len(everyone)} pictures cannot be used:" + _listed(faults))
+    if copies:
+        say(f"{len(copies)} pictures are copies of others at this size, and left out:" + _listed(copies))
+    return images[: len(labels)], torch.tensor(labels, dtype=torch.int64)
+
+
+def _listed(lines: list[str]) -> str:
+    more = [f"and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
+    return "".join(f"\n  - {line}" for line in [*lines[:_SHOWN], *more])
