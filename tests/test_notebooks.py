@@ -16,17 +16,24 @@ from execute import code_hash, execute  # noqa: E402
 NAMES = sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
 # What makes a run small and fast, for each notebook.
 FAST = {
+    "00_quickstart": ['data_name, weights = "shapes", "vit_nano_patch4_32.shapes"'],
     "01_patches_and_positions": ['data_name = "shapes"', 'weights = "vit_nano_patch4_32.shapes"'],
     "02_train_cifar10": [
         'data_name = "shapes"',
         'model_config = ViTConfig.preset("vit_pico_patch8_32")',
         'train_config = TrainConfig.preset("quick", device="cpu")',
     ],
+    "03_evaluate": ['data_name, weights, num_corrupted = "shapes", "vit_nano_patch4_32.shapes", 8'],
     "04_attention_maps": [
         'data_name, weights, num_images = "shapes", "vit_nano_patch4_32.shapes", 16',
         "num_shapes = 8",
     ],
     "05_inside_the_vit": ['data_name, weights, num_images = "shapes", "vit_nano_patch4_32.shapes", 16'],
+    "08_your_images": [
+        'data_name, weights, num_demo = "shapes", "vit_nano_patch4_32.shapes", 60',
+        'model_config = ViTConfig.preset("vit_pico_patch8_32")',
+        'train_config = TrainConfig.preset("quick", device="cpu")',
+    ],
 }
 
 

@@ -18,7 +18,7 @@ FACTS = {
 }
 TEST_SPLITS = {
     "vit_nano_patch4_32.cifar10": lambda: vit.load_data("cifar10"),
-    "vit_nano_patch4_32.shapes": lambda: vit.load_data("shapes", num_train=1, num_val=1, num_test=2000),
+    "vit_nano_patch4_32.shapes": lambda: vit.load_data("shapes", num_train=20_000, num_val=1, num_test=2000),
 }
 
 
