@@ -2,6 +2,7 @@
 
 from vit.analysis.attention import attention_from, attention_maps, record_attention
 from vit.analysis.cost import count_parameters, forward_flops, train_flops
+from vit.analysis.estimate import TrainingMemory, measure_rate, training_memory, training_seconds
 from vit.analysis.explain import (
     METHODS,
     attention_gradients,
@@ -50,6 +51,7 @@ __all__ = [
     "METHODS",
     "Reliability",
     "TokenLayout",
+    "TrainingMemory",
     "accuracy_interval",
     "apply_temperature",
     "area",
@@ -76,6 +78,7 @@ __all__ = [
     "mask_area",
     "mask_share",
     "mean_attention_distance",
+    "measure_rate",
     "most_confused_pairs",
     "patch_filters",
     "per_class_accuracy",
@@ -90,5 +93,7 @@ __all__ = [
     "token_norms",
     "token_pca",
     "train_flops",
+    "training_memory",
+    "training_seconds",
     "worst_errors",
 ]

@@ -32,6 +32,7 @@ from vit.plots.patches import (
     plot_token_sequence,
 )
 from vit.plots.predictions import plot_top_classes
+from vit.plots.runs import plot_learning_rates, plot_runs
 from vit.plots.scaling import plot_growth
 
 __all__ = [
@@ -52,6 +53,7 @@ __all__ = [
     "plot_history",
     "plot_images",
     "plot_layer_similarity",
+    "plot_learning_rates",
     "plot_logit_lens",
     "plot_patch_filters",
     "plot_patch_token",
@@ -62,6 +64,7 @@ __all__ = [
     "plot_queries",
     "plot_reliability",
     "plot_robustness",
+    "plot_runs",
     "plot_scores",
     "plot_similarity",
     "plot_time_to_accuracy",

@@ -1,22 +1,48 @@
 """Training: model and batches in, trained weights out."""
 
+from vit.training.background import BackgroundRun, train_in_background
 from vit.training.budget import for_budget
 from vit.training.evaluation import Evaluation, evaluate
 from vit.training.history import History
 from vit.training.loop import fit, train_one_epoch
+from vit.training.lr_finder import LearningRateCurve, find_learning_rate
 from vit.training.optim import Muon, build_optimizers, learning_rate_factor
 from vit.training.run_folder import new_run_folder, write_summary
+from vit.training.runs import (
+    Run,
+    compare_runs,
+    delete_run,
+    list_runs,
+    load_run,
+    log_to_tensorboard,
+    rename_run,
+    skipped_folders,
+    sort_runs,
+)
 
 __all__ = [
+    "BackgroundRun",
     "Evaluation",
     "History",
+    "LearningRateCurve",
     "Muon",
+    "Run",
     "build_optimizers",
+    "compare_runs",
+    "delete_run",
     "evaluate",
+    "find_learning_rate",
     "fit",
     "for_budget",
     "learning_rate_factor",
+    "list_runs",
+    "load_run",
+    "log_to_tensorboard",
     "new_run_folder",
+    "rename_run",
+    "skipped_folders",
+    "sort_runs",
+    "train_in_background",
     "train_one_epoch",
     "write_summary",
 ]

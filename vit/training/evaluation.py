@@ -1,5 +1,6 @@
 """Measuring a classifier on a whole split."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,13 +24,19 @@ class Evaluation:
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, loader: Any, config: TrainConfig | None = None, *, test_time_augmentation: str | None = None
-) -> Evaluation:
+    model: nn.Module,
+    loader: Any,
+    config: TrainConfig | None = None,
+    *,
+    test_time_augmentation: str | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Evaluation | None:
     """Runs a classifier over a loader once, in evaluation mode, and puts its mode back.
 
     Args:
         test_time_augmentation: "none" or "flip" (mean of the probabilities of an image and its mirror image);
             the config's own unless given.
+        should_stop: asked before every batch; once it says yes, there is no result but None.
     """
     config = config or TrainConfig()
     augmentation = test_time_augmentation or config.test_time_augmentation
@@ -42,6 +49,8 @@ def evaluate(
     try:
         with autocast(config, device):
             for images, batch_labels in loader.epoch(0, 0):
+                if should_stop():
+                    return None
                 images = images.to(device)  # the model may have been trained elsewhere than the loader's default
                 batch = model(images).float().softmax(dim=1)  # (B, K)
                 if augmentation == "flip":

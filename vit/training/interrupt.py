@@ -8,14 +8,17 @@ from typing import Any
 
 
 @contextlib.contextmanager
-def stop_on_interrupt() -> Iterator[Callable[[], bool]]:
+def stop_on_interrupt(should_stop: Callable[[], bool] = lambda: False) -> Iterator[Callable[[], bool]]:
     """Turns the first Ctrl-C within the block into a question, asked between two steps: should we stop?
 
     An interrupt in the middle of a step would leave weights and optimizer half updated. A second one raises as ever.
-    Outside the main thread, where Python delivers no signals, the answer is always no.
+    Outside the main thread, where Python delivers no signals, the answer is that of `should_stop` alone.
+
+    Args:
+        should_stop: another reason to stop.
     """
     if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
+        yield should_stop
         return
     interrupted = threading.Event()
     previous = signal.getsignal(signal.SIGINT)
@@ -27,6 +30,6 @@ def stop_on_interrupt() -> Iterator[Callable[[], bool]]:
 
     signal.signal(signal.SIGINT, on_interrupt)
     try:
-        yield interrupted.is_set
+        yield lambda: interrupted.is_set() or should_stop()
     finally:
         signal.signal(signal.SIGINT, previous)

@@ -26,6 +26,7 @@ from vit.training.history import History
 from vit.training.interrupt import stop_on_interrupt
 from vit.training.memory import keep_freed_memory
 from vit.training.optim import build_optimizers, learning_rate_factor, set_learning_rate
+from vit.training.run_lock import being_written
 
 LossFn = Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, dict[str, Tensor]]]
 Sums = dict[str, Tensor]
@@ -140,6 +141,9 @@ def fit(
     run_dir: str | Path | None = None,
     resume: bool = False,
     loss_fn: LossFn | None = None,
+    history: History | None = None,
+    make_bar: Callable[..., Any] = progress_bar,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> History:
     """Trains `model` in place for `config.epochs` epochs, measuring it on the val loader after each.
 
@@ -150,8 +154,12 @@ def fit(
         run_dir: folder for `history.csv` and the resumable state, written after each epoch and at a stop.
         resume: go on from the state in `run_dir`; the result is then the same as without the stop.
         loss_fn: what to learn instead of classification; its metrics are summed and divided by the samples seen.
+        history: an empty one to fill and return, for whoever wants to watch it grow.
+        make_bar: what shows the progress; called and used as `progress_bar` is.
+        should_stop: asked after every step and before every val batch; a yes is like Ctrl-C.
 
     Raises:
+        RuntimeError: another training is writing into `run_dir`.
         ValueError: the model's classes are not the data's, or the state to resume is not of this run.
         FloatingPointError: the loss is no longer finite; the state of the last good epoch is kept.
     """
@@ -165,13 +173,14 @@ def fit(
     ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay)) if config.ema_decay else None
     network = torch.compile(model) if config.compile else model
     evaluated = ema.module if ema is not None else network
-    history, first_epoch, start_step, sums, earlier_seconds = History(), 0, 0, {}, 0.0
+    history = History() if history is None else history
+    first_epoch, start_step, sums, earlier_seconds = 0, 0, {}, 0.0
     state = {"model": model, "optimizers": optimizers, "ema": ema, "config": config}
     if resume:
         if run_dir is None:
             raise ValueError("resume=True needs run_dir, the folder of the run to go on with")
         saved = load_training_state(Path(run_dir) / STATE_FILE, **state)
-        history = History(saved["rows"])
+        history.rows = saved["rows"]
         first_epoch, start_step, earlier_seconds = saved["epoch"], saved["step"], saved["seconds"]
         sums = {name: value.to(device) if torch.is_tensor(value) else value for name, value in saved["sums"].items()}
     started = time.perf_counter() - earlier_seconds
@@ -186,8 +195,11 @@ def fit(
 
     # One bar for the whole run, so that the time it says is left is the time until the result.
     steps_done, total_steps = first_epoch * len(train_loader) + start_step, run_steps(config, len(train_loader))
-    bar = progress_bar(total=total_steps, initial=steps_done, unit="step")
-    with bar, stop_on_interrupt() as should_stop:
+    with (
+        being_written(run_dir),
+        make_bar(total=total_steps, initial=steps_done, unit="step") as bar,
+        stop_on_interrupt(should_stop) as should_stop,
+    ):
         for epoch in range(first_epoch, math.ceil(total_steps / len(train_loader))):
             _describe(bar, epoch + 1, config, history)
             next_step, sums = train_one_epoch(
@@ -217,7 +229,10 @@ def fit(
                     f"{config.learning_rate} or muon_learning_rate={config.muon_learning_rate}, or clip_grad_norm=1.0"
                 )
             if val_loader is not None and loss_fn is None:
-                val = evaluate(evaluated, val_loader, config)
+                val = evaluate(evaluated, val_loader, config, should_stop=should_stop)
+                if val is None:  # the resumed run begins with it
+                    save(epoch, next_step, sums)
+                    return history
                 row |= {"val_loss": val.loss, "val_accuracy": val.accuracy}
             history.rows.append(row | {"seconds": time.perf_counter() - started})
             _describe(bar, epoch + 1, config, history)

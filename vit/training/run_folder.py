@@ -35,9 +35,14 @@ def new_run_folder(name: str, root: str | Path | None = None, **settings: Any) -
         folder = Path(os.environ["VIT_RUN_FOLDER"])
         folder.mkdir(parents=True, exist_ok=True)
     else:
-        folder = _make_new(Path(root or os.environ.get("VIT_RUNS") or REPOSITORY / "runs"), name)
+        folder = _make_new(runs_root(root), name)
     write_json(folder / "config.json", {k: v.to_dict() if hasattr(v, "to_dict") else v for k, v in settings.items()})
     return folder
+
+
+def runs_root(root: str | Path | None = None) -> Path:
+    """The folder that holds all runs: `root`, or $VIT_RUNS, or `runs/` in the repository."""
+    return Path(root or os.environ.get("VIT_RUNS") or REPOSITORY / "runs")
 
 
 def _make_new(root: Path, name: str) -> Path:

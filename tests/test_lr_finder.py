@@ -1,0 +1,172 @@
+"""The learning-rate finder against closed forms, a loop written by hand, and losses made up to have a known answer."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from vit.config import TrainConfig, ViTConfig
+from vit.data import make_loaders
+from vit.model.vision_transformer import VisionTransformer
+from vit.training import build_optimizers, lr_finder
+from vit.training.lr_finder import LearningRateCurve, find_learning_rate
+
+CONFIG = TrainConfig.preset("quick", device="cpu", batch_size=64)
+
+
+class Endless:
+    """A loader that gives the same batch again and again, three times an epoch."""
+
+    def __len__(self):
+        return 3
+
+    def epoch(self, epoch, start_step=0):
+        for _ in range(start_step, 3):
+            yield torch.zeros(2, 1), torch.zeros(2)
+
+
+def made_up(values):
+    """A loss that takes the given values one after the other, whatever the model does."""
+    remaining = iter(values)
+    return lambda model, batch: (model.weight.sum() * 0 + next(remaining), {})
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return VisionTransformer(ViTConfig(image_size=16, embed_dim=16, depth=2, num_heads=2, mlp_ratio=2.0))
+
+
+@pytest.mark.parametrize("curvature", [0.5, 3.0, 40.0])
+def test_gradient_descent_on_a_parabola_diverges_above_two_over_the_curvature(monkeypatch, curvature):
+    """w <- (1 - rate * curvature) w grows exactly if the rate is above 2 / curvature."""
+
+    def gradient_descent(model, config):
+        optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+        optimizer.param_groups[0]["peak_lr"] = 1.0
+        return [optimizer]
+
+    monkeypatch.setattr(lr_finder, "build_optimizers", gradient_descent)
+    line = nn.Linear(1, 1, bias=False).double()
+    nn.init.ones_(line.weight)
+    # Few steps above the lowest rate, or the parabola would be at its bottom before the rate is at its limit.
+    low, high, num_steps = 0.5 / curvature, 50 / curvature, 40
+    curve = find_learning_rate(
+        line,
+        Endless(),
+        CONFIG,
+        low=low,
+        high=high,
+        num_steps=num_steps,
+        loss_fn=lambda model, batch: (0.5 * curvature * model.weight.square().sum(), {}),
+    )
+    ratio = (high / low) ** (1 / (num_steps - 1))
+    np.testing.assert_allclose(curve.factors, low * ratio ** np.arange(len(curve.factors)), rtol=1e-9)
+    shrinkage = (1 - np.array(curve.factors) * curvature) ** 2
+    expected = 0.5 * curvature * np.concatenate([[1], shrinkage[:-1].cumprod()])
+    np.testing.assert_allclose(curve.losses, expected, rtol=1e-6)
+    lowest = curve.factors[int(np.argmin(curve.losses))]
+    assert 2 / curvature / ratio <= lowest <= 2 / curvature * ratio
+    assert len(curve.losses) < num_steps, "the ramp ends where it diverges"
+    is_above = np.array(curve.losses) > 4 * np.minimum.accumulate(curve.losses)
+    assert is_above[-1] and not is_above[:-1].any(), "and no later"
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_all_rates_rise_together_as_in_a_loop_written_by_hand(shapes, model, optimizer):
+    config = replace(CONFIG, optimizer=optimizer, label_smoothing=0.0, clip_grad_norm=0.3)
+    loader, _ = make_loaders(shapes, config)
+    assert len(loader) == 7
+    curve = find_learning_rate(model, loader, config, low=0.1, high=5, num_steps=10)
+
+    optimizers = build_optimizers(model, config)
+    assert len(optimizers) == (2 if optimizer == "muon" else 1)
+    for i, loss in enumerate(curve.losses):
+        images, labels = loader.batch(i // 7, i % 7)  # ten steps are more than an epoch
+        reference = F.cross_entropy(model(images), labels)
+        assert loss == pytest.approx(reference.item(), rel=1e-5)
+        model.zero_grad()
+        reference.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 0.3)
+        for one in optimizers:
+            for group in one.param_groups:
+                is_adam = isinstance(one, torch.optim.AdamW)
+                peak = config.learning_rate if is_adam else config.muon_learning_rate
+                group["lr"] = peak * 0.1 * 50 ** (i / 9)
+            one.step()
+    assert len(curve.losses) == 10
+
+
+def test_nothing_changes(shapes, model):
+    config = replace(CONFIG, patch_drop_rate=0.5)
+    loader, _ = make_loaders(shapes, config)
+    expected = [loader.batch(0, step)[0].clone() for step in range(2)]
+    model.eval()
+    model.head.fc1.weight.grad = torch.full_like(model.head.fc1.weight, 7.0)
+    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    torch.manual_seed(3)
+    numbers = torch.rand(3)
+    torch.manual_seed(3)
+    curve = find_learning_rate(model, loader, config, num_steps=10)
+    assert torch.equal(torch.rand(3), numbers)
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
+    assert not model.training and model.patch_drop.rate == 0
+    assert {name for name, p in model.named_parameters() if p.grad is not None} == {"head.fc1.weight"}
+    assert (model.head.fc1.weight.grad == 7).all()
+    assert all(torch.equal(loader.batch(0, step)[0], images) for step, images in enumerate(expected))
+    torch.manual_seed(3)
+    assert curve == find_learning_rate(model, loader, config, num_steps=10)
+
+
+@pytest.mark.parametrize("steepest", [0.3, 1.0, 8.0])
+@pytest.mark.parametrize("noise", [0.0, 0.03])
+def test_the_suggestion_is_where_the_loss_falls_fastest(steepest, noise):
+    """A logistic fall in log(factor) is steepest in its middle; smoothing by equal weights on both sides keeps it."""
+    factors = np.geomspace(0.01, 100, 100)
+    rng = np.random.default_rng(0)
+    losses = 2.3 - 1.5 / (1 + (factors / steepest) ** -2) + noise * rng.standard_normal(100)
+    losses[80:] += np.linspace(0, 4, 20)  # and then it breaks
+    curve = find_learning_rate(nn.Linear(1, 1), Endless(), CONFIG, loss_fn=made_up(losses))
+    tolerance = 1.1 if noise == 0 else 1.8
+    assert steepest / tolerance < curve.suggestion < steepest * tolerance
+    assert np.std(np.array(curve.smoothed) - curve.losses) > noise / 2
+    scaled = curve.scaled(CONFIG)
+    assert scaled.learning_rate / CONFIG.learning_rate == pytest.approx(curve.suggestion)
+    assert replace(scaled, learning_rate=1.0) == replace(
+        CONFIG, learning_rate=1.0, muon_learning_rate=CONFIG.muon_learning_rate * curve.suggestion
+    )
+
+
+def test_one_huge_last_loss_does_not_move_the_suggestion():
+    losses = list(2.3 - 1.5 / (1 + (np.geomspace(0.01, 100, 100) / 8) ** -2))  # steepest 18 steps before the end
+    suggestions = [
+        find_learning_rate(nn.Linear(1, 1), Endless(), CONFIG, loss_fn=made_up([*losses[:90], *end])).suggestion
+        for end in (losses[90:], [1e30], [float("inf")], [float("nan")])
+    ]
+    assert len(set(suggestions)) == 1
+
+
+def test_noise_is_no_fall():
+    losses = 2.3 + 0.05 * np.random.default_rng(1).standard_normal(100)
+    curve = find_learning_rate(nn.Linear(1, 1), Endless(), CONFIG, loss_fn=made_up(losses))
+    assert curve.suggestion is None
+    with pytest.raises(ValueError, match="there is no suggestion"):
+        curve.scaled(CONFIG)
+
+
+def test_arguments_that_make_no_ramp_are_refused(model):
+    for options, message in (
+        ({"low": 0.0}, "low=0.0 and high=100.0 must be positive"),
+        ({"low": 2.0, "high": 1.0}, "low=2.0 and high=1.0"),
+        ({"num_steps": 9}, "num_steps=9 must be 10 or more"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            find_learning_rate(model, Endless(), CONFIG, **options)
+    with pytest.raises(FloatingPointError, match="not finite before the first step"):
+        find_learning_rate(nn.Linear(1, 1), Endless(), CONFIG, loss_fn=made_up([float("nan")]))
+    with pytest.raises(ValueError, match="patch_drop_rate=0.5: Linear has no `patch_drop`"):
+        find_learning_rate(nn.Linear(1, 1), Endless(), replace(CONFIG, patch_drop_rate=0.5))
+    assert LearningRateCurve([1.0], [2.0], [2.0], 3.0).scaled(CONFIG).learning_rate == 3 * CONFIG.learning_rate

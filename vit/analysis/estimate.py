@@ -1,0 +1,161 @@
+"""What training a model will need, before it starts: memory, and time on this machine.
+
+Memory is measured on a forward pass of one image and one of two, so it holds for any attention kernel, precision,
+dropout or share of dropped patches; time from a few steps at the batch size itself. `vit/analysis/cost.py` counts
+parameters and operations.
+"""
+
+import copy
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vit.analysis.cost import train_flops
+from vit.analysis.eval_mode import eval_mode
+from vit.analysis.layout import token_layout, unwrap
+
+# A model to the optimizers that train it, such as `lambda model: build_optimizers(model, config)`.
+MakeOptimizers = Callable[[nn.Module], Sequence[torch.optim.Optimizer]]
+
+WARM_UP_STEPS = 2
+
+
+@dataclass(frozen=True)
+class TrainingMemory:
+    """What a training step holds, in bytes.
+
+    Attributes:
+        parameters: the weights, and tables that are not trained.
+        gradients: one number for each trained weight.
+        optimizer_state: moments or momentum, after the first step.
+        activations: what the forward pass keeps for the backward pass.
+    """
+
+    parameters: int
+    gradients: int
+    optimizer_state: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        """All of it, which is near the most that is held at once: gradients come while activations go, and the passing
+        results of single layers come on top."""
+        return self.parameters + self.gradients + self.optimizer_state + self.activations
+
+
+def training_memory(
+    model: nn.Module, batch_size: int, *, make_optimizers: MakeOptimizers | None = None
+) -> TrainingMemory:
+    """The memory that training a Vision Transformer of this library or of timm needs.
+
+    The model stays as it is. For mixed precision call this inside `torch.autocast`.
+
+    Args:
+        batch_size: images per step.
+        make_optimizers: default AdamW on everything. Counted as two numbers a weight where there are `betas`, one
+            where there is a momentum, none elsewhere.
+    """
+    _check_batch_size(batch_size)
+    one, two = (_saved_bytes(model, count) for count in (1, 2))
+    tensors = [*model.parameters(), *model.buffers()]
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizers = (make_optimizers or (lambda model: [torch.optim.AdamW(model.parameters())]))(model)
+    return TrainingMemory(
+        parameters=sum(t.numel() * t.element_size() for t in tensors),
+        gradients=sum(p.numel() * p.element_size() for p in trained),
+        optimizer_state=sum(_state_bytes(group) for optimizer in optimizers for group in optimizer.param_groups),
+        activations=one + (batch_size - 1) * (two - one),
+    )
+
+
+def _saved_bytes(model: nn.Module, batch_size: int) -> int:
+    """What autograd keeps of a training forward pass, loss included: every block of memory once, weights not."""
+    own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
+    saved: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        # Detached: a graph that keeps its own results alive is never freed.
+        saved[tensor.untyped_storage().data_ptr()] = tensor = tensor.detach()
+        return tensor
+
+    with _training_mode(model), torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        _loss(model, _images(model, batch_size))
+    return sum(t.untyped_storage().nbytes() for address, t in saved.items() if address not in own)
+
+
+def _state_bytes(group: dict) -> int:
+    buffers = 2 if "betas" in group else int(bool(group.get("momentum")))
+    return buffers * sum(p.numel() * p.element_size() for p in group["params"] if p.requires_grad)
+
+
+def measure_rate(
+    model: nn.Module, batch_size: int, *, make_optimizers: MakeOptimizers | None = None, seconds: float = 1.0
+) -> float:
+    """Floating-point operations per second in training steps of a copy of the model, on the model's device.
+
+    Large products run nearer to what a machine can do, so a rate holds for models and batches of about this size.
+
+    Args:
+        batch_size: images per step; random ones, so that loading and augmenting are not in it.
+        make_optimizers: what makes the step after the backward pass; default nothing.
+        seconds: how long to measure; at least one step, after a short warm-up.
+    """
+    _check_batch_size(batch_size)
+    if not seconds > 0:
+        raise ValueError(f"seconds={seconds} must be more than 0")
+    probe = copy.deepcopy(unwrap(model))
+    optimizers = [] if make_optimizers is None else make_optimizers(probe)
+    images = _images(probe, batch_size)
+    with _training_mode(probe), torch.enable_grad():
+        count, started = -WARM_UP_STEPS, time.perf_counter()
+        while count < 1 or time.perf_counter() - started < seconds:
+            probe.zero_grad(set_to_none=True)
+            _loss(probe, images).backward()
+            for optimizer in optimizers:
+                optimizer.step()
+            if images.is_cuda:
+                torch.cuda.synchronize(images.device)
+            count += 1
+            if count == 0:
+                started = time.perf_counter()
+    return count * train_flops(probe, batch_size) / (time.perf_counter() - started)
+
+
+def training_seconds(model: nn.Module, num_images: int, flops_per_second: float) -> float:
+    """Seconds to train on `num_images` images, repeats counted, at a rate of `measure_rate`; without validation."""
+    if not flops_per_second > 0:
+        raise ValueError(f"flops_per_second={flops_per_second} must be more than 0")
+    return train_flops(model, num_images) / flops_per_second
+
+
+def _check_batch_size(batch_size: int) -> None:
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(f"batch_size={batch_size!r} must be an integer of 1 or more")
+
+
+@contextmanager
+def _training_mode(model: nn.Module) -> Iterator[None]:
+    """In training mode, and then as it was; so are torch's random numbers, from which dropout draws."""
+    device = next(model.parameters()).device
+    with eval_mode(model), torch.random.fork_rng([device] if device.type == "cuda" else []):
+        model.train()
+        yield
+
+
+def _images(model: nn.Module, batch_size: int) -> Tensor:
+    """Random images (B, C, H, W) such as the model takes."""
+    image_size = token_layout(model).image_size
+    weight = unwrap(model).patch_embed.proj.weight
+    shape = (batch_size, weight.shape[1], *image_size)
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(shape, generator=generator).to(device=weight.device, dtype=weight.dtype)
+
+
+def _loss(model: nn.Module, images: Tensor) -> Tensor:
+    logits = model(images)  # (B, K)
+    return F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long, device=logits.device))

@@ -1,0 +1,137 @@
+"""Runs beside each other, and how the loss answers to the learning rate."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
+
+from vit.plots.style import BLUE, GREEN, GREY, ORANGE, VERMILION, new_figure, set_title
+
+# Okabe & Ito's eight, grey for their yellow, which is too light for a line; a marker each tells them apart in print.
+_COLORS = (BLUE, ORANGE, GREEN, VERMILION, "#CC79A7", "#56B4E9", "#000000", GREY)
+_MARKERS = "osD^vPX*"
+_LABELS = {
+    "val_accuracy": "validation accuracy (%)",
+    "train_accuracy": "training accuracy (%)",
+    "val_loss": "validation loss (nats)",
+    "train_loss": "training loss (nats)",
+    "learning_rate": "learning rate",
+}
+_LONGEST_NAME = 24  # characters beside a line
+
+
+def plot_runs(
+    runs: Mapping[str, Sequence[Mapping[str, float]]],
+    *,
+    quantity: str = "val_accuracy",
+    against: str = "epoch",
+    title: str = "",
+) -> Figure:
+    """A quantity of up to eight runs, a line each, named at its end.
+
+    Args:
+        runs: for each name the rows of its history, one an epoch (`History.rows`); a run without rows is left out.
+        quantity: a column, such as "val_accuracy".
+        against: "epoch" or "seconds".
+    """
+    if against not in ("epoch", "seconds"):
+        raise ValueError(f"against={against!r} is not a choice; allowed: epoch, seconds")
+    curves = {name: _curve(name, rows, against, quantity) for name, rows in runs.items() if rows}
+    if not 0 < len(curves) <= len(_COLORS):
+        raise ValueError(f"runs has {len(curves)} with an epoch; between 1 and {len(_COLORS)} can be told apart")
+    figure, ax = new_figure(height=max(3.2, 1.2 + 0.27 * len(curves)))
+    for (name, (x, y)), color, marker in zip(curves.items(), _COLORS, _MARKERS, strict=False):
+        ax.plot(x, y, color=color, marker=marker, markersize=5, markevery=max(1, len(x) // 12), label=name)
+    ax.set(xlabel="training time (s)" if against == "seconds" else "epoch", ylabel=_LABELS.get(quantity, quantity))
+    ax.set_xlim(left=0)
+    if against == "epoch":
+        ax.xaxis.get_major_locator().set_params(integer=True)
+    _name_ends(ax, curves)
+    set_title(ax, title or f"{_LABELS.get(quantity, quantity).split(' (')[0].capitalize()}, run by run")
+    return figure
+
+
+def _curve(name: str, rows: Sequence[Mapping[str, float]], *columns: str) -> list[np.ndarray]:
+    for column in columns:
+        if any(column not in row for row in rows):
+            raise ValueError(f"the run {name!r} has no column {column!r}; columns: {', '.join(rows[0])}")
+    return [np.array([row[column] for row in rows], dtype=float) for column in columns]
+
+
+def _name_ends(ax: Axes, curves: Mapping[str, Sequence[np.ndarray]]) -> None:
+    """Marker, last value and name of each line at the right, one below the other, on a thread to the line's end."""
+    bottom, top = ax.get_ylim()
+    last = {name: y[np.isfinite(y)][-1] if np.isfinite(y).any() else np.nan for name, (_, y) in curves.items()}
+    ends = {name: (np.nan_to_num(value, nan=bottom) - bottom) / (top - bottom) for name, value in last.items()}
+    order = sorted(ends, key=ends.get)
+    gap = 0.2 / (ax.figure.get_size_inches()[1] - 0.9)  # of the axes' height, a line of text
+    lines = {line.get_label(): line for line in ax.lines}
+    for name, height in zip(order, _spread(np.array([ends[name] for name in order]), gap), strict=True):
+        look = {"color": lines[name].get_color(), "marker": lines[name].get_marker()}
+        thread = {"arrowstyle": "-", "color": look["color"], "linewidth": 0.8, "linestyle": ":", "shrinkA": 0}
+        if np.isfinite(last[name]):
+            end = (curves[name][0][-1], last[name])
+            ax.annotate("", end, (1.03, height), textcoords="axes fraction", arrowprops=thread, annotation_clip=False)
+        ax.plot(1.03, height, transform=ax.transAxes, clip_on=False, markersize=5, **look)
+        short = name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "…"
+        ax.text(1.05, height, f"{last[name]:#.4g}  {short}", transform=ax.transAxes, va="center", fontsize=9)
+    ax.set_ylim(bottom, top)
+
+
+def _spread(heights: np.ndarray, gap: float) -> np.ndarray:
+    """Ascending heights moved as little as need be to lie at least `gap` apart, each group around its own middle, none
+    above 1."""
+    groups = [[height] for height in heights]
+
+    def placed(group: list[float]) -> np.ndarray:
+        half = gap * (len(group) - 1) / 2
+        return min(np.mean(group), 1 - half) + np.linspace(-half, half, len(group))
+
+    i = 0
+    while i + 1 < len(groups):
+        if placed(groups[i])[-1] + gap > placed(groups[i + 1])[0]:
+            groups[i : i + 2] = [groups[i] + groups[i + 1]]
+            i = max(0, i - 1)
+        else:
+            i += 1
+    return np.concatenate([placed(group) for group in groups])
+
+
+def plot_learning_rates(
+    factors: ArrayLike, losses: ArrayLike, smoothed: ArrayLike, suggestion: float | None = None, *, title: str = ""
+) -> Figure:
+    """The loss while the learning rates rise, with the suggested factor marked.
+
+    Args:
+        factors, losses, smoothed: of a `LearningRateCurve`, equally long.
+        suggestion: a factor, or None for no mark.
+    """
+    factors, losses, smoothed = (np.asarray(values, dtype=float) for values in (factors, losses, smoothed))
+    if not losses.shape == smoothed.shape == factors.shape or factors.ndim != 1 or len(factors) < 2:
+        raise ValueError(
+            "factors, losses and smoothed must be equally long and hold two or more numbers, got "
+            f"{factors.shape}, {losses.shape} and {smoothed.shape}"
+        )
+    figure, ax = new_figure()
+    ax.plot(factors, losses, ".", color=GREY, markersize=5, alpha=0.7, label="each step")
+    ax.plot(factors, smoothed, color=BLUE, label="smoothed")
+    # The explosion at the end must not press the rest flat.
+    low, fall = losses.min(), max(smoothed[0] - smoothed.min(), 1e-3 * abs(smoothed[0]))
+    ax.set_ylim(low - 0.1 * fall, min(losses.max(), losses[0] + fall) + 0.1 * fall)
+    ax.set(xscale="log", xlabel="factor on all learning rates of the config", ylabel="training loss (nats)")
+    if suggestion is not None:
+        ax.axvline(suggestion, color=VERMILION, linestyle="--")
+        ax.annotate(
+            f" suggestion: {suggestion:.2g} ",
+            xy=(suggestion, 1),
+            xycoords=("data", "axes fraction"),
+            ha="left" if suggestion**2 < factors[0] * factors[-1] else "right",  # towards the middle
+            va="top",
+            color=VERMILION,
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},
+        )
+    ax.legend(frameon=False, loc="lower left")
+    set_title(ax, title or "Loss while the learning rates rise")
+    return figure

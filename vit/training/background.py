@@ -1,0 +1,153 @@
+"""Training in a thread, so that a notebook answers meanwhile: look at the curves, press Stop, go on later.
+
+torch lets go of Python's lock while it computes. What the thread runs is `fit`, to the same bits, as long as nobody
+else draws from torch's random numbers, which a process has only one set of: dropout and dropped patches use them.
+"""
+
+import atexit
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from vit.config import TrainConfig
+from vit.progress import say
+from vit.training.history import History
+from vit.training.loop import LossFn, fit
+
+_starting = threading.Lock()
+_current: "BackgroundRun | None" = None
+
+
+class BackgroundRun:
+    """A training in a thread; `train_in_background` makes and starts one.
+
+    Attributes:
+        error: what ended the run before its time, or None. `wait` raises it.
+        steps_done, total_steps: how far the run is.
+        losses: pairs (step, mean training loss of its epoch so far), a new one every half second or slower.
+    """
+
+    def __init__(self, run_dir: str | Path, fit_arguments: dict[str, Any]) -> None:
+        self.run_dir = Path(run_dir)
+        self.error: BaseException | None = None
+        self.steps_done = self.total_steps = 0
+        self.losses: list[tuple[int, float]] = []
+        self._history = History()
+        self._should_stop = threading.Event()
+        arguments = fit_arguments | {
+            "run_dir": self.run_dir,
+            "history": self._history,
+            "make_bar": lambda **counts: _LiveBar(self, **counts),
+            "should_stop": self._should_stop.is_set,
+        }
+        self._thread = threading.Thread(target=self._train, args=(arguments,), daemon=True)
+
+    @property
+    def is_running(self) -> bool:
+        return self._thread.is_alive()
+
+    @property
+    def history(self) -> History:
+        """A copy of the history so far; complete once the run has ended by itself."""
+        return History([dict(row) for row in self._history.rows], self._history.is_complete)
+
+    def stop(self) -> None:
+        """Asks the run to end after its step, or its batch of validation, and to save its state for `resume=True`.
+
+        Returns at once; `wait` for the end.
+        """
+        self._should_stop.set()
+
+    def wait(self, timeout: float | None = None) -> History:
+        """Waits for the end and returns the history.
+
+        Args:
+            timeout: longest wait in seconds; None waits as long as it takes.
+
+        Raises:
+            TimeoutError: the run goes on.
+            BaseException: what ended the run, if something did.
+        """
+        self._thread.join(timeout)
+        if self.is_running:
+            raise TimeoutError(f"the training in {self.run_dir} still goes on after {timeout} s")
+        if self.error is not None:
+            raise self.error
+        return self.history
+
+    def _train(self, fit_arguments: dict[str, Any]) -> None:
+        global _current
+        try:
+            fit(**fit_arguments)
+        except BaseException as error:
+            self.error = error
+            say(f"the training in {self.run_dir} has ended: {type(error).__name__}: {error}")
+        finally:
+            _current = None
+
+
+class _LiveBar:
+    """Stands where `fit` has its progress bar; draws nothing and tells the run what one would show."""
+
+    def __init__(self, run: BackgroundRun, *, total: int, initial: int, unit: str) -> None:
+        self.run = run
+        run.steps_done, run.total_steps = initial, total
+        self.started = self.shown = time.monotonic()
+
+    def __enter__(self) -> "_LiveBar":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        pass
+
+    def update(self) -> bool:
+        self.run.steps_done += 1
+        now = time.monotonic()
+        # Ever more slowly, so that a run of days keeps a few thousand losses.
+        is_due = now - self.shown >= max(0.5, (now - self.started) / 500)
+        self.shown = now if is_due else self.shown
+        return is_due
+
+    def set_postfix(self, loss: str, refresh: bool) -> None:
+        self.run.losses.append((self.run.steps_done, float(loss)))
+
+    def set_description(self, text: str) -> None:
+        pass
+
+
+def train_in_background(
+    model: nn.Module,
+    train_loader: Any,
+    val_loader: Any,
+    config: TrainConfig,
+    run_dir: str | Path,
+    *,
+    resume: bool = False,
+    loss_fn: LossFn | None = None,
+) -> BackgroundRun:
+    """Starts `fit` in a thread and returns at once. The model is the thread's until the run has ended.
+
+    When Python ends before the run, the run is stopped as by `stop`, its state saved. Whatever `fit` raises, from a
+    wrong argument to a loss that is not finite, is said on stderr and kept in `error`.
+
+    Raises:
+        RuntimeError: another run of this process is still training.
+    """
+    global _current
+    arguments = {"model": model, "train_loader": train_loader, "val_loader": val_loader, "config": config}
+    with _starting:
+        if _current is not None:
+            raise RuntimeError(f"the training in {_current.run_dir} still goes on: stop() it and wait() for its end")
+        _current = run = BackgroundRun(run_dir, arguments | {"resume": resume, "loss_fn": loss_fn})
+        run._thread.start()
+    return run
+
+
+@atexit.register
+def _stop_current() -> None:
+    if (run := _current) is not None:
+        run.stop()
+        run._thread.join()
