@@ -126,7 +126,8 @@ def _recorder(attn: nn.Module, i: int, maps: dict[int, Tensor], with_grad: bool)
 def _record_ours(attn: Attention, i: int, maps: dict[int, Tensor], with_grad: bool) -> Iterator[None]:
     @torch.no_grad()
     def ask(module: Attention, args: tuple, kwargs: dict) -> None:
-        maps[i] = _weights(module, *args, **kwargs)
+        # All rows of the map, although `forward` may be asked for the first `num_outputs` alone.
+        maps[i] = module.weights(*args[:3], **{name: v for name, v in kwargs.items() if name != "num_outputs"})
 
     def attend(
         x: Tensor, rope: Rope | None = None, attn_mask: Tensor | None = None, num_outputs: int | None = None
@@ -152,17 +153,6 @@ def _record_ours(attn: Attention, i: int, maps: dict[int, Tensor], with_grad: bo
             yield
         finally:
             hook.remove()
-
-
-def _weights(
-    attn: Attention,
-    x: Tensor,
-    rope: Rope | None = None,
-    attn_mask: Tensor | None = None,
-    num_outputs: int | None = None,
-) -> Tensor:
-    """All rows of the map, although `forward` may be asked for the first `num_outputs` alone."""
-    return attn.weights(x, rope, attn_mask)
 
 
 def _record_timm(attn: nn.Module, i: int, maps: dict[int, Tensor], with_grad: bool) -> Iterator[None]:

@@ -4,7 +4,6 @@ Maps of all images are computed once, when the explorer is made, and an explanat
 moving a control only draws. The same figure in a cell: `attention_from` or `explain`, then `plot_attention_view`.
 """
 
-import io
 from collections.abc import Sequence
 
 import ipywidgets as widgets
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from vit.analysis import METHODS, attention_from, attention_maps, explain, predict, token_layout
 from vit.plots import plot_attention_view
+from vit.widgets.panel import shrinking_picture, side_by_side, to_png
 
 MAX_BUTTONS = 400  # patches; a page with more buttons than that is slow
 
@@ -40,10 +40,7 @@ class AttentionExplorer(widgets.VBox):
         self._is_updating = False
         self._make_controls()
         self._choose_image()
-        controls = widgets.VBox(self._controls(), layout=widgets.Layout(flex="0 0 auto"))
-        # Side by side where the page is wide enough, else one below the other; neither is ever squeezed.
-        wrapping = widgets.Layout(flex_flow="row wrap", align_items="flex-start", grid_gap="16px")
-        super().__init__([widgets.HBox([controls, self.picture], layout=wrapping)])
+        super().__init__([side_by_side(self._controls(), self.picture)])
 
     def heat(self) -> Tensor:
         """The map (rows, columns) of the present choices."""
@@ -80,9 +77,7 @@ class AttentionExplorer(widgets.VBox):
         """Shows the figure of the present choices, once all controls have theirs."""
         if self._is_updating:
             return
-        png = io.BytesIO()
-        self.figure().savefig(png, format="png", dpi=100)
-        self.picture.value = png.getvalue()
+        self.picture.value = to_png(self.figure())
 
     def choose_query(self, query: str | tuple[int, int]) -> None:
         """Asks from a patch (row, column), or from what the head reads, "head"; the same as clicking it."""
@@ -112,8 +107,7 @@ class AttentionExplorer(widgets.VBox):
         self.target = widgets.Dropdown(options=classes, description="class", disabled=True)
         self.opacity = widgets.FloatSlider(0.6, min=0, max=1, step=0.05, description="opacity")
         self.ask_head = widgets.Button(description=f"{self.reader} asks", button_style="info")
-        shrinking = widgets.Layout(flex="1 1 420px", min_width="300px", max_width="640px")
-        self.picture = widgets.Image(format="png", layout=shrinking)
+        self.picture = shrinking_picture("640px")
         self.patches = self._make_patches()
         self.image.observe(lambda _: self._choose_image(), "value")
         self.method.observe(lambda _: self._choose_method(), "value")

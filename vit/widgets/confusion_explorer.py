@@ -5,7 +5,6 @@ Needs no model: only what `vit.evaluate` returned for the images. The same in a 
 """
 
 import html
-import io
 from collections.abc import Sequence
 
 import ipywidgets as widgets
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from vit.analysis.metrics import confusion_cell, confusion_matrix, most_confused_pairs
 from vit.plots.evaluation import MAX_CLASSES, confusion_colors, plot_confusion_cell
+from vit.widgets.panel import shrinking_picture, side_by_side, to_png
 
 PAGE = 18  # images shown at once
 
@@ -44,11 +44,7 @@ class ConfusionExplorer(widgets.VBox):
         self._make_controls()
         pairs = most_confused_pairs(probabilities, labels, 1)
         self.choose(*(pairs[0][:2] if pairs else (0, 0)))
-        controls = widgets.VBox([self.truth, self.guess, self.page, self._matrix()])
-        controls.layout.flex = "0 0 auto"
-        # Side by side where the page is wide enough, else one below the other; neither is ever squeezed.
-        wrapping = widgets.Layout(flex_flow="row wrap", align_items="flex-start", grid_gap="16px")
-        super().__init__([widgets.HBox([controls, self.picture], layout=wrapping)])
+        super().__init__([side_by_side([self.truth, self.guess, self.page, self._matrix()], self.picture)])
 
     def figure(self) -> Figure:
         """The figure of the present choices."""
@@ -66,9 +62,7 @@ class ConfusionExplorer(widgets.VBox):
         """Shows the figure of the present choices, once all controls have theirs."""
         if self._is_updating:
             return
-        png = io.BytesIO()
-        self.figure().savefig(png, format="png", dpi=100)
-        self.picture.value = png.getvalue()
+        self.picture.value = to_png(self.figure())
 
     def choose(self, truth: int, guess: int) -> None:
         """Goes to the cell of images of class `truth` that are taken for class `guess`; the same as clicking it."""
@@ -89,8 +83,7 @@ class ConfusionExplorer(widgets.VBox):
         self.truth = widgets.Dropdown(options=classes, description="truth")
         self.guess = widgets.Dropdown(options=classes, description="guess")
         self.page = widgets.IntSlider(1, 1, 1, description="page")
-        shrinking = widgets.Layout(flex="1 1 420px", min_width="300px", max_width="720px")
-        self.picture = widgets.Image(format="png", layout=shrinking)
+        self.picture = shrinking_picture("720px")
         self.cells = self._make_cells()
         for control in (self.truth, self.guess):
             control.observe(lambda _: self._choose_names(), "value")

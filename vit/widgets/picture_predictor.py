@@ -17,6 +17,7 @@ from vit.analysis import METHODS, explain, predict, token_layout
 from vit.pictures import SUFFIXES, open_picture, picture_to_tensor
 from vit.plots.predictions import plot_top_classes
 from vit.plots.style import VERMILION
+from vit.widgets.panel import shrinking_picture, side_by_side, to_png
 
 
 class PicturePredictor(widgets.VBox):
@@ -34,13 +35,8 @@ class PicturePredictor(widgets.VBox):
         self.pictures: list[tuple[str, Path | bytes]] = []
         self._is_updating = False
         self._make_controls()
-        controls = widgets.VBox(
-            [self.upload, self.path, self.choice, self.method, self.message],
-            layout=widgets.Layout(flex="0 0 auto", width="320px"),
-        )
-        # Side by side where the page is wide enough, else one below the other; neither is ever squeezed.
-        wrapping = widgets.Layout(flex_flow="row wrap", align_items="flex-start", grid_gap="16px")
-        super().__init__([widgets.HBox([controls, self.shown], layout=wrapping)])
+        controls = [self.upload, self.path, self.choice, self.method, self.message]
+        super().__init__([side_by_side(controls, self.shown, width="320px")])
         self.draw()
 
     def figure(self) -> Figure:
@@ -68,9 +64,7 @@ class PicturePredictor(widgets.VBox):
         except (ValueError, OSError) as error:
             self._show_error(error)
             return
-        png = io.BytesIO()
-        figure.savefig(png, format="png", dpi=100)
-        self.shown.value = png.getvalue()
+        self.shown.value = to_png(figure)
         self.shown.layout.display = None
         known = f"the {len(self.class_names)} classes it knows" if self.class_names else "the classes it knows"
         self._say(f"The model names one of {known} for any picture, be it one of them or not.")
@@ -87,8 +81,7 @@ class PicturePredictor(widgets.VBox):
         self.choice = widgets.Dropdown(description="picture", disabled=True, layout=filling)
         self.method = widgets.Dropdown(options=methods, value="relevance", description="method", layout=filling)
         self.message = widgets.HTML()
-        self.shown = widgets.Image(format="png", layout=widgets.Layout(flex="1 1 420px", min_width="300px"))
-        self.shown.layout.max_width = "800px"
+        self.shown = shrinking_picture("800px")
         self.upload.observe(lambda _: self._take_upload(), "value")
         self.path.observe(lambda _: self._take_path(), "value")
         for control in (self.choice, self.method):
