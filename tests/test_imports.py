@@ -24,6 +24,8 @@ ALLOWED = {
     "vit.data": {*LEAVES, "vit.data"},
     "vit.training": {*LEAVES, "vit.training"},
     "vit.analysis": {"vit.model.transformer", "vit.pictures", "vit.analysis"},
+    # Where both configs, the network and its optimizers meet, to tell the cost of a network before there is one.
+    "vit.analysis.forecast": {"vit.config", "vit.device", "vit.model", "vit.analysis", "vit.training.optim"},
     "vit.pretrained": {"vit.config", "vit.files", "vit.model", "vit.pretrained"},
     "vit.plots": {"vit.plots"},
     "vit.widgets": {"vit.pictures", "vit.analysis", "vit.plots", "vit.training", "vit.widgets"},

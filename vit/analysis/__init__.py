@@ -2,7 +2,7 @@
 
 from vit.analysis.attention import attention_from, attention_maps, record_attention
 from vit.analysis.cost import count_parameters, forward_flops, train_flops
-from vit.analysis.estimate import TrainingMemory, measure_rate, training_memory, training_seconds
+from vit.analysis.estimate import TrainingMemory, measure_rate, training_memory
 from vit.analysis.explain import (
     METHODS,
     attention_gradients,
@@ -20,6 +20,7 @@ from vit.analysis.faithfulness import (
     pointing_chance,
     pointing_game,
 )
+from vit.analysis.forecast import Forecast, Speed, forecast, measure_speed
 from vit.analysis.layout import TokenLayout, token_layout
 from vit.analysis.metrics import (
     Reliability,
@@ -49,7 +50,9 @@ from vit.analysis.statistics import attention_entropy, head_similarity, mean_att
 
 __all__ = [
     "METHODS",
+    "Forecast",
     "Reliability",
+    "Speed",
     "TokenLayout",
     "TrainingMemory",
     "accuracy_interval",
@@ -69,6 +72,7 @@ __all__ = [
     "expected_calibration_error",
     "explain",
     "fit_temperature",
+    "forecast",
     "forward_flops",
     "gradient_rollout",
     "head_similarity",
@@ -79,6 +83,7 @@ __all__ = [
     "mask_share",
     "mean_attention_distance",
     "measure_rate",
+    "measure_speed",
     "most_confused_pairs",
     "patch_filters",
     "per_class_accuracy",
@@ -94,6 +99,5 @@ __all__ = [
     "token_pca",
     "train_flops",
     "training_memory",
-    "training_seconds",
     "worst_errors",
 ]

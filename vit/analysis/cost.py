@@ -5,6 +5,9 @@ of the inputs, once for that of the weights). Counted by torch on the real forwa
 attention, not the element-wise rest.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -19,17 +22,50 @@ def count_parameters(model: nn.Module) -> int:
 
 
 @torch.no_grad()
-def forward_flops(model: nn.Module) -> int:
-    """Operations of the forward pass for one image of the model's own size."""
+def forward_flops(model: nn.Module, *, patch_drop_rate: float = 0.0) -> int:
+    """Operations of the forward pass for one image of the model's own size.
+
+    Args:
+        patch_drop_rate: share of the patches that the encoder is not shown, as in training with `PatchDrop`.
+    """
     config = model.config
     reference = next(model.parameters())
     image = torch.zeros(1, config.in_chans, *config.image_size, device=reference.device, dtype=reference.dtype)
     # Plain attention: some releases of torch do not count the fused kernel of a CPU.
-    with eval_mode(model), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    with _dropping(model, patch_drop_rate), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(image)
     return counter.get_total_flops()
 
 
-def train_flops(model: nn.Module, num_images: int) -> int:
-    """Operations to train on `num_images` images, repeats counted."""
-    return 3 * forward_flops(model) * num_images
+def train_flops(
+    model: nn.Module, num_images: int, *, patch_drop_rate: float = 0.0, patch_drop_until: float = 1.0
+) -> int:
+    """Operations to train on `num_images` images, repeats counted.
+
+    Args:
+        patch_drop_rate, patch_drop_until: which share of the patches is dropped, for which share of the images; the
+            fields of `TrainConfig` of the same names.
+    """
+    whole = forward_flops(model)
+    if not patch_drop_rate:
+        return 3 * whole * num_images
+    mean = patch_drop_until * forward_flops(model, patch_drop_rate=patch_drop_rate) + (1 - patch_drop_until) * whole
+    return round(3 * mean * num_images)
+
+
+@contextmanager
+def _dropping(model: nn.Module, rate: float) -> Iterator[None]:
+    """The model in eval mode, but for its `patch_drop`, which drops at `rate`."""
+    with eval_mode(model):
+        if not rate:
+            yield
+            return
+        device = next(model.parameters()).device
+        before = model.patch_drop.rate
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            try:
+                model.patch_drop.train()
+                model.patch_drop.rate = rate
+                yield
+            finally:
+                model.patch_drop.rate = before

@@ -1,8 +1,8 @@
-"""What training a model will need, before it starts: memory, and time on this machine.
+"""What training a model will need, before it starts: memory, and how fast this machine is at it.
 
 Memory is measured on a forward pass of one image and one of two, so it holds for any attention kernel, precision,
-dropout or share of dropped patches; time from a few steps at the batch size itself. `vit/analysis/cost.py` counts
-parameters and operations.
+dropout or share of dropped patches; speed on a few steps at the batch size itself. `vit/analysis/cost.py` counts
+parameters and operations; `vit/analysis/forecast.py` puts all of it together before there is a model.
 """
 
 import copy
@@ -124,13 +124,6 @@ def measure_rate(
             if count == 0:
                 started = time.perf_counter()
     return count * train_flops(probe, batch_size) / (time.perf_counter() - started)
-
-
-def training_seconds(model: nn.Module, num_images: int, flops_per_second: float) -> float:
-    """Seconds to train on `num_images` images, repeats counted, at a rate of `measure_rate`; without validation."""
-    if not flops_per_second > 0:
-        raise ValueError(f"flops_per_second={flops_per_second} must be more than 0")
-    return train_flops(model, num_images) / flops_per_second
 
 
 def _check_batch_size(batch_size: int) -> None:
