@@ -23,12 +23,18 @@ ALLOWED = {
     "vit.model": {"vit.config", "vit.model"},
     "vit.data": {*LEAVES, "vit.data"},
     "vit.training": {*LEAVES, "vit.training"},
-    "vit.analysis": {"vit.model.transformer", "vit.pictures", "vit.analysis"},
+    "vit.analysis": {"vit.model.transformer", "vit.model.patch_embed", "vit.pictures", "vit.analysis"},
     # Where both configs, the network and its optimizers meet, to tell the cost of a network before there is one.
     "vit.analysis.forecast": {"vit.config", "vit.device", "vit.model", "vit.analysis", "vit.training.optim"},
     "vit.pretrained": {"vit.config", "vit.files", "vit.model", "vit.pretrained"},
     "vit.plots": {"vit.plots"},
     "vit.widgets": {"vit.pictures", "vit.analysis", "vit.plots", "vit.training", "vit.widgets"},
+    # Panels that do what a cell would do from configs on.
+    "vit.widgets.config_form": {"vit.config", "vit.widgets"},
+    "vit.widgets.playground": {
+        *{f"vit.{room}" for room in ("config", "model", "data", "training", "pretrained")},
+        *{"vit.analysis", "vit.plots", "vit.widgets"},
+    },
 }
 THIRD_PARTY = {
     "matplotlib": {"vit.plots", "vit.widgets"},

@@ -9,11 +9,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from vit.analysis.eval_mode import eval_mode
+from vit.model.patch_embed import PatchDrop
+from vit.model.transformer import Rope
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -55,17 +57,23 @@ def train_flops(
 
 @contextmanager
 def _dropping(model: nn.Module, rate: float) -> Iterator[None]:
-    """The model in eval mode, but for its `patch_drop`, which drops at `rate`."""
+    """The model in eval mode, but with `rate` of its patches dropped."""
     with eval_mode(model):
         if not rate:
             yield
             return
-        device = next(model.parameters()).device
-        before = model.patch_drop.rate
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            try:
-                model.patch_drop.train()
-                model.patch_drop.rate = rate
-                yield
-            finally:
-                model.patch_drop.rate = before
+        patch_drop = model.patch_drop
+        model.patch_drop = _KeepFirst(rate)
+        try:
+            yield
+        finally:
+            model.patch_drop = patch_drop
+
+
+class _KeepFirst(PatchDrop):
+    """As many patches as `PatchDrop` keeps, but always the first: no random number is drawn that a training running
+    beside may need."""
+
+    def forward(self, x: Tensor, rope: Rope | None = None) -> tuple[Tensor, Rope | None]:
+        num_kept = self.num_kept(x.shape[1])
+        return x[:, :num_kept], None if rope is None else tuple(table[:num_kept] for table in rope)

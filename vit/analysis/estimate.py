@@ -133,9 +133,14 @@ def _check_batch_size(batch_size: int) -> None:
 
 @contextmanager
 def _training_mode(model: nn.Module) -> Iterator[None]:
-    """In training mode, and then as it was; so are torch's random numbers, from which dropout draws."""
+    """In training mode, and then as it was; so are torch's random numbers, if the model draws any.
+
+    Only then: putting them back would make a training that runs beside in a thread draw the same ones twice.
+    """
     device = next(model.parameters()).device
-    with eval_mode(model), torch.random.fork_rng([device] if device.type == "cuda" else []):
+    draws = any(getattr(m, name, 0) for m in model.modules() for name in ("p", "attn_drop", "drop_prob", "rate"))
+    fork = torch.random.fork_rng([device] if device.type == "cuda" else [], enabled=draws)
+    with eval_mode(model), fork:
         model.train()
         yield
 

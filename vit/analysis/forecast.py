@@ -138,7 +138,11 @@ def _costs(shallow: ViTConfig, depth: int, *setting: Any) -> list[int]:
 
 @functools.lru_cache(maxsize=256)
 def _costs_of(config: ViTConfig, batch_size: int, optimizer: str, patch_drop_rate: float) -> tuple[int, ...]:
-    """Parameters; operations of a forward pass, without and with dropped patches; the parts of `TrainingMemory`."""
+    """Parameters; operations of a forward pass, without and with dropped patches; the parts of `TrainingMemory`.
+
+    Without dropout, whose masks are little and whose random numbers a training running beside may need.
+    """
+    config = replace(config, drop_rate=0.0, attn_drop_rate=0.0, drop_path_rate=0.0)
     with torch.device("meta"):  # spares the random numbers of the initialization
         model = VisionTransformer(config)
     model.to_empty(device="cpu")

@@ -113,6 +113,9 @@ class PatchDrop(nn.Module):
         super().__init__()
         self.rate = rate
 
+    def num_kept(self, num_patches: int) -> int:
+        return max(1, round(num_patches * (1 - self.rate)))
+
     def forward(
         self, x: Tensor, rope: tuple[Tensor, Tensor] | None = None
     ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
@@ -120,8 +123,7 @@ class PatchDrop(nn.Module):
         if not self.training or not self.rate:
             return x, rope
         B, N, D = x.shape
-        num_kept = max(1, round(N * (1 - self.rate)))
-        kept = torch.rand(B, N, device=x.device).topk(num_kept, dim=1).indices.sort(dim=1).values  # (B, K)
+        kept = torch.rand(B, N, device=x.device).topk(self.num_kept(N), dim=1).indices.sort(dim=1).values  # (B, K)
         x = x.gather(1, kept[..., None].expand(-1, -1, D))  # (B, K, D)
         if rope is not None:
             rope = tuple(table[kept][:, None] for table in rope)  # (B, 1, K, d)

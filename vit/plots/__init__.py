@@ -2,7 +2,7 @@
 
 from vit.plots.attention import blend, plot_attention_heads, plot_attention_view, plot_explanations, plot_queries
 from vit.plots.comparison import plot_time_to_accuracy
-from vit.plots.curves import plot_class_accuracy, plot_history
+from vit.plots.curves import plot_class_accuracy, plot_history, plot_progress
 from vit.plots.evaluation import (
     confusion_colors,
     plot_confusion_cell,
@@ -61,6 +61,7 @@ __all__ = [
     "plot_pos_embed_similarity",
     "plot_position_table",
     "plot_predictions",
+    "plot_progress",
     "plot_queries",
     "plot_reliability",
     "plot_robustness",

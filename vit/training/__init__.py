@@ -1,6 +1,6 @@
 """Training: model and batches in, trained weights out."""
 
-from vit.training.background import BackgroundRun, train_in_background
+from vit.training.background import BackgroundRun, current_run, train_in_background
 from vit.training.budget import for_budget
 from vit.training.evaluation import Evaluation, evaluate
 from vit.training.history import History
@@ -29,6 +29,7 @@ __all__ = [
     "Run",
     "build_optimizers",
     "compare_runs",
+    "current_run",
     "delete_run",
     "evaluate",
     "find_learning_rate",
