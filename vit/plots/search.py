@@ -54,28 +54,15 @@ def plot_trials(rows: Sequence[Mapping[str, Any]], *, log_names: Sequence[str] =
         raise ValueError("rows holds no complete trial: there is nothing to compare")
     accuracies = [row["val_accuracy"] for row in complete]
     complete[int(np.argmax(accuracies))]["state"] = "best"
-    low, high = min(accuracies), max(accuracies)
-    line = 0.08 * max(high - low, 1.0)  # the height of a line of marks
-    strip = {"pruned": low - 2 * line, "failed": low - 3 * line}
     names = ["trial", *(name for name in rows[0] if "." in name)]
     num_rows = math.ceil(len(names) / _COLUMNS)
     figure, axes = new_figure(num_rows, _COLUMNS, height=0.6 + 2.3 * num_rows)
     panels = list(np.asarray(axes).flat)
     for ax, name in zip(panels, names, strict=False):
-        places = _place(ax, [row[name] for row in rows], is_log=name in log_names)
-        for state, look in _LOOKS.items():
-            of_state = [i for i, row in enumerate(rows) if row["state"] == state]
-            y = [strip.get(state, rows[i]["val_accuracy"]) for i in of_state]
-            ax.plot([places[i] for i in of_state], y, linestyle="none", label=state if of_state else None, **look)
-        bottom = low - line
-        if len(complete) < len(rows):
-            bottom = low - 4 * line
-            ax.axhspan(bottom, low - line, color="#F2F2F2", zorder=0)
-        ax.set(xlabel=_spoken(name), ylim=(bottom, high + 1.5 * line))
-        ax.set_yticks([tick for tick in ax.get_yticks() if low - line <= tick <= high + line])
-    numbers = [row["trial"] for row in complete]
+        _draw_trials(ax, rows, _place(ax, [row[name] for row in rows], is_log=name in log_names))
+        ax.set_xlabel(_spoken(name))
     so_far = np.maximum.accumulate(accuracies)
-    steps = [*numbers, rows[-1]["trial"]], [*so_far, so_far[-1]]
+    steps = [*(row["trial"] for row in complete), rows[-1]["trial"]], [*so_far, so_far[-1]]
     panels[0].step(*steps, where="post", color=ORANGE, zorder=1, label="best so far")
     for ax in panels[::_COLUMNS]:
         ax.set_ylabel("validation accuracy (%)")
@@ -83,6 +70,24 @@ def plot_trials(rows: Sequence[Mapping[str, Any]], *, log_names: Sequence[str] =
         ax.remove()
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower left", ncols=5, frameon=False, fontsize=9)
     return figure
+
+
+def _draw_trials(ax: Axes, rows: Sequence[Mapping[str, Any]], places: Sequence[float]) -> None:
+    """A mark a trial, those that ended early in a strip below."""
+    accuracies = [row["val_accuracy"] for row in rows if row["state"] in ("complete", "best")]
+    low, high = min(accuracies), max(accuracies)
+    line = 0.08 * max(high - low, 1.0)  # the height of a line of marks
+    strip = {"pruned": low - 2 * line, "failed": low - 3 * line}
+    for state, look in _LOOKS.items():
+        of_state = [i for i, row in enumerate(rows) if row["state"] == state]
+        y = [strip.get(state, rows[i]["val_accuracy"]) for i in of_state]
+        ax.plot([places[i] for i in of_state], y, linestyle="none", label=state if of_state else None, **look)
+    bottom = low - line
+    if len(accuracies) < len(rows):
+        bottom = low - 4 * line
+        ax.axhspan(bottom, low - line, color="#F2F2F2", zorder=0)
+    ax.set_ylim(bottom, high + 1.5 * line)
+    ax.set_yticks([tick for tick in ax.get_yticks() if low - line <= tick <= high + line])
 
 
 def _place(ax: Axes, values: Sequence[Any], *, is_log: bool) -> list[float]:

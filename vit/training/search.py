@@ -174,7 +174,7 @@ def _tell(study: Any, asked: Any, trial: Trial) -> None:
 
 
 def importances(result: SearchResult) -> dict[str, float]:
-    """How much each name in the space decides whether a trial is among the best 30 %: shares of 1, the largest first.
+    """How much each name in the space decides whether a trial is among the best 30 %; shares of 1, the largest first.
 
     Found by PED-ANOVA, which compares the values of the best trials with those of all. Since it asks no more than which
     trials are the best, pruned and failed ones, which are not, take part: without them, a learning rate whose bad
@@ -184,27 +184,24 @@ def importances(result: SearchResult) -> dict[str, float]:
     Raises:
         ValueError: there are too few trials that are complete or pruned, or too many of the same accuracy.
     """
-    measured = [trial.value for trial in result.trials if trial.state in ("complete", "pruned")]
-    if len(measured) < MIN_TRIALS:
-        raise ValueError(f"importances need {MIN_TRIALS} trials that are complete or pruned, got {len(measured)}")
-    # An accuracy after fewer epochs says nothing beside complete ones, but that the others were ahead at the time.
-    lowest = min(trial.value for trial in result.trials if trial.state == "complete")
-    ranks = {
-        trial.number: {"complete": trial.value, "pruned": min(trial.value or 0.0, lowest), "failed": 0.0}[trial.state]
+    complete = [trial.value for trial in result.trials if trial.state == "complete"]
+    num_measured = len(complete) + sum(trial.state == "pruned" for trial in result.trials)
+    if num_measured < MIN_TRIALS:
+        raise ValueError(f"importances need {MIN_TRIALS} trials that are complete or pruned, got {num_measured}")
+    values = {
+        trial.number: trial.value if trial.state == "complete" else min(complete) - 1
         for trial in result.trials
         if trial.state in ("complete", "pruned", "failed")
     }
-    values = sorted(ranks.values(), reverse=True)
-    if values[math.ceil(BEST_SHARE * len(values)) - 1] == values[-1]:
-        raise ValueError(f"so many of {len(values)} trials have an accuracy of {values[-1]} % that none are the best")
+    num_best = min(math.ceil(BEST_SHARE * len(values)), len(complete))
+    if sorted(complete)[-num_best] == min(values.values()):
+        raise ValueError(f"none of {len(values)} trials are the best: too many have an accuracy of {min(complete)} %")
     with _quiet_optuna() as optuna:
-        study = optuna.create_study(direction="maximize")
-        for number, value in ranks.items():
-            told = result.study.trials[number]
-            study.add_trial(
-                optuna.trial.create_trial(params=told.params, distributions=told.distributions, value=value)
-            )
-        evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=BEST_SHARE)
+        study, told = optuna.create_study(direction="maximize"), result.study.trials
+        for number, value in values.items():
+            suggestion = {"params": told[number].params, "distributions": told[number].distributions}
+            study.add_trial(optuna.trial.create_trial(**suggestion, value=value))
+        evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=(num_best - 0.5) / len(values))
         return optuna.importance.get_param_importances(study, evaluator=evaluator)
 
 
