@@ -34,6 +34,7 @@ from vit.plots.patches import (
 from vit.plots.predictions import plot_top_classes
 from vit.plots.runs import plot_learning_rates, plot_runs
 from vit.plots.scaling import plot_growth
+from vit.plots.search import plot_importances, plot_trials
 
 __all__ = [
     "blend",
@@ -52,6 +53,7 @@ __all__ = [
     "plot_head_similarity",
     "plot_history",
     "plot_images",
+    "plot_importances",
     "plot_layer_similarity",
     "plot_learning_rates",
     "plot_logit_lens",
@@ -73,4 +75,5 @@ __all__ = [
     "plot_token_pca",
     "plot_token_sequence",
     "plot_top_classes",
+    "plot_trials",
 ]

@@ -19,6 +19,9 @@ from vit.training.runs import (
     skipped_folders,
     sort_runs,
 )
+from vit.training.search import SearchResult, importances, search
+from vit.training.search_space import Range
+from vit.training.search_trial import Trial
 
 __all__ = [
     "BackgroundRun",
@@ -26,7 +29,10 @@ __all__ = [
     "History",
     "LearningRateCurve",
     "Muon",
+    "Range",
     "Run",
+    "SearchResult",
+    "Trial",
     "build_optimizers",
     "compare_runs",
     "current_run",
@@ -35,12 +41,14 @@ __all__ = [
     "find_learning_rate",
     "fit",
     "for_budget",
+    "importances",
     "learning_rate_factor",
     "list_runs",
     "load_run",
     "log_to_tensorboard",
     "new_run_folder",
     "rename_run",
+    "search",
     "skipped_folders",
     "sort_runs",
     "train_in_background",
