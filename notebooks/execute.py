@@ -13,6 +13,7 @@ import base64
 import hashlib
 import io
 import os
+import re
 import sys
 import time
 from pathlib import Path
@@ -53,6 +54,16 @@ def shrink_pictures(notebook: NotebookNode) -> None:
                 picture = Image.open(io.BytesIO(base64.b64decode(output.data["image/png"]))).convert("RGB")
                 picture.save(packed, "PNG", optimize=True)
                 output.data["image/png"] = base64.b64encode(packed.getvalue()).decode()
+
+
+def settle_streams(notebook: NotebookNode) -> None:
+    """Leaves of what was printed what a terminal would still show: of each line what follows its last return to the
+    start, and nothing of bars that have wiped themselves out."""
+    for cell in notebook.cells:
+        for output in [output for output in cell.get("outputs", []) if output.output_type == "stream"]:
+            output.text = re.sub(r"[^\n]*\r(?!\n)", "", output.text)
+            if not output.text.strip():
+                cell.outputs.remove(output)
 
 
 def execute(notebook: NotebookNode, *, changes: list[str] | None = None, environment: dict | None = None) -> None:
@@ -108,6 +119,7 @@ def main() -> int:
     finally:
         if options.in_place:
             notebook.metadata["code_hash"] = code_hash(notebook)
+            settle_streams(notebook)
             shrink_pictures(notebook)
         nbformat.write(notebook, target)
     if options.in_place:

@@ -11,7 +11,7 @@ import pytest
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
 sys.path.insert(0, str(NOTEBOOKS))
-from execute import code_hash, execute  # noqa: E402
+from execute import code_hash, execute, settle_streams  # noqa: E402
 
 NAMES = sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
 # What makes a run small and fast, for each notebook.
@@ -29,6 +29,10 @@ FAST = {
         "num_shapes = 8",
     ],
     "05_inside_the_vit": ['data_name, weights, num_images = "shapes", "vit_nano_patch4_32.shapes", 16'],
+    "06_playground": [
+        'data_name, num_images, num_trials = "shapes", 300, 10',
+        'train_config = TrainConfig.preset("quick", device="cpu")',
+    ],
     "08_your_images": [
         'data_name, weights, num_demo = "shapes", "vit_nano_patch4_32.shapes", 60',
         'model_config = ViTConfig.preset("vit_pico_patch8_32")',
@@ -79,7 +83,11 @@ def test_a_notebook_runs_from_top_to_bottom(name, tmp_path):
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
-    execute(notebook, changes=FAST[name], environment={"VIT_RUN_FOLDER": str(tmp_path), "OMP_NUM_THREADS": "1"})
+    execute(
+        notebook,
+        changes=FAST[name],
+        environment={"VIT_RUN_FOLDER": str(tmp_path), "VIT_RUNS": str(tmp_path / "runs"), "OMP_NUM_THREADS": "1"},
+    )
     assert all(cell.execution_count for cell in notebook.cells if cell.cell_type == "code")
     if name == "02_train_cifar10":
         expected = {"config.json", "history.csv", "curves.png", "model.safetensors", "state.pt", "summary.json"}
@@ -101,3 +109,10 @@ def test_the_hash_sees_code_and_only_code():
     assert code_hash(notebook) == before
     notebook.cells[0].source = "1 + 2"
     assert code_hash(notebook) != before
+
+
+def test_only_the_final_state_of_a_bar_is_kept():
+    outputs = [nbformat.v4.new_output("stream", text=text) for text in ("a\n 10%\r 20%\rdone\nb", "  5%\r      \r")]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("", outputs=outputs)])
+    settle_streams(notebook)
+    assert [output.text for output in notebook.cells[0].outputs] == ["a\ndone\nb"]

@@ -242,7 +242,7 @@ def test_a_search_over_fit_is_fit(shapes, monkeypatch):
     outer, *inner = Bar.made
     assert outer.options["total"] == outer.updates == 2
     assert outer.texts[-1] == f"search, best val {result.best.value:.1f} %"
-    assert [(bar.options["total"], bar.options["leave"], bar.updates) for bar in inner] == [(8, False, 8)] * 2
+    assert [(bar.options["total"], bar.options["disable"], bar.updates) for bar in inner] == [(8, True, 8)] * 2
 
 
 @pytest.mark.parametrize("why", ["pruned", "stopped"])

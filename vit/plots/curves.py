@@ -52,7 +52,7 @@ def plot_progress(
         for split, color, style in (("train", ORANGE, "--"), ("val", BLUE, "-")):
             values = [row.get(f"{split}_{quantity}", math.nan) for row in rows]
             if not all(map(math.isnan, values)) and not (split == "train" and ax is left and losses):
-                ax.plot(ends, values, style, color=color, marker="o", markersize=4, label=split)
+                ax.plot(ends, values, style, color=color, marker="o", markersize=4, label=split, clip_on=False)
         ax.set(xlabel="epoch", xlim=(0, epochs))
         ax.xaxis.get_major_locator().set_params(integer=epochs >= 2)
         if ax.lines:

@@ -105,7 +105,7 @@ def search(
             space: after as many epochs a short schedule is ahead of a long one.
         should_stop: asked during trainings; a yes is like Ctrl-C.
         on_trial: called with each trial as it ends.
-        make_bar: what shows the progress, of the search and of each training; called and used as `progress_bar` is.
+        make_bar: what shows the progress; called and used as `progress_bar` is, for each training with `disable=True`.
 
     Raises:
         ImportError: Optuna is not installed.
@@ -133,7 +133,7 @@ def search(
             except ValueError as error:
                 trial = Trial(asked.number, changes, "refused", str(error), History())
             else:
-                watch = Watch(asked, should_stop, functools.partial(make_bar, leave=False))
+                watch = Watch(asked, should_stop, functools.partial(make_bar, disable=True))
                 state, reason = watch.train(train, configs)
                 trial = Trial(asked.number, changes, state, reason, watch.history)
             trials.append(trial)
