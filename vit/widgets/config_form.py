@@ -34,8 +34,8 @@ def _log_slider(low: int, high: int) -> Callable[[], widgets.Widget]:
 
 
 def _choice(*options: Any) -> Callable[[], widgets.Widget]:
-    """A menu; None and 0 are shown as "off"."""
-    return lambda: widgets.Dropdown(options=[("off" if o in (None, 0) else str(o), o) for o in options])
+    """A menu, in which 0 is shown as "off"."""
+    return lambda: widgets.Dropdown(options=[("off" if o == 0 else str(o), o) for o in options])
 
 
 def _steps(*options: Any) -> Callable[[], widgets.Widget]:
@@ -55,7 +55,7 @@ _PAGES: dict[str, dict[str, Callable[[], widgets.Widget]]] = {
         "model.num_registers": _slider(0, 8, 1),
         "model.qkv_bias": widgets.Checkbox,
         "model.qk_norm": widgets.Checkbox,
-        "model.layer_scale": _choice(None, 1e-5, 1e-4, 1e-3, 0.01, 0.1),
+        "model.layer_scale": _choice(0.0, 1e-5, 1e-4, 1e-3, 0.01, 0.1),
         "model.drop_rate": _slider(0.0, 0.5, 0.05),
         "model.attn_drop_rate": _slider(0.0, 0.5, 0.05),
         "model.drop_path_rate": _slider(0.0, 0.5, 0.05),
@@ -137,7 +137,8 @@ class ConfigForm(widgets.Tab):
             self._offer_heads(model_config.embed_dim, model_config.pos_embed, model_config.num_heads)
             for name, control in self.controls.items():
                 room, field = name.split(".")
-                _set(control, getattr(model_config if room == "model" else train_config, field))
+                value = getattr(model_config if room == "model" else train_config, field)
+                _set(control, 0.0 if value is None else value)  # a menu takes None for "nothing chosen"
         finally:
             self._is_updating = False
         self._follow()
@@ -148,7 +149,10 @@ class ConfigForm(widgets.Tab):
 
     def _values(self, room: str) -> dict[str, Any]:
         named = ((name.split("."), control.value) for name, control in self.controls.items())
-        return {field: value for (home, field), value in named if home == room}
+        values = {field: value for (home, field), value in named if home == room}
+        if room == "model":
+            values["layer_scale"] = values["layer_scale"] or None
+        return values
 
     def _follow(self, _: Any = None) -> None:
         """Brings the values that depend on others in line, then tells who listens, once."""
@@ -158,8 +162,8 @@ class ConfigForm(widgets.Tab):
         try:
             value = {name: control.value for name, control in self.controls.items()}
             self._offer_heads(value["model.embed_dim"], value["model.pos_embed"], value["model.num_heads"])
-            warmup = self.controls["train.warmup_epochs"]
-            warmup.max = max(0.1, value["train.epochs"] - 0.1)
+            epochs, warmup = value["train.epochs"], self.controls["train.warmup_epochs"]
+            warmup.max = max(0.9 * epochs, warmup.value if warmup.value < epochs else 0)
             meaningless = {
                 "train.muon_learning_rate": value["train.optimizer"] != "muon",
                 "train.muon_momentum": value["train.optimizer"] != "muon",

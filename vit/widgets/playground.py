@@ -34,7 +34,7 @@ from vit.training import (
 )
 from vit.training.run_folder import runs_root
 from vit.widgets.config_form import ConfigForm
-from vit.widgets.panel import shrinking_picture, side_by_side, to_png
+from vit.widgets.panel import side_by_side, to_png
 from vit.widgets.run_table import RunTable
 
 GLANCE = 0.5  # seconds between two looks at a running training
@@ -161,8 +161,7 @@ class Playground(widgets.VBox):
         self.name = widgets.Text("playground", description="name", style={"description_width": "initial"})
         self.train_button = widgets.Button(description="Train", button_style="success", icon="play")
         self.stop_button = widgets.Button(description="Stop", button_style="warning", icon="stop", disabled=True)
-        self.picture = shrinking_picture("800px")
-        self.picture.layout.display = "none"
+        self.picture = widgets.Image(format="png", layout={"width": "100%", "max_width": "800px", "display": "none"})
         self.model_preset.observe(lambda _: self._use_presets(), "value")
         self.train_preset.observe(lambda _: self._use_presets(), "value")
         self.form.on_change(self._tell_costs)
@@ -211,7 +210,7 @@ class Playground(widgets.VBox):
         duration = "" if told.seconds is None else f"<b>about {_duration(told.seconds)}</b> on this machine, "
         self.estimate.value = (
             f"{duration}{told.num_parameters:,} parameters, {told.flops_per_image / 1e6:,.0f} MFLOP an image, "
-            f"{told.memory.total / 1e6:,.0f} MB, {told.train_flops / 1e15:.2g} PFLOP in all"
+            f"{told.memory.total / 1e6:,.0f} MB, {told.train_flops / 1e12:,.3g} TFLOP in all"
         )
 
     def _check_idle(self) -> None:

@@ -41,15 +41,15 @@ class RunTable(widgets.VBox):
         self.root, self._on_use = root, on_use
         self.runs: list[Run] = []
         self._about_to_delete: list[Run] = []
-        self._boxes: dict[Path, widgets.Checkbox] = {}
+        self._lines: list[tuple[widgets.Checkbox, list[widgets.HTML]]] = []  # made once, and filled again and again
+        self._is_updating = False
         self._make_controls()
         actions = [self.name, self.rename, self.delete, *([self.settings, self.go_on] if on_use else [])]
         filling = widgets.Layout(flex_flow="row wrap")
         super().__init__(
             [
-                widgets.HBox([self.order, self.ascending, self.reread], layout=filling),
+                widgets.HBox([self.order, self.ascending, self.reread, self.quantity, self.against], layout=filling),
                 side_by_side([self.rows, widgets.HBox(actions, layout=filling), self.message], self.picture),
-                widgets.HBox([self.quantity, self.against], layout=filling),
                 self.differences,
             ]
         )
@@ -58,13 +58,13 @@ class RunTable(widgets.VBox):
     @property
     def chosen(self) -> list[Run]:
         """The runs that are ticked, in the order of the table."""
-        return [run for run in self.runs if run.folder in self._boxes and self._boxes[run.folder].value]
+        return [run for run, (box, _) in zip(self.runs, self._lines, strict=False) if box.value]
 
     def choose(self, *runs: Run | str | Path) -> None:
         """Ticks these runs, and no others."""
-        folders = [Path(run.folder if isinstance(run, Run) else run).name for run in runs]
-        for folder, box in self._boxes.items():
-            box.value = folder.name in folders
+        self._tick({Path(run.folder if isinstance(run, Run) else run).name for run in runs})
+        self._forget_delete()
+        self.draw()
 
     def figure(self) -> Figure:
         """The curves of the runs that are ticked, or of the first in the table.
@@ -95,20 +95,20 @@ class RunTable(widgets.VBox):
 
     def refresh(self) -> None:
         """Reads the folder again; what is ticked stays ticked."""
-        ticked = {run.folder for run in self.chosen}
+        ticked = {run.folder.name for run in self.chosen}
         self.runs = list_runs(self.root)[::-1]
         if (by := _ORDERS[self.order.value]) is not None:
             self.runs = sort_runs(self.runs, by, descending=not self.ascending.value)
         elif self.ascending.value:
             self.runs.reverse()
         shown = self.runs[:MAX_ROWS]
-        self._boxes = {run.folder: self._make_box(run.folder in ticked) for run in shown}
-        cells: list[widgets.Widget] = [widgets.HTML(), *(widgets.HTML(f"<b>{name}</b>") for name in _CELLS)]
-        for run in shown:
-            cells += [self._boxes[run.folder], *(widgets.HTML(_CELLS[name](run)) for name in _CELLS)]
-        for old in self.rows.children:
-            old.close()
-        self.rows.children = cells
+        self._lines += [self._make_line() for _ in range(len(shown) - len(self._lines))]
+        for run, (_, cells) in zip(shown, self._lines, strict=False):
+            for cell, text in zip(cells, _CELLS.values(), strict=True):
+                cell.value = text(run)
+        self._tick(ticked)
+        lines = self._lines[: len(shown)]
+        self.rows.children = [*self._header, *(widget for box, cells in lines for widget in (box, *cells))]
         skipped = len(skipped_folders(self.root))
         self._say(
             f"{len(shown)} of {len(self.runs)} runs"
@@ -127,6 +127,7 @@ class RunTable(widgets.VBox):
         )
         self.rows.layout.grid_gap = "0 12px"
         self.rows.add_class("vit-runs")
+        self._header = [widgets.HTML(), *(widgets.HTML(f"<b>{name}</b>") for name in _CELLS)]
         self.name = widgets.Text(placeholder="new name", layout={"width": "140px"})
         self.rename = widgets.Button(description="Rename", layout={"width": "auto"})
         self.delete = widgets.Button(description="Delete", layout={"width": "auto"})
@@ -147,10 +148,24 @@ class RunTable(widgets.VBox):
         self.settings.on_click(lambda _: self._answer(lambda: self._on_use(self._only_one(), "settings")))
         self.go_on.on_click(lambda _: self._answer(lambda: self._on_use(self._only_one(), "training")))
 
-    def _make_box(self, is_ticked: bool) -> widgets.Checkbox:
-        box = widgets.Checkbox(is_ticked, indent=False, layout={"width": "24px"})
-        box.observe(lambda _: (self._forget_delete(), self.draw()), "value")
-        return box
+    def _make_line(self) -> tuple[widgets.Checkbox, list[widgets.HTML]]:
+        box = widgets.Checkbox(False, indent=False, layout={"width": "24px"})
+        box.observe(lambda _: self._take_ticks(), "value")
+        return box, [widgets.HTML() for _ in _CELLS]
+
+    def _tick(self, folder_names: set[str]) -> None:
+        """Ticks the lines of these runs, and no others; whoever calls this draws once, afterwards."""
+        self._is_updating = True
+        try:
+            for i, (box, _) in enumerate(self._lines):
+                box.value = i < len(self.runs) and self.runs[i].folder.name in folder_names
+        finally:
+            self._is_updating = False
+
+    def _take_ticks(self) -> None:
+        if not self._is_updating:
+            self._forget_delete()
+            self.draw()
 
     def _answer(self, act: Callable[[], None]) -> None:
         """Does what a button says; what cannot be done is told in the panel."""
