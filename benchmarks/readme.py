@@ -23,10 +23,13 @@ ROWS = {
     "make_train": {"train_seconds": ("training time, validation included", 0)},
     "startup": {"import": ("`import vit`, fresh process, median", 2),
                 "model_class": ("the same with the model class, and so torch", 2),
-                "first_batch": ("first CIFAR-10 batch, fresh process, data cached", 2)},
+                "first_batch": ("first CIFAR-10 batch, fresh process, data cached", 2),
+                "quickstart": ("notebook `00_quickstart`, cold kernel to last figure", 1)},
     "attention_maps": {"maps_of_16_images": ("attention maps of 16 images, all layers and heads", 3),
                        "recording_ratio": ("forward pass that is recorded, relative to a plain one", 2),
                        "explorer_redraw": ("redraw of the attention explorer", 0)},
+    "playground": {"slider_answer": ("playground: new estimate after a slider has moved", 0),
+                   "live_curves": ("playground: training time that live curves cost", 1)},
 }  # fmt: skip
 
 
