@@ -180,7 +180,7 @@ def test_a_folder_without_runs_and_one_with_many(tmp_path):
         make_run(tmp_path, f"202601{i + 1:02d}-000000-same", [float(i)])
     (tmp_path / "no-run").mkdir()
     table = RunTable(tmp_path)
-    assert f"{MAX_ROWS} of {MAX_ROWS + 2} runs; 1 folders are no readable runs" in table.message.value
+    assert f"{MAX_ROWS} of {MAX_ROWS + 2} runs; not readable as runs: 1, see" in table.message.value
     assert len(texts(table)) == 1 + MAX_ROWS
     table.choose(*table.runs[: MAX_CURVES + 1])
     assert f"{MAX_CURVES + 1} runs are ticked; {MAX_CURVES} curves can be told apart" in table.message.value

@@ -13,6 +13,8 @@ from matplotlib.figure import Figure
 
 from vit.plots import plot_runs
 from vit.plots.style import VERMILION
+from vit.training.run_folder import runs_root
+from vit.training.run_lock import is_being_written
 from vit.training.runs import Run, compare_runs, delete_run, list_runs, rename_run, skipped_folders, sort_runs
 from vit.widgets.panel import shrinking_picture, side_by_side, to_png
 
@@ -109,11 +111,10 @@ class RunTable(widgets.VBox):
         self._tick(ticked)
         lines = self._lines[: len(shown)]
         self.rows.children = [*self._header, *(widget for box, cells in lines for widget in (box, *cells))]
-        skipped = len(skipped_folders(self.root))
-        self._say(
-            f"{len(shown)} of {len(self.runs)} runs"
-            + (f"; {skipped} folders are no readable runs: training.skipped_folders() says why" if skipped else "")
-        )
+        # A training in its first epoch has nothing to read yet.
+        skipped = sum(not is_being_written(runs_root(self.root) / name) for name in skipped_folders(self.root))
+        why = f"; not readable as runs: {skipped}, see training.skipped_folders()" if skipped else ""
+        self._say(f"{len(shown)} of {len(self.runs)} runs{why}")
         self._forget_delete()
         self.draw()
 
