@@ -161,7 +161,7 @@ class Playground(widgets.VBox):
         self.name = widgets.Text("playground", description="name", style={"description_width": "initial"})
         self.train_button = widgets.Button(description="Train", button_style="success", icon="play")
         self.stop_button = widgets.Button(description="Stop", button_style="warning", icon="stop", disabled=True)
-        self.picture = widgets.Image(format="png", layout={"width": "100%", "max_width": "800px", "display": "none"})
+        self.picture = widgets.Image(format="png", layout={"width": "98%", "max_width": "800px", "display": "none"})
         self.model_preset.observe(lambda _: self._use_presets(), "value")
         self.train_preset.observe(lambda _: self._use_presets(), "value")
         self.form.on_change(self._tell_costs)
@@ -209,8 +209,9 @@ class Playground(widgets.VBox):
         self.train_button.disabled = self.is_training
         duration = "" if told.seconds is None else f"<b>about {_duration(told.seconds)}</b> on this machine, "
         self.estimate.value = (
-            f"{duration}{told.num_parameters:,} parameters, {told.flops_per_image / 1e6:,.0f} MFLOP an image, "
-            f"{told.memory.total / 1e6:,.0f} MB, {told.train_flops / 1e12:,.3g} TFLOP in all"
+            f"<div style='line-height: 1.4'>{duration}{told.num_parameters:,} parameters, "
+            f"{told.flops_per_image / 1e6:,.0f} MFLOP an image, {told.memory.total / 1e6:,.0f} MB, "
+            f"{told.train_flops / 1e12:,.3g} TFLOP in all</div>"
         )
 
     def _check_idle(self) -> None:
@@ -231,6 +232,7 @@ class Playground(widgets.VBox):
     def _watch_over(self, run: BackgroundRun) -> None:
         self.run, self._started, self._first_step = run, time.monotonic(), None
         self.train_button.disabled, self.stop_button.disabled = True, False
+        self.draw()
         self.runs.refresh()
         try:
             loop = asyncio.get_running_loop()
@@ -239,16 +241,15 @@ class Playground(widgets.VBox):
         self._watcher = loop.create_task(self._watch(run))
 
     async def _watch(self, run: BackgroundRun) -> None:
-        """Follows a run until its end. Drawing waits ever longer, the longer it takes itself."""
+        """Follows a run until its end. The more computing a picture takes, the longer it waits for the next one."""
         drawn, pause = time.monotonic(), 1.0
         while run.is_running:
             await asyncio.sleep(GLANCE)
             self._tell_progress()
             if run.losses and time.monotonic() - drawn > pause:
-                started = time.monotonic()
+                computed = time.thread_time()
                 self.draw()
-                drawn = time.monotonic()
-                pause = max(1.0, (drawn - started) / DRAWING_SHARE)
+                drawn, pause = time.monotonic(), max(1.0, (time.thread_time() - computed) / DRAWING_SHARE)
         if self.run is run:
             self._glance()
 
