@@ -94,6 +94,12 @@ def test_the_model_runs_once_and_a_change_draws_once(explorer, monkeypatch):
     assert len(calls) == 2
 
 
+def test_an_open_explorer_does_not_hold_the_dataset_its_images_were_cut_from(model, images):
+    dataset = images.repeat(100, 1, 1, 1)
+    explorer = AttentionExplorer(model, dataset[:2])
+    assert explorer.images.untyped_storage().nbytes() == images[:2].numel()
+
+
 def test_clicking_a_patch_asks_from_it_and_returns_to_attention(explorer):
     explorer.method.value = "relevance"
     explorer.patches[4, 6].click()
