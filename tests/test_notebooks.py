@@ -74,7 +74,7 @@ def test_committed_outputs_come_from_the_committed_code(name):
 
 
 # Runs after all cells, and prints what is left of them. Cycles, which figures and panels are full of, wait for the
-# collector, and freed pages for the allocator: both are used again before more memory is asked for, so they are no leak.
+# collector, and freed pages for the allocator: both are used again before more is asked for, so they are no leak.
 # What counts is what somebody holds on to: torch's caches, IPython's Out, panels that are still open.
 PROBE = """
 import ctypes, gc, json, sys, matplotlib.pyplot, psutil
@@ -88,13 +88,18 @@ print(json.dumps(facts | {"children": len(process.children()), "figures": len(ma
 MAX_GROWTH = 50_000_000  # bytes
 
 
-def run_twice(notebook: nbformat.NotebookNode, runs: Path) -> list[list[nbformat.NotebookNode]]:
-    """The code cells of a first and of a second run in the same kernel, each with the probe as its last."""
+def run_twice(notebook: nbformat.NotebookNode, folder: Path) -> tuple[nbformat.NotebookNode, list, list]:
+    """Its last cell before all others, then the code cells of a first and of a second run, each with the probe last.
+
+    All in one kernel, whose working folder is `folder` and none of the repository's; so are its runs.
+    """
     sources = [cell.source for cell in notebook.cells if cell.cell_type == "code"] + [PROBE]
-    twice = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in 2 * sources])
-    execute(twice, environment={"VIT_RUNS": str(runs), "OMP_NUM_THREADS": "1"})
-    assert all(cell.execution_count for cell in twice.cells)
-    return [twice.cells[: len(sources)], twice.cells[len(sources) :]]
+    early = nbformat.v4.new_code_cell(f"import os; os.chdir({str(folder)!r})\n{sources[-2]}")
+    early.metadata["tags"] = ["raises-exception"]
+    cells = [early, *(nbformat.v4.new_code_cell(source) for source in 2 * sources)]
+    execute(nbformat.v4.new_notebook(cells=cells), environment={"VIT_RUNS": str(folder), "OMP_NUM_THREADS": "1"})
+    assert all(cell.execution_count for cell in cells)
+    return early, cells[1 : len(sources) + 1], cells[len(sources) + 1 :]
 
 
 def outline(cell: nbformat.NotebookNode) -> list[tuple]:
@@ -127,7 +132,8 @@ def leftovers(first: Sequence[nbformat.NotebookNode], second: Sequence[nbformat.
 def test_a_notebook_runs_twice_and_leaves_nothing_behind(name, tmp_path):
     notebook = read(name)
     insert_changes(notebook, FAST[name])
-    first, second = run_twice(notebook, tmp_path)
+    early, first, second = run_twice(notebook, tmp_path)
+    assert early.outputs[-1].get("ename") == "NameError", "out of order, a cell must say what is missing"
     assert leftovers(first, second) == []
     if name == "02_train_cifar10":
         runs = list(tmp_path.iterdir())
@@ -151,7 +157,8 @@ def test_leftovers_are_seen(tmp_path):
         "1 + 1",
     ]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(leak) for leak in leaks])
-    found = leftovers(*run_twice(notebook, tmp_path))
+    _, first, second = run_twice(notebook, tmp_path)
+    found = leftovers(first, second)
     assert [line.split()[0] for line in found] == ["memory", "threads:", "children:", "figures:", "other"]
     assert found[-1] == f"other outputs of: {leaks[5]}"
 

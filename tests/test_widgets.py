@@ -1,6 +1,8 @@
 """The explorer shows what the public functions say, computes once, and draws once a change."""
 
+import importlib.metadata
 import io
+import runpy
 
 import matplotlib as mpl
 import numpy as np
@@ -128,6 +130,18 @@ def test_mean_pooling_and_many_patches():
     assert explorer.ask_head.description == "the mean of all patches asks"
     explorer.choose_query((21, 20))
     assert explorer.heat().shape == (22, 21)
+
+
+@pytest.mark.parametrize("found", ["7.8.5", None])
+def test_ipywidgets_that_is_missing_or_too_old_is_named(found, monkeypatch):
+    def version(name):
+        if found is None:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return found
+
+    monkeypatch.setattr("importlib.metadata.version", version)
+    with pytest.raises(ImportError, match=f"needs ipywidgets 8 or newer, found {found or 'none'}; python -m pip"):
+        runpy.run_path(vit.widgets.__file__)
 
 
 def test_only_uint8_batches_are_taken(model, images):
