@@ -33,7 +33,7 @@ def driver() -> Iterator:
     }
     for kind, path in programs.items():
         if path is None:
-            pytest.skip(f"no {kind} of Chromium on the PATH; on Debian: apt-get install chromium chromium-driver")
+            pytest.skip(f"no Chromium {kind} on the PATH; on Debian: apt-get install chromium chromium-driver")
     webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is missing: pip install -e '.[test]'")
     options = webdriver.ChromeOptions()
     options.binary_location = programs["browser"]

@@ -17,6 +17,7 @@ from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import Select
 
 PATIENCE = 120  # seconds for anything that has no limit of its own; the machine may be busy
+STDERR = ".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.stderr']"
 # The button opens a dialog of the operating system, which no test can use, for an input that is not in the page. This
 # puts it there, empty as the dialog finds it, and selenium can give it a file.
 CATCH_FILE_DIALOG = "HTMLInputElement.prototype.click = function () { this.value = ''; document.body.append(this) }"
@@ -36,12 +37,19 @@ class NotebookPage:
 
     def run_all(self) -> None:
         """Run > Run All Cells, and waits until the last has run."""
-        for label in ("Run", "Run All Cells"):
-            path = f"//div[contains(@class, 'Label')][text()='{label}']"
-            self.wait(lambda path=path: self.driver.find_elements(By.XPATH, path), f"no menu {label}")[0].click()
-        self.wait(self._has_run, "the cells did not finish", seconds=2 * PATIENCE)
-        errors = self._texts("[data-mime-type='application/vnd.jupyter.error']")
-        assert not errors, errors[0]
+        has_begun = False
+        while not has_begun:  # a page that is still busy with itself may forget that it was asked
+            for label in ("Run", "Run All Cells"):
+                path = f"//div[contains(@class, 'Label')][text()='{label}']"
+                self.wait(lambda path=path: self.driver.find_elements(By.XPATH, path), f"no menu {label}")[0].click()
+            has_begun = self._poll(lambda: set(self._texts(PROMPT)) != {"[ ]:"}, seconds=10)
+        self.wait(lambda: self._errors() or self._has_run(), "the cells did not finish", seconds=2 * PATIENCE)
+        if errors := self._errors():
+            raise AssertionError(f"{self.name}: {errors[0]}")
+
+    def _errors(self) -> list[str]:
+        """Tracebacks. The cells below the first do not run."""
+        return [text for text in self._texts(STDERR) if "Traceback (most recent call last)" in text]
 
     def _has_run(self) -> bool:
         return all(text.strip("[]: ").isdigit() for text in self._texts(PROMPT))
@@ -106,18 +114,23 @@ class NotebookPage:
     # Waiting
 
     def wait(self, condition: Callable[[], Any], complaint: str, seconds: float = PATIENCE) -> Any:
-        """The first true value of the condition. A page that redraws may take elements away; then it is asked again."""
+        """The first true value of the condition."""
+        value = self._poll(condition, seconds)
+        if not value:
+            self._keep("failure", self.driver.get_screenshot_as_png)
+            raise AssertionError(f"{self.name}: {complaint}, after {seconds} s")
+        return value
+
+    def _poll(self, condition: Callable[[], Any], seconds: float) -> Any:
         end = time.monotonic() + seconds
-        while True:
+        while time.monotonic() < end:
             try:
                 if value := condition():
                     return value
-            except StaleElementReferenceException:
+            except StaleElementReferenceException:  # the page has drawn it anew
                 pass
-            if time.monotonic() > end:
-                self._keep("failure", self.driver.get_screenshot_as_png)
-                raise AssertionError(f"{self.name}: {complaint}, after {seconds} s")
             time.sleep(0.1)
+        return None
 
     def wait_for_another_picture(self, before: str) -> str:
         return self.wait(lambda: (now := self.picture()) != before and now, "the picture did not change")
