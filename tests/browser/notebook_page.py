@@ -139,6 +139,7 @@ class NotebookPage:
 
     def screenshot(self, name: str) -> None:
         """Keeps a picture of the panel, if VIT_SCREENSHOTS names a folder for it."""
+        self.scroll_to(self.panel)  # what comes into sight is laid out only then, and may move it again
         self._keep(name, lambda: self.scroll_to(self.panel).screenshot_as_png)
 
     def _keep(self, name: str, take: Callable[[], bytes]) -> None:
