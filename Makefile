@@ -1,5 +1,6 @@
 # make train   train and test a ViT on CIFAR-10, from nothing
 # make test    lint, unit tests, notebooks in a small fast mode
+# make test-browser   the notebooks as people use them, in Chromium; skipped where there is none
 # make lab     open the notebooks
 # make setup   only the environment
 
@@ -7,7 +8,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup train test lab
+.PHONY: setup train test test-browser lab
 
 setup: $(VENV)/.installed
 
@@ -18,6 +19,9 @@ test: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest $(ARGS)
+
+test-browser: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -m browser -rs tests/browser $(ARGS)
 
 lab: setup
 	$(BIN)/jupyter lab notebooks

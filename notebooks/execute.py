@@ -56,6 +56,7 @@ def shrink_pictures(notebook: NotebookNode) -> None:
                 output.data["image/png"] = base64.b64encode(packed.getvalue()).decode()
 
 
+<<<<<<< HEAD
 def settle_streams(notebook: NotebookNode) -> None:
     """Leaves of what was printed what a terminal would still show: of each line what follows its last return to the
     start, and nothing of bars that have wiped themselves out."""
@@ -67,19 +68,22 @@ def settle_streams(notebook: NotebookNode) -> None:
 
 
 def execute(notebook: NotebookNode, *, changes: list[str] | None = None, environment: dict | None = None) -> None:
+=======
+def insert_changes(notebook: NotebookNode, changes: list[str]) -> None:
+    """Inserts a cell of these lines right after the cell tagged `parameters`."""
+    places = [i for i, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", [])]
+    if not places:
+        raise ValueError("the notebook has no cell tagged 'parameters', so there is nothing to --set")
+    notebook.cells.insert(places[0] + 1, nbformat.v4.new_code_cell("\n".join(changes)))
+
+
+def execute(notebook: NotebookNode, *, environment: dict | None = None) -> None:
+>>>>>>> browser
     """Runs `notebook` in a fresh kernel and fills in its outputs.
 
     Args:
-        changes: lines of code to run right after the cell tagged `parameters`.
         environment: variables for the kernel, beside the present ones.
     """
-    injected = None
-    if changes:
-        places = [i for i, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", [])]
-        if not places:
-            raise ValueError("the notebook has no cell tagged 'parameters', so there is nothing to --set")
-        injected = nbformat.v4.new_code_cell("\n".join(changes))
-        notebook.cells.insert(places[0] + 1, injected)
     client = EchoingClient(
         notebook,
         timeout=None,
@@ -111,7 +115,9 @@ def main() -> int:
     folder.mkdir(parents=True)
     target = source if options.in_place else folder / source.name
     try:
-        execute(notebook, changes=options.set, environment={"VIT_RUN_FOLDER": str(folder)})
+        if options.set:
+            insert_changes(notebook, options.set)
+        execute(notebook, environment={"VIT_RUN_FOLDER": str(folder)})
     except CellExecutionError as error:
         target = folder / source.name
         print(f"\n{error}\nexecuted up to the error: {target}", file=sys.stderr)

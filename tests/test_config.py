@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import vit
 from vit.config import TrainConfig, ViTConfig
 
 
@@ -90,6 +91,14 @@ def test_replace_checks_again_and_knows_the_names():
         replace(ViTConfig(), depth=0)
     with pytest.raises(ValueError, match="did you mean 'depth'"):
         replace(ViTConfig(), deepth=3)
+
+
+def test_what_is_no_config_is_refused(shapes):
+    """Such as a preset's name in its place."""
+    with pytest.raises(TypeError, match=r"config='vit_nano_patch4_32' must be a ViTConfig, such as ViTConfig\.preset"):
+        vit.VisionTransformer("vit_nano_patch4_32")
+    with pytest.raises(TypeError, match=r"config='quick' must be a TrainConfig, such as TrainConfig\.preset"):
+        vit.make_loaders(shapes, "quick")
 
 
 def test_every_field_is_documented():

@@ -308,6 +308,16 @@ def test_bad_arguments_are_refused_before_any_file_is_read(tmp_path, options, me
         load_image_folder(tmp_path / "missing", **options)
 
 
+def test_what_is_no_path_is_refused(monkeypatch, photos):
+    monkeypatch.chdir(photos)
+    with pytest.raises(ValueError, match="path='' names no folder"):  # nor the working folder
+        load_data("folder", path="")
+    with pytest.raises(TypeError, match="path=3 must be the path of a folder"):
+        load_data("folder", path=3)
+    with pytest.raises(ValueError, match=r"name=\['folder'\] is not a dataset; allowed: cifar10, shapes, folder"):
+        load_data(["folder"])
+
+
 def test_a_network_learns_a_folder_and_predicts_its_files(tmp_path):
     """From files to a prediction of a file: two colors under noise are told apart."""
     random = np.random.default_rng(0)

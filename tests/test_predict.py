@@ -1,6 +1,7 @@
 """From pictures to probabilities, whatever form the pictures come in."""
 
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -39,6 +40,27 @@ def test_the_mode_of_the_model_is_put_back_and_other_sizes_are_resized(model):
     model.train()
     assert vit.predict(model, Image.new("RGB", (50, 20))).shape == (1, 10)
     assert model.training
+
+
+def test_a_model_in_training_mode_answers_as_in_evaluation_mode(tiny):
+    model = randomize(VisionTransformer(replace(tiny, drop_rate=0.5, drop_path_rate=0.5, attn_drop_rate=0.5)))
+    model.metadata = {"mean": MEAN, "std": STD}
+    images = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8)
+    expected = model.eval()(normalize(images, MEAN, STD)).softmax(1)
+    probabilities = vit.predict(model.train(), images)
+    torch.testing.assert_close(probabilities, expected, rtol=0, atol=1e-6)
+    assert not probabilities.requires_grad
+
+
+def test_pictures_are_normalized_as_the_file_of_the_weights_says(model, tmp_path):
+    """As in its training, and not as some dataset is by default."""
+    image = torch.randint(0, 256, (1, 3, 8, 8), dtype=torch.uint8)
+    for mean, std in ((MEAN, STD), ((0.1, 0.2, 0.3), (0.5, 0.6, 0.7))):
+        model.metadata = {"mean": list(mean), "std": list(std)}
+        loaded = vit.load(vit.save(model, tmp_path / "model.safetensors"))
+        by_hand = (image / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+        expected = model.eval()(by_hand).softmax(1)
+        torch.testing.assert_close(vit.predict(loaded, image), expected, rtol=0, atol=1e-6)
 
 
 def test_nothing_in_nothing_out(model):

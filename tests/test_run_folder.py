@@ -2,13 +2,16 @@
 
 import json
 import os
+from pathlib import Path
 
 import pytest
 import torch
 
 from vit.config import TrainConfig, ViTConfig
+from vit.data.cifar10 import _folder
 from vit.files import replacing
 from vit.training import History, new_run_folder, write_summary
+from vit.training.run_folder import runs_root
 
 
 @pytest.fixture(autouse=True)
@@ -28,6 +31,16 @@ def test_the_environment_chooses_the_place(tmp_path, monkeypatch):
     assert new_run_folder("a").parent == tmp_path / "elsewhere"
     monkeypatch.setenv("VIT_RUN_FOLDER", str(tmp_path / "exactly-here"))
     assert new_run_folder("a") == tmp_path / "exactly-here"
+
+
+def test_the_working_folder_decides_nothing(tmp_path, monkeypatch):
+    """Neither where runs go nor where data is looked for: a notebook may have been started from anywhere."""
+    monkeypatch.delenv("VIT_RUNS", raising=False)
+    monkeypatch.delenv("VIT_DATA", raising=False)
+    monkeypatch.chdir(tmp_path)
+    repository = Path(__file__).resolve().parents[1]
+    assert runs_root() == repository / "runs"
+    assert _folder(None) == repository / "data" / "cifar10"
 
 
 def test_names_that_are_no_names_are_refused(tmp_path):

@@ -18,7 +18,7 @@ def load_data(name: str, **options: Any) -> DataSplits:
     Args:
         options: passed to `load_cifar10`, `make_shapes` or `load_image_folder`.
     """
-    if name not in DATASETS:
+    if name not in tuple(DATASETS):
         raise ValueError(f"name={name!r} is not a dataset; allowed: {', '.join(DATASETS)}")
     return DATASETS[name](**options)
 

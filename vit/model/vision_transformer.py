@@ -42,6 +42,8 @@ class VisionTransformer(nn.Module):
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
+        if not isinstance(config, ViTConfig):
+            raise TypeError(f"config={config!r} must be a ViTConfig, such as ViTConfig.preset('vit_nano_patch4_32')")
         self.config = config
         self.metadata: dict = {}
         D = config.embed_dim

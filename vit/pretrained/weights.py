@@ -46,9 +46,12 @@ def load(path: str | Path, *, config: ViTConfig | None = None, device: torch.dev
         config: what the file must hold; without it, whatever the file says.
 
     Raises:
+        TypeError: `path` is no path.
         FileNotFoundError: no such file; the message lists the weights beside it.
         ValueError: not a weights file of this library, or of another network than `config`: nothing is loaded then.
     """
+    if not isinstance(path, (str, Path)):
+        raise TypeError(f"path={path!r} must be the path of a file, or one of these names: {', '.join(list_weights())}")
     if str(path) in list_weights():
         path = SHIPPED / f"{path}.safetensors"
     path = Path(path)

@@ -26,9 +26,13 @@ class PicturePredictor(widgets.VBox):
     Args:
         model: a Vision Transformer of this library or of timm, with its `metadata` (mean, std, class_names).
         class_names: one a class; default those the metadata names.
+
+    Attributes:
+        answer: what the last figure says, in words; the panel shows it too, for those who cannot see the picture.
     """
 
     def __init__(self, model: nn.Module, class_names: Sequence[str] | None = None) -> None:
+        self.answer = ""
         self.model, self.size = model, token_layout(model).image_size
         names = class_names or getattr(model, "metadata", {}).get("class_names")
         self.class_names = list(names) if names else None
@@ -53,6 +57,8 @@ class PicturePredictor(widgets.VBox):
         probabilities = predict(self.model, image[None])[0]  # (K,)
         names = self.class_names or [f"class {k}" for k in range(len(probabilities))]
         heat = explain(self.model, image[None], self.method.value)[0]  # (rows, columns)
+        guess = int(probabilities.argmax())
+        self.answer = f"{name}: {names[guess]}, {100 * probabilities[guess]:.0f} %"
         return plot_top_classes(image, heat, probabilities, names, title=name, unit=self.method.label)
 
     def draw(self) -> None:
@@ -67,7 +73,7 @@ class PicturePredictor(widgets.VBox):
         self.shown.value = to_png(figure)
         self.shown.layout.display = None
         known = f"the {len(self.class_names)} classes it knows" if self.class_names else "the classes it knows"
-        self._say(f"The model names one of {known} for any picture, be it one of them or not.")
+        self._say(f"{self.answer}. The model names one of {known} for any picture, be it one of them or not.")
 
     def _make_controls(self) -> None:
         methods = [(name.replace("_", " "), name) for name in METHODS]
