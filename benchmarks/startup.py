@@ -31,8 +31,10 @@ assert images.shape[1:] == (3, 32, 32)
 QUICKSTART = """
 import sys, nbformat
 sys.path.insert(0, {notebooks!r})
-from execute import execute
-execute(nbformat.read({notebooks!r} + "/00_quickstart.ipynb", as_version=4), changes={changes!r})
+from execute import execute, insert_changes
+notebook = nbformat.read({notebooks!r} + "/00_quickstart.ipynb", as_version=4)
+insert_changes(notebook, {changes!r})
+execute(notebook)
 """
 NOTEBOOKS = str(Path(__file__).resolve().parents[1] / "notebooks")
 

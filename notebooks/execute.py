@@ -56,7 +56,6 @@ def shrink_pictures(notebook: NotebookNode) -> None:
                 output.data["image/png"] = base64.b64encode(packed.getvalue()).decode()
 
 
-<<<<<<< HEAD
 def settle_streams(notebook: NotebookNode) -> None:
     """Leaves of what was printed what a terminal would still show: of each line what follows its last return to the
     start, and nothing of bars that have wiped themselves out."""
@@ -67,8 +66,6 @@ def settle_streams(notebook: NotebookNode) -> None:
                 cell.outputs.remove(output)
 
 
-def execute(notebook: NotebookNode, *, changes: list[str] | None = None, environment: dict | None = None) -> None:
-=======
 def insert_changes(notebook: NotebookNode, changes: list[str]) -> None:
     """Inserts a cell of these lines right after the cell tagged `parameters`."""
     places = [i for i, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", [])]
@@ -78,7 +75,6 @@ def insert_changes(notebook: NotebookNode, changes: list[str]) -> None:
 
 
 def execute(notebook: NotebookNode, *, environment: dict | None = None) -> None:
->>>>>>> browser
     """Runs `notebook` in a fresh kernel and fills in its outputs.
 
     Args:

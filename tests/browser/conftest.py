@@ -96,17 +96,19 @@ def _address(server: subprocess.Popen, runtime: Path, log: Path) -> str:
 
 @pytest.fixture
 def open_notebook(lab, driver) -> Iterator:
-    """A function that opens a small and fast copy of a notebook, by its name, and runs all its cells."""
+    """A function that opens a small and fast copy of a notebook, by its name, and runs all cells and `more`."""
     from test_notebooks import FAST, NAMES, insert_changes, read
 
     address, token, folder = lab
     opened = []
 
-    def open_and_run(name: str) -> NotebookPage:
+    def open_and_run(name: str, more: str = "") -> NotebookPage:
         if name not in NAMES:
             pytest.skip(f"there is no notebook {name} yet")
         notebook = read(name)
         insert_changes(notebook, FAST[name])
+        if more:
+            notebook.cells.append(nbformat.v4.new_code_cell(more))
         code = [cell for cell in notebook.cells if cell.cell_type == "code"]
         for cell in code:
             cell.outputs, cell.execution_count = [], None

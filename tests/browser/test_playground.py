@@ -10,7 +10,7 @@ STOP_SECONDS = 3
 
 
 def test_sliders_answer_and_training_starts_and_stops(open_notebook):
-    page = open_notebook("06_playground")
+    page = open_notebook("06_playground", "panel.use(train_config=replace(train_config, epochs=2000))")
     page.screenshot("opened")
     for label in ("depth", "embed_dim"):
         before = page.text("vit-estimate")
