@@ -111,8 +111,8 @@ def explaining_memory(config: TrainConfig) -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error):
             error.add_note(
-                f"out of memory at batch_size={config.batch_size}: what was saved last is good. Take a smaller batch or "
-                'model, precision="bf16" or a patch_drop_rate; vit.analysis.estimate.training_memory tells beforehand'
+                f"out of memory at batch_size={config.batch_size}: what was saved last is good. Try a smaller batch, a "
+                'smaller model or precision="bf16"; vit.analysis.estimate.training_memory tells beforehand'
             )
         raise
 

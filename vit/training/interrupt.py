@@ -19,12 +19,19 @@ def stop_on_interrupt(should_stop: Callable[[], bool] = lambda: False) -> Iterat
     of `should_stop` alone.
 
     Args:
-        should_stop: another reason to stop.
+        should_stop: another reason to stop; one yes is enough.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield should_stop
-        return
     received: list[int] = []
+    stop = threading.Event()
+
+    def is_stopping() -> bool:
+        if received or should_stop():
+            stop.set()
+        return stop.is_set()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield is_stopping
+        return
     previous = {signum: signal.getsignal(signum) for signum in SIGNALS}
 
     def on_signal(signum: int, frame: Any) -> None:
@@ -35,7 +42,7 @@ def stop_on_interrupt(should_stop: Callable[[], bool] = lambda: False) -> Iterat
     for signum in SIGNALS:
         signal.signal(signum, on_signal)
     try:
-        yield lambda: bool(received) or should_stop()
+        yield is_stopping
     finally:
         for signum in SIGNALS:
             signal.signal(signum, previous[signum])

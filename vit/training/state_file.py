@@ -47,28 +47,32 @@ def write_state(path: Path, state: dict[str, Any], *, is_best: bool = False) -> 
 
     Raises:
         OSError: the disk is full or will not be written; the states of before are untouched.
+        DamagedStateError: the state could not be read again; likewise.
     """
     # By way of memory: on a full disk torch.save raises an error that does not say so.
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    data = buffer.getbuffer()
-    mark = f"vit-state {FORMAT} ".encode()
-    body = [data[:-2], (len(mark) + 64).to_bytes(2, "little"), mark]  # the two bytes are the length of zip's comment
-    digest = hashlib.sha256()
-    for part in body:
-        digest.update(part)
     with replacing(path) as temporary:
         with open(temporary, "wb") as file:
-            for part in [*body, digest.hexdigest().encode()]:
-                file.write(part)
+            file.writelines(sealed(buffer.getbuffer()))
             file.flush()
             os.fsync(file.fileno())
-        with open(temporary, "rb") as file:
-            _check(file, path)
+        read_state(temporary)
         if path.exists():
             also_name(path, previous_of(path))
         if is_best:
             also_name(temporary, best_of(path))
+
+
+def sealed(archive: bytes | memoryview) -> list[bytes | memoryview]:
+    """The parts of the file that a zip archive becomes when its comment is to hold format and hash."""
+    mark = f"vit-state {FORMAT} ".encode()
+    # An archive ends with the length of its comment, in two bytes.
+    parts = [archive[:-2], (len(mark) + 64).to_bytes(2, "little"), mark]
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return [*parts, digest.hexdigest().encode()]
 
 
 def read_newest_state(path: Path) -> dict[str, Any]:
@@ -124,7 +128,7 @@ def read_state(path: Path) -> dict[str, Any]:
             raise
         except Exception as error:  # with the right hash: made by someone else than `write_state`
             # Of torch's text the reason alone: the rest of it says how to run the code in such a file.
-            reason = re.search(r"WeightsUnpickler error: (.*)", str(error))
+            reason = re.search(r"WeightsUnpickler error: (.*?)( was not|\. |$)", str(error), re.MULTILINE)
             what = reason[1] if reason else type(error).__name__
             raise DamagedStateError(f"{path} holds something else than tensors and plain values ({what})") from None
 
