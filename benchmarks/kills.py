@@ -184,6 +184,11 @@ def summarize(found: list[Outcome]) -> list[dict[str, Any]]:
     return rows
 
 
+def describe(row: dict[str, Any]) -> str:
+    text = "{signal:<8} {runs:>4} runs, {inside_save:>3} killed inside a save, {same_bits:>4} ended in the same bits"
+    return text.format(**row)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="ten kills instead of 140")

@@ -1,4 +1,4 @@
-"""A training that says when it is under way and takes its time for every step; for processes and kernels to interrupt."""
+"""A training that says when it is under way and takes its time for every step, to be interrupted."""
 
 import time
 from collections.abc import Callable

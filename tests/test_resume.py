@@ -1,6 +1,9 @@
 """A run that was stopped and goes on is the run that was never stopped; what cannot be the same run is refused."""
 
+import gc
 import re
+import signal
+import threading
 from dataclasses import replace
 
 import pytest
@@ -215,7 +218,7 @@ def test_other_optimizers_orders_and_shapes_are_refused_before_anything_changes(
     changes = {
         "parameters differ, for example .* in the place of ": {"parameter_names": [names[1], names[0], *names[2:]]},
         r"holds the state of \['SGD'\], the run has \['AdamW', 'Muon'\]": {"optimizer_kinds": ["SGD"]},
-        r"for example head.fc2.bias: saved \(7,\), now \(10,\)": {"model": short},
+        r"for example head.fc2.bias: saved '\(7,\) torch.float32', now '\(10,\) ": {"model": short},
         "holds values in head.fc2.bias that are not finite": {"model": nan_head},
     }
     for message, change in changes.items():
@@ -224,6 +227,44 @@ def test_other_optimizers_orders_and_shapes_are_refused_before_anything_changes(
         with pytest.raises(ValueError, match=message):
             fit(model, *loaders, QUICK, run_dir=tmp_path, resume=True)
         assert same_weights(model, before)
+
+
+def test_weights_of_another_type_are_refused(data, tmp_path):
+    """torch would turn integers into floats, and floats into integers, without a word."""
+    loaders = make_loaders(data, QUICK)
+    fit(make_model(), *loaders, QUICK, run_dir=tmp_path)
+    state = read_state(tmp_path / STATE_FILE)
+    for dtype in (torch.int64, torch.float16):
+        changed = {name: tensor.to(dtype) for name, tensor in state["model"].items()}
+        write_state(tmp_path / STATE_FILE, {**state, "model": changed})
+        with pytest.raises(ValueError, match=f"saved .* {dtype}', now .* torch.float32'"):
+            fit(make_model(), *loaders, QUICK, run_dir=tmp_path, resume=True)
+
+
+def test_a_compiled_model_is_saved_under_its_own_names(data, tmp_path, monkeypatch):
+    """So a run may be compiled before a stop and not after it; the compiler is replaced by one that takes no minute."""
+    compile_ = torch.compile
+    monkeypatch.setattr("torch.compile", lambda model: compile_(model, backend="eager"))
+    config = replace(QUICK, compile=True, epochs=1)
+    loaders = make_loaders(data, config)
+    fit(make_model(), *loaders, config, run_dir=tmp_path)
+    names = read_state(tmp_path / STATE_FILE)["model"]
+    assert not any("_orig_mod" in name for name in names) and list(names) == list(make_model().state_dict())
+    plain = replace(config, compile=False)
+    assert fit(make_model(), *loaders, plain, run_dir=tmp_path, resume=True).is_complete
+
+
+def test_a_second_and_third_training_leave_nothing_behind(data, tmp_path):
+    """As with "run all" pressed again: no thread, no signal handler, no tensor is left of the one before."""
+
+    def left_after_training(number: int) -> tuple[int, int, int]:
+        fit(make_model(), *make_loaders(data, QUICK), QUICK, run_dir=tmp_path / str(number))
+        gc.collect()
+        tensors = sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
+        return tensors, threading.active_count(), id(signal.getsignal(signal.SIGINT))
+
+    left_after_training(1)
+    assert left_after_training(2) == left_after_training(3)
 
 
 def test_a_state_from_a_gpu_is_read_without_one(data, tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ import torch
 from vit.config import TrainConfig, ViTConfig
 from vit.files import replacing
 from vit.training import History, new_run_folder, write_summary
+from vit.training.run_folder import runs_root
 
 
 @pytest.fixture(autouse=True)
@@ -28,6 +29,13 @@ def test_the_environment_chooses_the_place(tmp_path, monkeypatch):
     assert new_run_folder("a").parent == tmp_path / "elsewhere"
     monkeypatch.setenv("VIT_RUN_FOLDER", str(tmp_path / "exactly-here"))
     assert new_run_folder("a") == tmp_path / "exactly-here"
+
+
+def test_the_working_folder_does_not_matter(tmp_path, monkeypatch):
+    monkeypatch.delenv("VIT_RUNS", raising=False)
+    before = runs_root()
+    monkeypatch.chdir(tmp_path)
+    assert runs_root() == before and before.is_absolute() and (before.parent / "vit" / "config.py").exists()
 
 
 def test_names_that_are_no_names_are_refused(tmp_path):

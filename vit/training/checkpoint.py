@@ -131,9 +131,11 @@ def _check_fits(
     odd = sorted(set(state["parameter_names"]) ^ set(names))
     # Optimizers know parameters by their place only: in another order the moments would be those of others.
     moved = [f"{a} in the place of {b}" for a, b in zip(names, state["parameter_names"], strict=False) if a != b]
-    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    saved_shapes = {name: tuple(tensor.shape) for name, tensor in state["model"].items()}
-    reshaped = _differences(saved_shapes, shapes)
+    forms, saved_forms = (
+        {name: f"{tuple(tensor.shape)} {tensor.dtype}" for name, tensor in tensors.items()}
+        for tensors in (model.state_dict(), state["model"])
+    )
+    reshaped = _differences(saved_forms, forms)
     if odd or moved or reshaped:
         examples = ", ".join((odd or moved)[:4]) or "; ".join(list(reshaped.values())[:4])
         raise ValueError(f"{path} belongs to another network: its parameters differ, for example {examples}")
