@@ -286,6 +286,10 @@ def test_a_run_is_never_overwritten_and_one_that_is_complete_says_so(data, tmp_p
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     with pytest.raises(FileExistsError, match="holds a run already: go on with resume=True, or take another folder"):
         fit(make_model(), *loaders, QUICK, run_dir=tmp_path)
+    (tmp_path / STATE_FILE).rename(tmp_path / "aside")
+    with pytest.raises(FileExistsError, match="holds a run already"):
+        fit(make_model(), *loaders, QUICK, run_dir=tmp_path)
+    (tmp_path / "aside").rename(tmp_path / STATE_FILE)
     again = make_model(seed=8)
     second = fit(again, *loaders, QUICK, run_dir=tmp_path, resume=True)
     assert "is complete, 3 epochs: for more of them begin a run with more epochs" in capfd.readouterr().err

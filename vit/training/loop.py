@@ -36,6 +36,7 @@ from vit.training.interrupt import stop_on_interrupt
 from vit.training.memory import keep_freed_memory
 from vit.training.optim import build_optimizers
 from vit.training.run_lock import being_written
+from vit.training.state_file import previous_of
 
 __all__ = [
     "HISTORY_FILE",
@@ -238,5 +239,6 @@ def _check(model: nn.Module, train_loader: Any, val_loader: Any, run_dir: str | 
         raise ValueError(f"the model has num_classes={of_model}, the data {of_data} classes: build it with the data's")
     if resume and run_dir is None:
         raise ValueError("resume=True needs run_dir, the folder of the run to go on with")
-    if run_dir is not None and not resume and (Path(run_dir) / STATE_FILE).exists():
+    state = Path(run_dir or ".") / STATE_FILE
+    if run_dir is not None and not resume and (state.exists() or previous_of(state).exists()):
         raise FileExistsError(f"{run_dir} holds a run already: go on with resume=True, or take another folder")
