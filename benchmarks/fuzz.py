@@ -140,7 +140,11 @@ def _digest(result: Any) -> str:
 
 
 def _in_a_process(name: str, count: int, seed: int, answer: Connection) -> None:
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):  # loaders say what they leave out
+    with (  # loaders say what they found and what they leave out
+        open(os.devnull, "w") as nowhere,
+        contextlib.redirect_stderr(nowhere),
+        contextlib.redirect_stdout(nowhere),
+    ):
         answer.send(fuzz(name, count, seed))
 
 
