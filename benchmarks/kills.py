@@ -49,7 +49,7 @@ TRAIN = TrainConfig(
 )
 COMPLETE = 75  # exit code of a process whose training has reached its end
 COUNTS = {signal.SIGKILL: 100, signal.SIGTERM: 20, signal.SIGINT: 20}
-QUICK = {signal.SIGKILL: 6, signal.SIGTERM: 2, signal.SIGINT: 2}
+QUICK = {signal.SIGKILL: 5, signal.SIGTERM: 1, signal.SIGINT: 1}
 # Processes are forked from a server that has imported everything already, also what is imported late.
 CONTEXT = multiprocessing.get_context("forkserver" if hasattr(os, "fork") else "spawn")
 if hasattr(os, "fork"):
@@ -191,7 +191,7 @@ def describe(row: dict[str, Any]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="ten kills instead of 140")
+    parser.add_argument("--quick", action="store_true", help="seven kills instead of 140")
     options = parser.parse_args()
     rows = summarize(list(outcomes(QUICK if options.quick else COUNTS)))
     for row in rows:

@@ -38,7 +38,7 @@ def kill_until(end: float, root: Path, rng: random.Random) -> dict[str, int]:
     process.join()
     seconds, expected = time.monotonic() - began, final_state(reference)
     counts = {"runs": 0, "kills": 0, "wrong": int(process.exitcode != COMPLETE)}
-    while time.monotonic() < end:
+    while not counts["runs"] or time.monotonic() < end:
         folder = root / "run"
         exit_code = None
         while exit_code != COMPLETE:
