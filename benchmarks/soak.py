@@ -33,9 +33,11 @@ FILES = {"history.csv", "state.pt", "state.best.pt", "state.previous.pt", ".lock
 
 def kill_until(end: float, root: Path, rng: random.Random) -> dict[str, int]:
     """Runs that are killed over and over, until the time is up: how many, how many kills, and how many went wrong."""
-    reference, began = root / "reference", time.monotonic()
-    process = start(reference, CONFIG)
-    process.join()
+    reference = root / "reference"
+    for folder in (root / "warm-up", reference):
+        began = time.monotonic()
+        process = start(folder, CONFIG)
+        process.join()
     seconds, expected = time.monotonic() - began, final_state(reference)
     counts = {"runs": 0, "kills": 0, "wrong": int(process.exitcode != COMPLETE)}
     while not counts["runs"] or time.monotonic() < end:
@@ -43,7 +45,7 @@ def kill_until(end: float, root: Path, rng: random.Random) -> dict[str, int]:
         exit_code = None
         while exit_code != COMPLETE:
             process = start(folder, CONFIG)
-            process.join(rng.uniform(0, seconds / 2))
+            process.join(rng.uniform(0, seconds / 3))
             if process.is_alive():
                 os.kill(process.pid, rng.choice(SIGNALS))
                 counts["kills"] += 1

@@ -82,7 +82,8 @@ def test_a_notebook_runs_from_top_to_bottom(name, tmp_path):
     execute(notebook, changes=FAST[name], environment={"VIT_RUN_FOLDER": str(tmp_path), "OMP_NUM_THREADS": "1"})
     assert all(cell.execution_count for cell in notebook.cells if cell.cell_type == "code")
     if name == "02_train_cifar10":
-        expected = {"config.json", "history.csv", "curves.png", "model.safetensors", "state.pt", "summary.json"}
+        expected = {"config.json", "history.csv", "curves.png", "model.safetensors", "summary.json"}
+        expected |= {"state.pt", "state.previous.pt", "state.best.pt"}
         assert {name for name in os.listdir(tmp_path) if not name.startswith(".")} == expected
         last = [cell for cell in notebook.cells if cell.cell_type == "code"][-1].outputs[0].text
         assert re.match(r"test accuracy \d+\.\d\d %\n", last)
