@@ -142,7 +142,8 @@ def test_a_notebook_runs_twice_and_leaves_nothing_behind(name, tmp_path):
     if name == "02_train_cifar10":
         runs = list(tmp_path.iterdir())
         assert len(runs) == 2, "the second run must not write over the first"
-        expected = {"config.json", "history.csv", "curves.png", "model.safetensors", "state.pt", "summary.json"}
+        expected = {"config.json", "history.csv", "curves.png", "model.safetensors", "summary.json"}
+        expected |= {"state.pt", "state.previous.pt", "state.best.pt"}
         for run in runs:
             assert {path.name for path in run.iterdir() if not path.name.startswith(".")} == expected
         assert re.match(r"test accuracy \d+\.\d\d %\n", second[-2].outputs[0].text)

@@ -180,6 +180,19 @@ def test_flipped_bytes_are_read_or_named_but_nothing_else_happens(kind):
     assert "refused" in outcomes
 
 
+def test_damaged_exif_data_turns_nothing(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    whole = saved(Image.fromarray(noise(16, 24, 3)), "JPEG", exif=exif.tobytes())
+    assert whole.count(b"MM\0*") == 1 and opened(whole).shape == (24, 16, 3)
+    damaged = whole.replace(b"MM\0*", b"M\r\0*")
+    path = tmp_path / "damaged.jpg"
+    path.write_bytes(damaged)
+    assert opened(damaged).shape == (16, 24, 3)
+    for picture in (path, Image.open(path)):
+        assert picture_to_tensor(picture, (16, 24)).shape == (3, 16, 24)
+
+
 @pytest.mark.parametrize(
     "data,reason",
     [

@@ -178,7 +178,7 @@ def test_a_failure_is_answered_in_the_panel(panel, capsys):
     panel.train()
     with pytest.raises(FloatingPointError):
         panel.wait()
-    assert said(panel.progress).startswith("failed: the training loss is nan in epoch 1")
+    assert said(panel.progress).startswith("failed: the loss is nan")
     assert "FloatingPointError" in capsys.readouterr().err
     assert not panel.train_button.disabled
 

@@ -1,10 +1,16 @@
-"""Writing files so that a reader only ever sees a whole one, whatever happens to the writer."""
+"""Writing files so that a reader only ever sees a whole one, whatever happens to the writer.
+
+Killed, out of space or out of power: a file is the old one or the new one. Under its name there is never half a file.
+"""
 
 import contextlib
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+
+NUM_RANDOM = 8  # characters that mkstemp draws for a name
 
 
 @contextlib.contextmanager
@@ -25,6 +31,41 @@ def replacing(path: str | Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
+        sync_folder(path.parent)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def sync_folder(folder: Path) -> None:
+    """Brings the names in a folder to the disk: after a power cut the last `os.replace` still holds."""
+    # Windows opens no folders, and some network disks sync none; they keep their names as best they can.
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def also_name(path: Path, name: Path) -> None:
+    """Lets a whole file be found under a second name too, at once, in place of what was there.
+
+    Both names lead to the same bytes, which costs neither time nor space; on a disk without hard links it is a copy.
+    """
+    temporary = name.with_name(f".{name.name}.{'_' * NUM_RANDOM}.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        try:
+            os.link(path, temporary)
+        except OSError:
+            shutil.copyfile(path, temporary)
+        os.replace(temporary, name)
+    finally:
+        temporary.unlink(missing_ok=True)  # it stays if both names led to the same file already
+
+
+def remove_leftovers(path: Path) -> None:
+    """Removes what writers of `path` that were killed have left beside it. Only for whoever alone writes `path`."""
+    for leftover in path.parent.glob(f".{path.name}.{'?' * NUM_RANDOM}.tmp"):
+        leftover.unlink(missing_ok=True)

@@ -4,7 +4,9 @@ A file is judged before it is decoded: few formats, bounded pixels. What comes o
 and 8 bits deep, whatever went in; of an animated picture it is the first frame.
 """
 
+import contextlib
 import os
+import struct
 import warnings
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -106,7 +108,9 @@ def open_picture(source: str | Path | BinaryIO, name: str = "the picture") -> Im
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    image = ImageOps.exif_transpose(image)
+    # Damaged EXIF data turns nothing; PIL raises all of these for it, and only sometimes.
+    with contextlib.suppress(SyntaxError, struct.error, ValueError, TypeError, KeyError):
+        image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))  # PIL would clip at 255 instead
     if image.mode in ("I", "F"):

@@ -6,6 +6,7 @@ gathers, and a notebook on Windows or macOS behaves like one on Linux.
 """
 
 import math
+import zlib
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -109,9 +110,19 @@ class Loader:
             self._order = (epoch, order)
         return self._order[1]
 
-    def batch(self, epoch: int, step: int) -> Batch:
+    def batch_indices(self, epoch: int, step: int) -> Tensor:
+        """Which samples of the split make up this batch, (B,)."""
         N, S = len(self.split), len(self)
-        sample_idx = self.sample_indices(epoch)[step * N // S : (step + 1) * N // S]
+        return self.sample_indices(epoch)[step * N // S : (step + 1) * N // S]
+
+    @property
+    def fingerprint(self) -> int:
+        """A number that changes with the images, the labels and their order: `fit` goes on with the same data only."""
+        images, labels = (t.cpu().contiguous().numpy() for t in (self.split.images, self.split.labels))
+        return zlib.crc32(images, zlib.crc32(labels))
+
+    def batch(self, epoch: int, step: int) -> Batch:
+        sample_idx = self.batch_indices(epoch, step)
         images = torch.addcmul(self.shift, self.augmented(sample_idx, epoch, step).float(), self.scale)  # (B, C, H, W)
         labels = self.labels[sample_idx]
         if self.mix is None:

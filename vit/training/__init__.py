@@ -2,6 +2,7 @@
 
 from vit.training.background import BackgroundRun, current_run, train_in_background
 from vit.training.budget import for_budget
+from vit.training.checkpoint import load_state_weights
 from vit.training.evaluation import Evaluation, evaluate
 from vit.training.history import History
 from vit.training.loop import fit, train_one_epoch
@@ -45,6 +46,7 @@ __all__ = [
     "learning_rate_factor",
     "list_runs",
     "load_run",
+    "load_state_weights",
     "log_to_tensorboard",
     "new_run_folder",
     "rename_run",

@@ -1,7 +1,8 @@
 """The resumable state of a run: one file that holds all that the rest of the run depends on.
 
-Plain tensors and numbers only, so it loads with `weights_only=True` and can run no code. Weights to share go into
-safetensors (`vit.save`), not here.
+Weights, averaged weights, optimizers, random numbers, place in the data, history, and what must be equal when the run
+goes on: names and shapes, settings, data. Plain tensors and numbers only; state_file.py brings them to disk and back.
+Weights to share go into safetensors (`vit.save`), not here.
 """
 
 import random
@@ -11,13 +12,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from vit.config import TrainConfig
-from vit.files import replacing
+from vit.progress import say
+from vit.training.state_file import read_newest_state, read_state, write_state
 
-# Settings that may change between a stop and a resume without changing what the run computes.
+# Settings that may change between a stop and a resume: they change no more than the last bits of the run.
 FREE_ON_RESUME = ("device", "compile", "test_time_augmentation")
 
 
@@ -28,24 +30,30 @@ def save_training_state(
     optimizers: list[torch.optim.Optimizer],
     ema: AveragedModel | None,
     config: TrainConfig,
+    data: dict[str, Any],
     progress: dict[str, Any],
+    is_best: bool = False,
 ) -> None:
-    """Writes everything to `path`, replacing it only once the new file is whole.
+    """Writes everything to `path`, replacing it only once the new file is whole; the last one is kept beside it.
 
     Args:
+        data: what tells the training data from other data, see `describe_data`.
         progress: where the run is: epoch, step, history, running sums; tensors and plain values only.
+        is_best: whether this is the best state so far, to be kept as such.
     """
     state = {
         "config": asdict(config),
+        "surroundings": _surroundings(model),
+        "data": data,
         "parameter_names": [name for name, _ in model.named_parameters()],
         "model": model.state_dict(),
+        "optimizer_kinds": [type(optimizer).__name__ for optimizer in optimizers],
         "optimizers": [optimizer.state_dict() for optimizer in optimizers],
         "ema": None if ema is None else ema.state_dict(),
         "random": _random_state(),
         "progress": progress,
     }
-    with replacing(path) as temporary:
-        torch.save(state, temporary)
+    write_state(Path(path), state, is_best=is_best)
 
 
 def load_training_state(
@@ -55,30 +63,31 @@ def load_training_state(
     optimizers: list[torch.optim.Optimizer],
     ema: AveragedModel | None,
     config: TrainConfig,
+    data: dict[str, Any],
 ) -> dict[str, Any]:
     """Puts a saved state back into the given objects and returns its `progress`.
 
+    Says what differs and may: settings in FREE_ON_RESUME, versions, threads, the kind of device. If the newest state is
+    damaged, says so and takes the one before it.
+
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the state belongs to another network or another recipe; nothing has been changed then.
+        ValueError: no state is whole, or it belongs to another network, recipe or data; nothing has been changed then.
     """
     path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"no training state at {path}: start the run without resume=True")
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    state = read_newest_state(path)
     # A setting that did not exist yet had no effect, which is what defaults have.
-    saved, current = asdict(TrainConfig()) | state["config"], asdict(config)
-    differing = [
-        f"{name}: saved {saved.get(name)!r}, now {current.get(name)!r}"
-        for name in sorted(saved.keys() | current.keys())
-        if saved.get(name) != current.get(name) and name not in FREE_ON_RESUME
-    ]
+    differing = _differences(asdict(TrainConfig()) | state["config"], asdict(config))
+    forbidden = [text for name, text in differing.items() if name not in FREE_ON_RESUME]
+    if forbidden:
+        raise ValueError(f"{path} was written with other settings; resume with the same ones: {'; '.join(forbidden)}")
+    known = {name: value for name, value in data.items() if None not in (value, state["data"].get(name))}
+    if other := _differences({name: state["data"][name] for name in known}, known):
+        raise ValueError(f"{path} was written with other training data: {'; '.join(other.values())}")
+    _check_fits(path, state, model, optimizers)
+    differing |= _differences(state["surroundings"], _surroundings(model))
     if differing:
-        raise ValueError(f"{path} was written with other settings; resume with the same ones: {'; '.join(differing)}")
-    names = [name for name, _ in model.named_parameters()]
-    if state["parameter_names"] != names:
-        odd = sorted(set(state["parameter_names"]) ^ set(names))[:4]
-        raise ValueError(f"{path} belongs to another network: its parameters differ, for example {', '.join(odd)}")
+        say(f"not as when {path} was written, so the last bits may differ: {'; '.join(differing.values())}")
     model.load_state_dict(state["model"])
     for optimizer, optimizer_state in zip(optimizers, state["optimizers"], strict=True):
         optimizer.load_state_dict(optimizer_state)
@@ -88,7 +97,75 @@ def load_training_state(
     return state["progress"]
 
 
-def _random_state() -> dict[str, Any]:
+def load_state_weights(path: str | Path, model: nn.Module) -> dict[str, float]:
+    """Puts the weights of a state file into `model`, the averaged ones if the run had them.
+
+    `state.best.pt` in a run folder is the state after the epoch with the best validation accuracy.
+
+    Returns: the row of the history that belongs to the weights; empty before the end of the first epoch.
+
+    Raises:
+        FileNotFoundError, ValueError: there is no such file, or it is damaged or of another network; the model is
+            unchanged then.
+    """
+    state = read_state(Path(path))
+    _check_fits(Path(path), state, model, None)
+    weights = state["model"]
+    if state["ema"] is not None:
+        prefix = "module."
+        weights = {name.removeprefix(prefix): t for name, t in state["ema"].items() if name.startswith(prefix)}
+    model.load_state_dict(weights)
+    return dict((state["progress"]["rows"] or [{}])[-1])
+
+
+def describe_data(loader: Any) -> dict[str, Any]:
+    """What tells the data of a train loader from other data: steps an epoch and, where it has one, its fingerprint."""
+    return {"steps_per_epoch": len(loader), "fingerprint": getattr(loader, "fingerprint", None)}
+
+
+def _check_fits(
+    path: Path, state: dict[str, Any], model: nn.Module, optimizers: list[torch.optim.Optimizer] | None
+) -> None:
+    """Raises ValueError unless the state is of this network and these optimizers, and finite."""
+    names = [name for name, _ in model.named_parameters()]
+    odd = sorted(set(state["parameter_names"]) ^ set(names))
+    # Optimizers know parameters by their place only: in another order the moments would be those of others.
+    moved = [f"{a} in the place of {b}" for a, b in zip(names, state["parameter_names"], strict=False) if a != b]
+    forms, saved_forms = (
+        {name: f"{tuple(tensor.shape)} {tensor.dtype}" for name, tensor in tensors.items()}
+        for tensors in (model.state_dict(), state["model"])
+    )
+    reshaped = _differences(saved_forms, forms)
+    if odd or moved or reshaped:
+        examples = ", ".join((odd or moved)[:4]) or "; ".join(list(reshaped.values())[:4])
+        raise ValueError(f"{path} belongs to another network: its parameters differ, for example {examples}")
+    for name, tensor in state["model"].items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise ValueError(f"{path} holds values in {name} that are not finite: go on from an earlier state")
+    if optimizers is not None:
+        kinds = [type(optimizer).__name__ for optimizer in optimizers]
+        if kinds != state["optimizer_kinds"]:
+            raise ValueError(f"{path} holds the state of {state['optimizer_kinds']}, the run has {kinds}")
+
+
+def _differences(saved: dict[str, Any], current: dict[str, Any]) -> dict[str, str]:
+    """The entries that differ, each in words."""
+    return {
+        name: f"{name}: saved {saved.get(name)!r}, now {current.get(name)!r}"
+        for name in sorted(saved.keys() | current.keys())
+        if saved.get(name) != current.get(name)
+    }
+
+
+def _surroundings(model: nn.Module) -> dict[str, Any]:
+    """What else decides the last bits of a run, beside its settings and data."""
+    device = next(model.parameters()).device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    versions = {"torch": str(torch.__version__), "numpy": np.__version__}
+    return {"computed on": name, **versions, "threads": torch.get_num_threads()}
+
+
+def _random_state() -> dict[str, Tensor | Any]:
     # numpy's own state holds an array, which weights_only=True refuses.
     kind, keys, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002
     return {

@@ -1,10 +1,13 @@
 """What a run has done so far: one row an epoch, readable by anything that reads CSV."""
 
 import csv
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from vit.files import replacing
+
+MAX_BYTES = 4_000_000  # of a file; tens of thousands of epochs
 
 
 @dataclass
@@ -33,7 +36,7 @@ class History:
         return self.rows[-1]
 
     def save_csv(self, path: str | Path) -> None:
-        with replacing(path) as temporary, open(temporary, "w", newline="") as file:
+        with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
             if self.rows:
                 writer = csv.DictWriter(file, fieldnames=list(self.rows[0]))
                 writer.writeheader()
@@ -41,5 +44,17 @@ class History:
 
     @classmethod
     def load_csv(cls, path: str | Path) -> "History":
-        with open(path, newline="") as file:
-            return cls([{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)])
+        """The history in a file.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it holds anything else than columns of numbers.
+        """
+        if (size := os.path.getsize(path)) > MAX_BYTES:
+            raise ValueError(f"{path} has {size:,} bytes; at most {MAX_BYTES:,} are read")
+        with open(path, newline="", encoding="utf-8") as file:
+            try:
+                rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+            except (ValueError, TypeError, csv.Error) as error:
+                raise ValueError(f"{path} is damaged: it is no table of numbers ({error})") from error
+        return cls(rows)

@@ -6,30 +6,51 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
 
 @contextlib.contextmanager
 def stop_on_interrupt(should_stop: Callable[[], bool] = lambda: False) -> Iterator[Callable[[], bool]]:
-    """Turns the first Ctrl-C within the block into a question, asked between two steps: should we stop?
+    """Turns the first Ctrl-C or SIGTERM within the block into a question, asked between two steps: should we stop?
 
-    An interrupt in the middle of a step would leave weights and optimizer half updated. A second one raises as ever.
-    Outside the main thread, where Python delivers no signals, the answer is that of `should_stop` alone.
+    An interrupt in the middle of a step would leave weights and optimizer half updated. A second one stops at once.
+    After SIGTERM the end of the block raises `SystemExit(143)`: whoever sent it wants the process to end, not to go on
+    with what comes after the training. Outside the main thread, where Python delivers no signals, the answer is that
+    of `should_stop` alone.
 
     Args:
-        should_stop: another reason to stop.
+        should_stop: another reason to stop; one yes is enough.
     """
+    received: list[int] = []
+    stop = threading.Event()
+
+    def is_stopping() -> bool:
+        if received or should_stop():
+            stop.set()
+        return stop.is_set()
+
     if threading.current_thread() is not threading.main_thread():
-        yield should_stop
+        yield is_stopping
         return
-    interrupted = threading.Event()
-    previous = signal.getsignal(signal.SIGINT)
+    previous = {signum: signal.getsignal(signum) for signum in SIGNALS}
 
-    def on_interrupt(signum: int, frame: Any) -> None:
-        if interrupted.is_set():
-            raise KeyboardInterrupt
-        interrupted.set()
+    def on_signal(signum: int, frame: Any) -> None:
+        received.append(signum)
+        if len(received) > 1:
+            _leave(signum)
 
-    signal.signal(signal.SIGINT, on_interrupt)
+    for signum in SIGNALS:
+        signal.signal(signum, on_signal)
     try:
-        yield lambda: interrupted.is_set() or should_stop()
+        yield is_stopping
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for signum in SIGNALS:
+            signal.signal(signum, previous[signum])
+    if signal.SIGTERM in received:
+        _leave(signal.SIGTERM)
+
+
+def _leave(signum: int) -> None:
+    if signum == signal.SIGTERM:
+        raise SystemExit(128 + signum)  # what shells report for a process that the signal ended
+    raise KeyboardInterrupt

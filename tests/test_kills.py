@@ -1,0 +1,39 @@
+"""Real processes, really killed, resumed until done: the same bits. The full form is `make test-faults`."""
+
+import random
+import signal
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
+import kills
+import soak
+from kills import final_state, same  # noqa: F401  (test_resume compares states in the same way)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs an operating system that forks and kills")
+def test_runs_that_are_killed_end_in_the_same_bits():
+    found = list(kills.outcomes(kills.QUICK))
+    for row in kills.summarize(found):
+        assert row["same_bits"] == row["runs"] == kills.QUICK[signal.Signals[row["signal"]]], row
+    assert any(outcome.is_inside_save for outcome in found)
+    codes = {outcome.exit_code for outcome in found if outcome.signum == signal.SIGTERM}
+    assert codes <= {143, -signal.SIGTERM}, "saved, or killed before there was anything to save"
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs an operating system that forks and kills")
+def test_a_soak_kills_resumes_and_compares(tmp_path, monkeypatch):
+    monkeypatch.setattr(soak, "CONFIG", replace(kills.TRAIN, epochs=2))
+    counts = soak.kill_until(time.monotonic() + 2, tmp_path, random.Random(0))
+    assert counts["runs"] >= 1 and counts["wrong"] == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"warm-up", "reference"}
+
+
+def test_growth_is_the_slope_and_no_single_peak():
+    flat = [(second, 400.0 + (second == 30) * 500) for second in range(60)]
+    rising = [(second, 400.0 + second / 30) for second in range(60)]
+    assert soak.growth(flat) == 0 and soak.growth(rising) == pytest.approx(2.0)

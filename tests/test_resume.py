@@ -1,0 +1,460 @@
+"""A run that was stopped and goes on is the run that was never stopped; what cannot be the same run is refused."""
+
+import gc
+import re
+import signal
+import threading
+from dataclasses import replace
+
+import pytest
+import torch
+from test_kills import final_state, same
+from torch import nn
+
+from vit.config import TrainConfig, ViTConfig
+from vit.data import DataSplits, make_loaders
+from vit.model.vision_transformer import VisionTransformer
+from vit.training import History, evaluate, fit, load_state_weights, loop
+from vit.training.loop import HISTORY_FILE, STATE_FILE
+from vit.training.state_file import best_of, previous_of, read_state, write_state
+
+SMALL = ViTConfig(image_size=16, patch_size=8, embed_dim=16, depth=2, num_heads=2, mlp_ratio=2.0)
+QUICK = TrainConfig(epochs=3, batch_size=50, warmup_epochs=0.2, device="cpu")
+STEPS = 4  # an epoch
+# Everything that draws random numbers or keeps something from step to step, in two recipes.
+RECIPES = {
+    "muon, EMA, dropout, dropped patches, CutMix": (
+        {"drop_rate": 0.1, "attn_drop_rate": 0.1, "drop_path_rate": 0.1, "num_registers": 1},
+        {"ema_decay": 0.9, "patch_drop_rate": 0.5, "cutmix_alpha": 1.0, "mixup_alpha": 0.5, "auto_augment": "trivial"},
+    ),
+    "adamw, clipping, erasing, random flips": (
+        {"drop_path_rate": 0.2, "pos_embed": "rope", "pool": "mean", "layer_scale": 1e-2},
+        {"optimizer": "adamw", "schedule": "cosine", "clip_grad_norm": 0.5, "erase_size": 4, "flip": "random"},
+    ),
+}
+
+
+class Killed(BaseException):
+    """What no handler catches: as sudden as a kill, within one process."""
+
+
+class Cut:
+    """A loader that ends the run in the middle of everything, right before a given step."""
+
+    def __init__(self, loader, epoch, step):
+        self.loader, self.num_classes, self.fingerprint = loader, loader.num_classes, loader.fingerprint
+        self.at = (epoch, step)
+
+    def __len__(self):
+        return len(self.loader)
+
+    def epoch(self, epoch, start_step=0):
+        for step in range(start_step, len(self)):
+            if (epoch, step) == self.at:
+                raise Killed
+            yield self.loader.batch(epoch, step)
+
+
+def make_model(seed: int = 0, **changes) -> VisionTransformer:
+    torch.manual_seed(seed)
+    return VisionTransformer(replace(SMALL, **changes))
+
+
+def same_weights(a: nn.Module, b: nn.Module) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+@pytest.fixture(scope="module")
+def data(shapes) -> DataSplits:
+    return replace(shapes, train=shapes.train.subset(slice(200)))
+
+
+@pytest.fixture(scope="module")
+def wholes(data, tmp_path_factory) -> dict:
+    """The runs that nobody stops: model and final state of each recipe."""
+    found = {}
+    for name, (model_changes, train_changes) in RECIPES.items():
+        config, folder = replace(QUICK, **train_changes), tmp_path_factory.mktemp("whole")
+        model = make_model(**model_changes)
+        assert fit(model, *make_loaders(data, config), config, run_dir=folder).is_complete
+        found[name] = model, final_state(folder)
+    return found
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("how", ["stopped", "killed"])
+@pytest.mark.parametrize("at", [(0, 0), (0, 1), (1, 2), (1, 0), (2, STEPS - 1), (2, STEPS)])
+def test_every_split_ends_in_the_same_bits(data, tmp_path, wholes, recipe, how, at):
+    """Before the first step, after it, mid-epoch, between epochs, before and after the very last step."""
+    model_changes, train_changes = RECIPES[recipe]
+    config = replace(QUICK, **train_changes)
+    loaders = make_loaders(data, config)
+    assert len(loaders[0]) == STEPS
+    steps_left = at[0] * STEPS + at[1]
+    torch.rand(7)  # the run must not depend on what was drawn before it
+    if how == "killed" and at != (2, STEPS):
+        with pytest.raises(Killed):
+            fit(make_model(**model_changes), Cut(loaders[0], *at), loaders[1], config, run_dir=tmp_path)
+    else:
+
+        def should_stop() -> bool:
+            nonlocal steps_left
+            steps_left -= 1
+            return steps_left <= 0
+
+        fit(make_model(**model_changes), *loaders, config, run_dir=tmp_path, should_stop=should_stop)
+    model = make_model(seed=99, **model_changes)
+    torch.rand(3)
+    history = fit(model, *loaders, config, run_dir=tmp_path, resume=True)
+    whole, state = wholes[recipe]
+    assert history.is_complete and same_weights(model, whole)
+    final = final_state(tmp_path)
+    for part in ("python", "numpy"):  # which the training does not use, and so does not seed
+        del final["random"][part]
+    expected = {**state, "random": {k: v for k, v in state["random"].items() if k in final["random"]}}
+    assert same(final, expected)
+    rows = History.load_csv(tmp_path / HISTORY_FILE).rows
+    assert [{k: v for k, v in row.items() if k != "seconds"} for row in rows] == state["progress"]["rows"]
+
+
+def test_the_comparison_sees_every_part_of_a_state(wholes):
+    """A control: with any one part changed, the states are no longer the same."""
+    _, state = next(iter(wholes.values()))
+    assert same(state, state)
+    for name in ("model", "optimizers", "ema", "random", "progress", "config"):
+        assert not same(state, {**state, name: None}), name
+    key = next(iter(state["model"]))
+    nudged = state["model"][key].clone().flatten()
+    nudged[0] = torch.nextafter(nudged[0], torch.tensor(9.0))
+    assert not same(state, {**state, "model": {**state["model"], key: nudged.view_as(state["model"][key])}})
+
+
+def test_random_numbers_of_python_and_numpy_go_on_too(data, tmp_path):
+    import random
+
+    import numpy as np
+
+    def run(folder, **how):
+        def loss_fn(model, batch):
+            drawn.append((random.random(), np.random.rand()))  # noqa: NPY002
+            return model(batch[0]).square().mean(), {}
+
+        drawn = []
+        fit(make_model(), *make_loaders(data, QUICK), QUICK, run_dir=folder, loss_fn=loss_fn, **how)
+        return drawn
+
+    random.seed(1)
+    np.random.seed(1)  # noqa: NPY002
+    whole = run(tmp_path / "whole")
+    random.seed(1)
+    np.random.seed(1)  # noqa: NPY002
+    count = iter(range(99))
+    first = run(tmp_path / "a", should_stop=lambda: next(count) == 5)
+    assert 0 < len(first) < len(whole)
+    random.seed(2)
+    assert first + run(tmp_path / "a", resume=True) == whole
+
+
+def test_a_damaged_newest_state_is_set_aside_and_the_one_before_it_taken(data, tmp_path, wholes, capfd):
+    recipe = next(iter(RECIPES))
+    model_changes, config = RECIPES[recipe][0], replace(QUICK, **RECIPES[recipe][1])
+    loaders = make_loaders(data, config)
+    with pytest.raises(Killed):
+        fit(make_model(**model_changes), Cut(loaders[0], 2, 2), loaders[1], config, run_dir=tmp_path)
+    newest = tmp_path / STATE_FILE
+    raw = bytearray(newest.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    newest.write_bytes(raw)
+    assert read_state(previous_of(newest))["progress"]["epoch"] == 1
+    model = make_model(seed=5, **model_changes)
+    assert fit(model, *loaders, config, run_dir=tmp_path, resume=True).is_complete
+    said = capfd.readouterr().err
+    assert re.search(r"state.pt is damaged: its SHA-256 .*; it is kept as state.pt.bad. Going on from .*previous", said)
+    assert same_weights(model, wholes[recipe][0])
+    assert (tmp_path / "state.pt.bad").read_bytes() == raw
+
+
+def test_with_both_states_damaged_each_is_named(data, tmp_path):
+    loaders = make_loaders(data, QUICK)
+    fit(make_model(), *loaders, QUICK, run_dir=tmp_path)
+    for path in (tmp_path / STATE_FILE, previous_of(tmp_path / STATE_FILE)):
+        path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=r"state.pt is cut off after 1,000 bytes.*; .*state.previous.pt is cut off"):
+        fit(make_model(), *loaders, QUICK, run_dir=tmp_path, resume=True)
+
+
+def test_what_differs_and_may_is_said(data, tmp_path, capfd):
+    loaders = make_loaders(data, QUICK)
+    fit(make_model(), *loaders, QUICK, run_dir=tmp_path)
+    fit(make_model(), *loaders, QUICK, run_dir=tmp_path, resume=True)
+    assert "not as when" not in capfd.readouterr().err
+    state = read_state(tmp_path / STATE_FILE)
+    state["surroundings"] |= {"threads": 64, "torch": "2.11.0"}
+    write_state(tmp_path / STATE_FILE, state)
+    changed = replace(QUICK, test_time_augmentation="flip")
+    fit(make_model(), *loaders, changed, run_dir=tmp_path, resume=True)
+    said = capfd.readouterr().err
+    assert "the last bits may differ: test_time_augmentation: saved 'none', now 'flip'; " in said
+    assert "threads: saved 64, now 1; torch: saved '2.11.0', now " in said
+
+
+def test_other_data_other_order_and_other_loaders(data, tmp_path):
+    train, val = make_loaders(data, QUICK)
+    fit(make_model(), train, val, QUICK, run_dir=tmp_path)
+    turned = replace(data, train=data.train.subset(torch.arange(199, -1, -1)))
+    fewer = replace(data, train=data.train.subset(slice(149)))
+    for other, message in ((turned, r"fingerprint: saved \d+, now \d+"), (fewer, "steps_per_epoch: saved 4, now 3")):
+        with pytest.raises(ValueError, match=f"written with other training data: .*{message}"):
+            fit(make_model(), *make_loaders(other, QUICK), QUICK, run_dir=tmp_path, resume=True)
+
+
+def test_other_optimizers_orders_and_shapes_are_refused_before_anything_changes(data, tmp_path):
+    loaders = make_loaders(data, QUICK)
+    fit(make_model(), *loaders, QUICK, run_dir=tmp_path)
+    state = read_state(tmp_path / STATE_FILE)
+    names = state["parameter_names"]
+    nan_head = {**state["model"], "head.fc2.bias": torch.full((10,), float("nan"))}
+    short = {**state["model"], "head.fc2.bias": torch.zeros(7)}
+    changes = {
+        "parameters differ, for example .* in the place of ": {"parameter_names": [names[1], names[0], *names[2:]]},
+        r"holds the state of \['SGD'\], the run has \['AdamW', 'Muon'\]": {"optimizer_kinds": ["SGD"]},
+        r"for example head.fc2.bias: saved '\(7,\) torch.float32', now '\(10,\) ": {"model": short},
+        "holds values in head.fc2.bias that are not finite": {"model": nan_head},
+    }
+    for message, change in changes.items():
+        write_state(tmp_path / STATE_FILE, {**state, **change})
+        model, before = make_model(seed=3), make_model(seed=3)
+        with pytest.raises(ValueError, match=message):
+            fit(model, *loaders, QUICK, run_dir=tmp_path, resume=True)
+        assert same_weights(model, before)
+
+
+def test_weights_of_another_type_are_refused(data, tmp_path):
+    """torch would turn integers into floats, and floats into integers, without a word."""
+    loaders = make_loaders(data, QUICK)
+    fit(make_model(), *loaders, QUICK, run_dir=tmp_path)
+    state = read_state(tmp_path / STATE_FILE)
+    for dtype in (torch.int64, torch.float16):
+        changed = {name: tensor.to(dtype) for name, tensor in state["model"].items()}
+        write_state(tmp_path / STATE_FILE, {**state, "model": changed})
+        with pytest.raises(ValueError, match=f"saved .* {dtype}', now .* torch.float32'"):
+            fit(make_model(), *loaders, QUICK, run_dir=tmp_path, resume=True)
+
+
+def test_a_compiled_model_is_saved_under_its_own_names(data, tmp_path, monkeypatch):
+    """So a run may be compiled before a stop and not after it; the compiler is replaced by one that takes no minute."""
+    compile_ = torch.compile
+    monkeypatch.setattr("torch.compile", lambda model: compile_(model, backend="eager"))
+    config = replace(QUICK, compile=True, epochs=1)
+    loaders = make_loaders(data, config)
+    fit(make_model(), *loaders, config, run_dir=tmp_path)
+    names = read_state(tmp_path / STATE_FILE)["model"]
+    assert not any("_orig_mod" in name for name in names) and list(names) == list(make_model().state_dict())
+    plain = replace(config, compile=False)
+    assert fit(make_model(), *loaders, plain, run_dir=tmp_path, resume=True).is_complete
+
+
+def test_a_second_and_third_training_leave_nothing_behind(data, tmp_path):
+    """As with "run all" pressed again: no thread, no signal handler, no tensor is left of the one before."""
+
+    def left_after_training(number: int) -> tuple[int, int, int]:
+        fit(make_model(), *make_loaders(data, QUICK), QUICK, run_dir=tmp_path / str(number))
+        gc.collect()
+        tensors = sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
+        return tensors, threading.active_count(), id(signal.getsignal(signal.SIGINT))
+
+    left_after_training(1)
+    assert left_after_training(2) == left_after_training(3)
+
+
+def test_a_state_from_a_gpu_is_read_without_one(data, tmp_path, monkeypatch):
+    """The file says of each tensor where it was; torch alone would insist on that place."""
+    with monkeypatch.context() as patch:
+        patch.setattr("torch.serialization.location_tag", lambda _: "cuda:0")
+        fit(make_model(), *make_loaders(data, QUICK), QUICK, run_dir=tmp_path)
+    if not torch.cuda.is_available():
+        with pytest.raises(RuntimeError, match="CUDA"):
+            torch.load(tmp_path / STATE_FILE, weights_only=True)
+    state = read_state(tmp_path / STATE_FILE)
+    assert all(tensor.device.type == "cpu" for tensor in state["model"].values())
+
+
+def test_a_run_is_never_overwritten_and_one_that_is_complete_says_so(data, tmp_path, capfd):
+    loaders = make_loaders(data, QUICK)
+    model = make_model()
+    first = fit(model, *loaders, QUICK, run_dir=tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(FileExistsError, match="holds a run already: go on with resume=True, or take another folder"):
+        fit(make_model(), *loaders, QUICK, run_dir=tmp_path)
+    (tmp_path / STATE_FILE).rename(tmp_path / "aside")
+    with pytest.raises(FileExistsError, match="holds a run already"):
+        fit(make_model(), *loaders, QUICK, run_dir=tmp_path)
+    (tmp_path / "aside").rename(tmp_path / STATE_FILE)
+    again = make_model(seed=8)
+    second = fit(again, *loaders, QUICK, run_dir=tmp_path, resume=True)
+    assert "is complete, 3 epochs: for more of them begin a run with more epochs" in capfd.readouterr().err
+    assert second.rows == first.rows and second.is_complete and same_weights(again, model)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_half_written_history_is_made_whole(data, tmp_path):
+    loaders = make_loaders(data, QUICK)
+    count = iter(range(99))
+    fit(make_model(), *loaders, QUICK, run_dir=tmp_path, should_stop=lambda: next(count) == 9)
+    path = tmp_path / HISTORY_FILE
+    whole = path.read_text()
+    assert len(whole.splitlines()) == 2
+    path.write_text(whole + "2,1.9")
+    with pytest.raises(ValueError, match="history.csv is damaged"):
+        History.load_csv(path)
+    fit(make_model(), *loaders, QUICK, run_dir=tmp_path, resume=True)
+    assert path.read_text().startswith(whole) and len(History.load_csv(path)) == 3
+
+
+def test_the_best_weights_are_kept_whatever_comes_after(data, tmp_path):
+    config = replace(QUICK, epochs=6, ema_decay=0.5)
+    loaders = make_loaders(data, config)
+    history = fit(make_model(), *loaders, config, run_dir=tmp_path)
+    accuracies = history["val_accuracy"]
+    model = make_model(seed=7)
+    row = load_state_weights(best_of(tmp_path / STATE_FILE), model)
+    assert row["epoch"] == accuracies.index(max(accuracies)) + 1
+    assert evaluate(model, loaders[1], config).accuracy == row["val_accuracy"] == max(accuracies)
+    with pytest.raises(ValueError, match="belongs to another network"):
+        load_state_weights(best_of(tmp_path / STATE_FILE), make_model(depth=1))
+
+
+def test_a_long_epoch_is_saved_on_the_way_and_that_changes_nothing(data, tmp_path, monkeypatch, wholes):
+    recipe = next(iter(RECIPES))
+    model_changes, config = RECIPES[recipe][0], replace(QUICK, **RECIPES[recipe][1])
+    saved = []
+    monkeypatch.setattr(loop, "SAVE_SECONDS", 0.0)
+    keep = loop.save_training_state
+    monkeypatch.setattr(
+        loop,
+        "save_training_state",
+        lambda path, progress, **rest: (
+            saved.append((progress["epoch"], progress["step"])),
+            keep(path, progress=progress, **rest),
+        ),
+    )
+    model = make_model(**model_changes)
+    fit(model, *make_loaders(data, config), config, run_dir=tmp_path)
+    assert saved == [(epoch, step) for epoch in range(3) for step in range(STEPS)] + [(3, 0)]
+    assert same_weights(model, wholes[recipe][0])
+
+
+def test_a_full_disk_in_between_is_said_and_training_goes_on(data, tmp_path, monkeypatch, capfd):
+    loaders = make_loaders(data, QUICK)
+    count = iter(range(99))
+
+    def full(path, state, **rest):
+        if next(count) in (1, 2):  # the first two epochs; the start is 0
+            raise OSError(28, "No space left on device")
+        return keep(path, state, **rest)
+
+    from vit.training import checkpoint
+
+    keep = checkpoint.write_state
+    monkeypatch.setattr(checkpoint, "write_state", full)
+    assert fit(make_model(), *loaders, QUICK, run_dir=tmp_path).is_complete
+    said = capfd.readouterr().err
+    assert said.count("the state could not be saved in") == 2
+    assert re.search(r"\(No space left on device; [\d,]+ bytes free\): training goes on, and the next save", said)
+    assert read_state(tmp_path / STATE_FILE)["progress"]["epoch"] == 3
+
+
+def test_a_folder_that_cannot_be_written_fails_before_the_first_step(data, tmp_path, monkeypatch):
+    """Root may write anywhere, so the refusal is made here."""
+    train, val = make_loaders(data, QUICK)
+
+    def refused(**_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("vit.files.tempfile.mkstemp", refused)
+    with pytest.raises(PermissionError, match="could not be saved in .*Permission denied; [0-9,]+ bytes free"):
+        fit(make_model(), Cut(train, 0, 0), val, QUICK, run_dir=tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError):
+        fit(make_model(), Cut(train, 0, 0), val, QUICK, run_dir=tmp_path / "file")
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_a_step_that_is_not_finite_is_not_taken(data, tmp_path, where):
+    loaders = make_loaders(data, QUICK)
+    seen = []
+
+    class Explodes(torch.autograd.Function):
+        """A loss that is finite and a gradient that is not."""
+
+        @staticmethod
+        def forward(ctx, x):
+            return x.sum() * 0 + 1.0
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return torch.full((50, 10), float("inf")) * gradient
+
+    def loss_fn(model, batch):
+        logits = model(batch[0])
+        if len(seen) == 6:
+            before.load_state_dict(model.state_dict())
+            return (logits.sum() * float("nan") if where == "loss" else Explodes.apply(logits)), {}
+        seen.append(1)
+        return logits.square().mean(), {}
+
+    model, before = make_model(), make_model()
+    first = ", ".join(str(int(i)) for i in loaders[0].batch_indices(1, 2)[:8])
+    value = "nan and the gradient's norm nan" if where == "loss" else "1 and the gradient's norm (nan|inf)"
+    message = rf"the loss is {value} in step 3 of epoch 2, at learning_rate 0.\d+: stopped before that step"
+    with pytest.raises(FloatingPointError, match=rf"{message}.*train_loader.batch_indices\(1, 2\): {first}, \.\.\."):
+        fit(model, *loaders, QUICK, run_dir=tmp_path, loss_fn=loss_fn)
+    assert same_weights(model, before)
+    assert read_state(tmp_path / STATE_FILE)["progress"]["epoch"] == 1  # the last good state
+
+
+def test_want_of_memory_comes_with_a_way_out(data, tmp_path):
+    def loss_fn(model, batch):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(torch.OutOfMemoryError) as caught:
+        fit(make_model(), *make_loaders(data, QUICK), QUICK, run_dir=tmp_path, loss_fn=loss_fn)
+    assert "out of memory at batch_size=50: what was saved last is good" in caught.value.__notes__[0]
+
+
+def test_loaders_that_give_nothing_are_refused_before_the_first_step(data):
+    train, val = make_loaders(data, QUICK)
+    train.num_steps = 0
+    with pytest.raises(ValueError, match="train_loader has no batch: there is nothing to train on"):
+        fit(make_model(), train, val, QUICK)
+    val.num_steps = 0
+    with pytest.raises(ValueError, match="val_loader has no batch: there is nothing to measure"):
+        fit(make_model(), make_loaders(data, QUICK)[0], val, QUICK)
+    with pytest.raises(TypeError, match=r"train_loader is a list without epoch\(epoch, start_step\)"):
+        fit(make_model(), [1, 2], None, QUICK)
+
+
+def test_a_clock_that_is_set_back_does_not_matter(data, monkeypatch):
+    now = iter(range(10**9, 0, -(10**6)))
+    monkeypatch.setattr("time.time", lambda: next(now))
+    seconds = fit(make_model(), *make_loaders(data, QUICK), QUICK)["seconds"]
+    assert 0 < seconds[0] < seconds[1] < seconds[2] < 600
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_resume_on_a_gpu_with_the_deterministic_switch(data, tmp_path, monkeypatch):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    model_changes, train_changes = next(iter(RECIPES.values()))
+    config = replace(QUICK, **train_changes, device="cuda")
+    torch.use_deterministic_algorithms(True)
+    try:
+        loaders = make_loaders(data, config)
+        whole = make_model(**model_changes)
+        fit(whole, *loaders, config)
+        count = iter(range(99))
+        fit(make_model(**model_changes), *loaders, config, run_dir=tmp_path, should_stop=lambda: next(count) == 5)
+        model = make_model(seed=9, **model_changes)
+        fit(model, *loaders, config, run_dir=tmp_path, resume=True)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert same_weights(model, whole)

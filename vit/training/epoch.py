@@ -1,0 +1,154 @@
+"""One epoch of training, a step at a time: loss, gradients, a look whether they are finite, update.
+
+Knows nothing of files; `fit` in loop.py strings epochs together. What is learned is a
+`loss_fn(model, batch) -> (loss, metrics)`. Sums stay on the device.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from vit.config import TrainConfig
+from vit.device import autocast
+from vit.progress import progress_bar
+from vit.training.optim import learning_rate_factor, set_learning_rate
+
+LossFn = Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, dict[str, Tensor]]]
+Sums = dict[str, Tensor]
+
+
+def classification_loss(label_smoothing: float = 0.0) -> LossFn:
+    """Cross-entropy on class numbers (B,) or soft labels (B, K), with the number of right answers beside it."""
+
+    def loss_fn(model: nn.Module, batch: tuple[Tensor, ...]) -> tuple[Tensor, dict[str, Tensor]]:
+        images, labels = batch
+        logits = model(images)  # (B, K)
+        loss = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+        hard_labels = labels if labels.ndim == 1 else labels.argmax(dim=1)  # (B,)
+        return loss, {"correct": (logits.detach().argmax(dim=1) == hard_labels).sum()}
+
+    return loss_fn
+
+
+def train_one_epoch(
+    model: nn.Module,
+    loader: Any,
+    optimizers: list[torch.optim.Optimizer],
+    config: TrainConfig,
+    *,
+    epoch: int = 0,
+    start_step: int = 0,
+    sums: Sums | None = None,
+    loss_fn: LossFn | None = None,
+    ema: AveragedModel | None = None,
+    bar: Any = None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> tuple[int, Sums]:
+    """Trains over one epoch, or from `start_step` of it on with the sums so far.
+
+    Args:
+        bar: a progress bar to move on, one step at a time; without it the epoch shows its own.
+        should_stop: asked after every step.
+
+    Returns:
+        The step to go on with (`epoch_steps(config, len(loader), epoch)` when the epoch is over) and sums over its
+        samples: "samples", "loss" and whatever `loss_fn` counts.
+    """
+    loss_fn = loss_fn or classification_loss(config.label_smoothing)
+    device = next(model.parameters()).device
+    total_steps, warmup_steps = run_steps(config, len(loader)), config.warmup_epochs * len(loader)
+    end_step = epoch_steps(config, len(loader), epoch)
+    sums = dict(sums or {})
+    parameters = list(model.parameters())
+    own_bar = contextlib.nullcontext(bar)
+    if bar is None:
+        own_bar = progress_bar(total=end_step, initial=start_step, desc=f"epoch {epoch + 1}", unit="step")
+    model.train()
+    with own_bar as bar:
+        for step, batch in zip(range(start_step, end_step), loader.epoch(epoch, start_step), strict=False):
+            steps_done = epoch * len(loader) + step
+            factor = learning_rate_factor(
+                steps_done, total_steps=total_steps, warmup_steps=warmup_steps, schedule=config.schedule
+            )
+            set_learning_rate(optimizers, factor)
+            set_patch_drop(model, config.patch_drop_rate if steps_done < config.patch_drop_until * total_steps else 0.0)
+            with autocast(config, device):
+                loss, metrics = loss_fn(model, batch)
+            loss.backward()
+            gradient_norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+            # The one place where Python waits for a GPU: a step that is not finite could not be undone.
+            if not torch.isfinite(loss.detach() + gradient_norm):
+                raise FloatingPointError(
+                    _not_finite(loss, gradient_norm, loader, epoch, step, config.learning_rate * factor)
+                )
+            if config.clip_grad_norm:
+                nn.utils.clip_grads_with_norm_(parameters, config.clip_grad_norm, gradient_norm)
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+            if ema is not None:
+                ema.update_parameters(model)
+            samples = len(batch[0])
+            for name, value in {"samples": samples, "loss": loss.detach() * samples, **metrics}.items():
+                sums[name] = sums.get(name, 0) + value
+            if bar.update():  # true only when the bar is redrawn, so that a GPU is not made to wait at every step
+                bar.set_postfix(loss=f"{float(sums['loss']) / sums['samples']:.3f}", refresh=False)
+            if should_stop():
+                return step + 1, sums
+    return end_step, sums
+
+
+@contextlib.contextmanager
+def explaining_memory(config: TrainConfig) -> Iterator[None]:
+    """Adds to an error for want of memory what can be done about it."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error):
+            error.add_note(
+                f"out of memory at batch_size={config.batch_size}: what was saved last is good. Try a smaller batch, a "
+                'smaller model or precision="bf16"; vit.analysis.estimate.training_memory tells beforehand'
+            )
+        raise
+
+
+def run_steps(config: TrainConfig, steps_per_epoch: int) -> int:
+    """The steps of a whole run."""
+    return max(1, round(config.epochs * steps_per_epoch))
+
+
+def epoch_steps(config: TrainConfig, steps_per_epoch: int, epoch: int) -> int:
+    """The steps of an epoch, counted from 0: all of it, or what is left in a last epoch that ends early."""
+    return min(steps_per_epoch, run_steps(config, steps_per_epoch) - epoch * steps_per_epoch)
+
+
+def set_patch_drop(model: nn.Module, rate: float) -> None:
+    """Sets the share of patches that a model drops in training.
+
+    Raises:
+        ValueError: `rate` is not 0 and the model, or what `torch.compile` wrapped, has no `patch_drop`.
+    """
+    patch_drop = getattr(getattr(model, "_orig_mod", model), "patch_drop", None)
+    if patch_drop is not None:
+        patch_drop.rate = rate
+    elif rate:
+        raise ValueError(f"patch_drop_rate={rate}: {type(model).__name__} has no `patch_drop` to set; use 0")
+
+
+def _not_finite(loss: Tensor, gradient_norm: Tensor, loader: Any, epoch: int, step: int, learning_rate: float) -> str:
+    """What to say of a step whose loss or gradient is not finite."""
+    samples = ""
+    if hasattr(loader, "batch_indices"):
+        first = ", ".join(map(str, loader.batch_indices(epoch, step)[:8].tolist()))
+        samples = f". Its samples are train_loader.batch_indices({epoch}, {step}): {first}, ..."
+    values = f"the loss is {float(loss.detach()):.4g} and the gradient's norm {float(gradient_norm):.4g}"
+    return (
+        f"{values} in step {step + 1} of epoch {epoch + 1}, at learning_rate {learning_rate:.3g}: stopped before that "
+        "step, and what was saved last is good; try a lower learning_rate or muon_learning_rate, or "
+        f"clip_grad_norm=1.0{samples}"
+    )
