@@ -1,5 +1,6 @@
-"""Weights: saving a model with all that is known about it, and loading it again."""
+"""Weights: ours and everyone's, in and out, with all that is known about them."""
 
+from vit.pretrained.loading import load_weights
 from vit.pretrained.weights import list_weights, load, save
 
-__all__ = ["list_weights", "load", "save"]
+__all__ = ["list_weights", "load", "load_weights", "save"]

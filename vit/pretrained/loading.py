@@ -1,0 +1,250 @@
+"""Anyone's weights into this library's model: recognized, translated, checked, and only then copied.
+
+Strict without a way to be lenient, since `load_state_dict(strict=False)` on names with a prefix loads nothing and
+says nothing. What may differ between source and model is what the caller names.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vit.config import ViTConfig
+from vit.model.pos_embed import resample_pos_embed
+from vit.model.vision_transformer import VisionTransformer, build_head, init_head
+from vit.pretrained.assembly import describe, join_tokens, num_heads_of, own_name
+from vit.pretrained.conversions import Tensors
+from vit.pretrained.formats import FORMATS, Format, recognize
+from vit.pretrained.report import Report
+from vit.pretrained.sources import Source, read_source
+
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+# Settled elsewhere: by size, by the shapes of tensors, or a matter of training.
+_NOT_COMPARED = {"image_size", "num_classes", "head", "mlp_ratio", "layer_scale", "pos_resampling"}
+_NOT_COMPARED |= {"drop_rate", "attn_drop_rate", "drop_path_rate"}
+
+
+def load_weights(
+    model: VisionTransformer | None,
+    source: str | Path | Mapping[str, Tensor] | nn.Module,
+    *,
+    format: str | None = None,
+    source_grid: tuple[int, int] | None = None,
+    report: Callable[[Report], Any] | None = print,
+    **changes: Any,
+) -> VisionTransformer:
+    """Fills a model with weights of this or another library; nothing is copied until everything fits.
+
+    Args:
+        model: what to fill; None builds the model that the weights describe, on the CPU, in evaluation mode.
+        source: a file (.safetensors, .pt, .pth, .npz), a folder of transformers or timm, a dictionary of tensors, or a
+            module of timm, transformers, torchvision or vit-pytorch.
+        format: a name in `vit.pretrained.formats.FORMATS`, where the names of the tensors fit several.
+        source_grid: (rows, columns) of the source's patches, where its position table fits several.
+        report: called with the `Report`; None for no table.
+        changes: fields of ViTConfig that the caller decides: `num_classes` for a new head, `image_size` for positions
+            resampled by the source's own rule, and what a source may not say, such as `num_heads` or `norm_eps`.
+
+    Returns:
+        The model; its `metadata` says how the source's images were prepared, if that is known.
+
+    Raises:
+        FileNotFoundError, TypeError, ValueError: no source, not a source, or weights that do not fit; the message says
+            what was found and what to do, and the model is as it was.
+    """
+    known = [f.name for f in fields(ViTConfig)]
+    if unknown := set(changes) - set(known):
+        raise ValueError(f"load_weights has no argument {unknown.pop()!r}; fields of ViTConfig: {', '.join(known)}")
+    if format is not None and format not in FORMATS:
+        raise ValueError(f"format={format!r} is not known; choose from: {', '.join(FORMATS)}")
+    found = read_source(source)
+    found.format = format or found.format
+    return fill(model, found, source_grid, report, changes)
+
+
+def fill(
+    model: VisionTransformer | None,
+    found: Source,
+    source_grid: tuple[int, int] | None = None,
+    report: Callable[[Report], Any] | None = None,
+    changes: Mapping[str, Any] = MappingProxyType({}),
+) -> VisionTransformer:
+    """`load_weights` from a source that was read already, and is empty afterwards."""
+    name = found.format or recognize(found.tensors, found.name)
+    log = Report(found.name, name, found.notes)
+    try:
+        state, config = _prepare(found, FORMATS[name], log, model, changes, source_grid)
+    except ValueError as error:
+        raise ValueError(f"{found.name} (format {name}) was not loaded: {error}") from error
+    if not log.is_good:
+        raise ValueError(f"the weights do not fit, and nothing was loaded\n{log}")
+    if report is not None:
+        report(log)
+    if model is None:
+        model = blank_model(config)
+        model.load_state_dict(state, assign=True)
+        model.to(next(model.parameters()).dtype).eval()  # the fixed tables follow the weights
+    else:
+        model.load_state_dict(state)
+    model.metadata = FORMATS[name].images | model.metadata | found.metadata
+    return model
+
+
+def blank_model(config: ViTConfig) -> VisionTransformer:
+    """A model whose weights take neither memory nor time yet; `load_state_dict(..., assign=True)` brings them."""
+    with torch.device("meta"):
+        model = VisionTransformer(config)
+    model.build_positions()
+    return model
+
+
+def check_values(name: str, tensor: Tensor) -> None:
+    """Raises ValueError for what cannot be a weight: whole numbers, NaN, infinity."""
+    if tensor.dtype not in _FLOATS or tensor.layout != torch.strided or tensor.is_meta:
+        raise ValueError(f"{name} is {tensor.dtype} on {tensor.device}; weights are floating-point numbers")
+    # The sum is fast, and finite unless there is something to find.
+    if not tensor.sum(dtype=torch.float64).isfinite() and not tensor.isfinite().all():
+        kind = "NaN" if tensor.isnan().any() else "infinity"
+        raise ValueError(f"{name} holds {kind}: training diverged or the file is damaged")
+
+
+def _prepare(
+    found: Source,
+    fmt: Format,
+    log: Report,
+    model: VisionTransformer | None,
+    changes: Mapping[str, Any],
+    source_grid: tuple[int, int] | None,
+) -> tuple[Tensors, ViTConfig]:
+    """The state to load, and the config of the model that takes it. Fills the report."""
+    tensors = _translate(found, fmt, log)
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    own_size = found.facts.pop("image_size", None)
+    facts = {
+        **fmt.fields,
+        **found.facts,
+        **{n: v for n, v in changes.items() if n not in ("image_size", "num_classes")},
+    }
+    fmt.convert(tensors, facts)
+    target = changes.get("image_size", model.config.image_size if model else None)
+    patch = tensors["patch_embed.proj.weight"].shape[-1] if "patch_embed.proj.weight" in tensors else 1
+    own_grid = source_grid or _grid(own_size, patch)
+    grid = join_tokens(tensors, facts, fmt.slots, own_grid, _grid(target, patch)) or own_grid
+    if source_grid and grid != tuple(source_grid):
+        raise ValueError(f"source_grid={source_grid} does not fit its table of {grid} patches")
+    described = describe(tensors, facts, grid)
+    config = _agree(described, changes, model, log)
+    if "pos_embed" in tensors and grid != config.grid_size:
+        tensors["pos_embed"] = resample_pos_embed(
+            tensors["pos_embed"], grid, config.grid_size, described.get("pos_resampling", config.pos_resampling)
+        )
+        log.tensors["resized"].append("pos_embed")
+        log.notes.append(f"positions resampled from {grid} to {config.grid_size}, {described.get('pos_resampling')}")
+    if len(shapes.get("pos_embed", ())) == 3 and shapes["pos_embed"] != tensors["pos_embed"].shape:
+        shapes.pop("cls_token", None)  # it took its position along
+    reshaped = {own_name(name, described) for name, tensor in tensors.items() if shapes.get(name) != tensor.shape}
+    state = {own_name(name, described): tensor for name, tensor in tensors.items()}
+    if config.num_classes != described["num_classes"]:
+        _change_head(state, config, model, log)
+        found.metadata.pop("class_names", None)
+    expected = (model or blank_model(config)).state_dict()
+    log.compare(state, expected, reshaped)
+    reference = next(iter(expected.values()))
+    return _owned(state, found, log, reference if model else None), config
+
+
+def _translate(found: Source, fmt: Format, log: Report) -> Tensors:
+    """The source's tensors under timm's names. Empties the source, so that what was repacked can be freed."""
+    tensors = {}
+    for key in list(found.tensors):
+        tensor = found.tensors.pop(key)
+        try:
+            name = fmt.translate(key)
+        except KeyError:
+            log.tensors["unexpected"].append(key)
+            continue
+        if name is None:
+            log.tensors["left out"].append(key)
+        elif name in tensors:
+            raise ValueError(f"{key} is a second {name}")
+        else:
+            check_values(key, tensor)
+            tensors[name] = tensor
+    return tensors
+
+
+def _agree(
+    described: dict[str, Any], changes: Mapping[str, Any], model: VisionTransformer | None, log: Report
+) -> ViTConfig:
+    """The config of the model to fill, if source, caller and model are of one mind."""
+    if model is None:
+        if "num_heads" not in described:
+            described["num_heads"] = num_heads_of(described["embed_dim"])
+            log.notes.append(f"num_heads={described['num_heads']}, as usual at this width; the source does not say")
+        asked = {name: changes[name] for name in ("image_size", "num_classes") if name in changes}
+        if "image_size" not in described | asked:
+            raise ValueError("it has no position table to tell the size of its images: pass image_size=")
+        return ViTConfig(**{"head": "linear", **described, **asked})
+    config = model.config.to_dict()
+    for name, value in changes.items():
+        value = (value, value) if name == "image_size" and isinstance(value, int) else value
+        if value != config[name]:
+            raise ValueError(f"{name}={value!r} was asked for, but the model has {name}={config[name]!r}")
+    differing = [n for n in described if n not in _NOT_COMPARED | set(changes) and described[n] != config[n]]
+    if differing:
+        rows = [("field", "source", "model"), *((n, str(described[n]), str(config[n])) for n in differing)]
+        table = "\n".join(f"  {name:<16} {theirs:<20} {ours}" for name, theirs, ours in rows)
+        raise ValueError(f"the model is another network; model=None builds the right one\n{table}")
+    if described["num_classes"] != config["num_classes"] and "num_classes" not in changes:
+        raise ValueError(
+            f"it has {described['num_classes']} classes, the model {config['num_classes']}: "
+            f"pass num_classes={config['num_classes']} to give the model a new head"
+        )
+    is_learned = described["pos_embed"] == "learned"
+    if is_learned and described.get("image_size") != config["image_size"] and "image_size" not in changes:
+        raise ValueError(
+            f"it is for images of {described.get('image_size')} pixels, the model for {config['image_size']}: "
+            f"pass image_size={config['image_size']} to resample its positions"
+        )
+    return model.config
+
+
+def _change_head(state: Tensors, config: ViTConfig, model: VisionTransformer | None, log: Report) -> None:
+    """The model's own head, or a new one, in place of the source's."""
+    for name in [name for name in state if name.startswith("head.")]:
+        del state[name]
+        log.tensors["left out"].append(name)
+    head = model.head if model else build_head(config)
+    if model is None:
+        init_head(head)
+    for name, tensor in head.state_dict(prefix="head.").items():
+        state[name] = tensor
+        log.tensors["re-initialised"].append(name)
+
+
+def _owned(state: Tensors, found: Source, log: Report, reference: Tensor | None) -> Tensors:
+    """The state in the model's precision, or float32 for a new one; there, each tensor with memory of its own."""
+    dtypes = {tensor.dtype for tensor in state.values()}
+    if reference is not None:
+        dtype = reference.dtype  # what is copied into a model needs nothing else
+    else:
+        dtype = torch.float64 if torch.float64 in dtypes else torch.float32
+        for name, tensor in state.items():
+            state[name] = tensor.to("cpu", dtype).contiguous()
+            is_shared = not found.is_owned or tensor.untyped_storage().nbytes() != tensor.nbytes
+            if is_shared and state[name].data_ptr() == tensor.data_ptr():
+                state[name] = tensor.clone()
+    if others := dtypes - {dtype}:
+        log.notes.append(f"{', '.join(str(other)[6:] for other in others)} became {str(dtype)[6:]}")
+    return state
+
+
+def _grid(size: int | tuple[int, int] | None, patch: int) -> tuple[int, int] | None:
+    if size is None:
+        return None
+    height, width = (size, size) if isinstance(size, int) else size
+    return height // patch, width // patch
