@@ -16,7 +16,7 @@ _ACTIVATIONS = {
 }  # fmt: skip
 _OTHER_ACTIVATIONS = ("ReLU", "ReLU6", "Mish", "Hardswish", "ELU", "LeakyReLU", "PReLU", "SELU")
 _TIMM_POOLS = {"token": "cls", "": "cls", "avg": "mean"}
-_PIL_INTERPOLATIONS = {2: "bilinear", 3: "bicubic"}
+_PIL_INTERPOLATIONS = {1: "lanczos", 2: "bilinear", 3: "bicubic"}
 
 Facts = tuple[dict[str, Any], dict[str, Any]]
 
