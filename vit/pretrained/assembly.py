@@ -114,6 +114,8 @@ def describe(tensors: Tensors, facts: Mapping[str, Any], grid: Grid | None) -> d
     if is_gated != (act == "swiglu"):
         raise ValueError(f"its MLP with act={act!r} is {'' if is_gated else 'not '}gated; only SwiGLU is, and must be")
     has = {name: f"{name}.weight" in tensors for name in ("fc_norm", "norm_pre", "pre_logits", "head")}
+    if has["norm_pre"] and "norm_eps" not in facts:
+        raise ValueError("with norm_pre, eps and activation vary, and it does not say which: pass norm_eps= and act=")
     numbers = [int(match[1]) for name in tensors if (match := re.match(r"blocks\.(\d+)\.", name))]
     fields = {
         **facts,
@@ -121,8 +123,10 @@ def describe(tensors: Tensors, facts: Mapping[str, Any], grid: Grid | None) -> d
         "in_chans": in_chans,
         "embed_dim": dim,
         "depth": 1 + max(numbers),
-        "mlp_ratio": mlp_ratio(hidden, dim),
+        "mlp_ratio": _mlp_ratio(hidden, dim, facts.get("mlp_ratio")),
         "act": act,
+        "norm_eps": facts.get("norm_eps", 1e-6),
+        "pos_resampling": facts.get("pos_resampling", "bicubic_antialias"),
         "num_classes": len(tensors["head.weight"]) if has["head"] else 0,
         "num_registers": tensors["reg_token"].shape[1] if "reg_token" in tensors else 0,
         "pos_embed": "learned" if "pos_embed" in tensors else facts.get("pos_embed", "learned"),
@@ -140,8 +144,10 @@ def describe(tensors: Tensors, facts: Mapping[str, Any], grid: Grid | None) -> d
     return fields
 
 
-def mlp_ratio(hidden: int, dim: int) -> float:
+def _mlp_ratio(hidden: int, dim: int, stated: float | None) -> float:
     """The ratio from which ViTConfig gets `hidden` back, whatever the rounding."""
+    if stated is not None and int(dim * stated) == hidden:
+        return stated
     ratio = hidden / dim
     return ratio if int(dim * ratio) == hidden else math.nextafter(ratio, math.inf)
 

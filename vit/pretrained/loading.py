@@ -4,10 +4,10 @@ Strict without a way to be lenient, since `load_state_dict(strict=False)` on nam
 says nothing. What may differ between source and model is what the caller names.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -16,16 +16,14 @@ from torch import Tensor, nn
 from vit.config import ViTConfig
 from vit.model.pos_embed import resample_pos_embed
 from vit.model.vision_transformer import VisionTransformer, build_head, init_head
-from vit.pretrained.assembly import describe, join_tokens, num_heads_of, own_name
+from vit.pretrained.agreement import agree
+from vit.pretrained.assembly import describe, join_tokens, own_name
 from vit.pretrained.conversions import Tensors
 from vit.pretrained.formats import FORMATS, Format, recognize
 from vit.pretrained.report import Report
 from vit.pretrained.sources import Source, read_source
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-# Settled elsewhere: by size, by the shapes of tensors, or a matter of training.
-_NOT_COMPARED = {"image_size", "num_classes", "head", "mlp_ratio", "layer_scale", "pos_resampling"}
-_NOT_COMPARED |= {"drop_rate", "attn_drop_rate", "drop_path_rate"}
 
 
 def load_weights(
@@ -71,13 +69,13 @@ def fill(
     found: Source,
     source_grid: tuple[int, int] | None = None,
     report: Callable[[Report], Any] | None = None,
-    changes: Mapping[str, Any] = MappingProxyType({}),
+    changes: Mapping[str, Any] | None = None,
 ) -> VisionTransformer:
     """`load_weights` from a source that was read already, and is empty afterwards."""
     name = found.format or recognize(found.tensors, found.name)
     log = Report(found.name, name, found.notes)
     try:
-        state, config = _prepare(found, FORMATS[name], log, model, changes, source_grid)
+        state, config = _prepare(found, FORMATS[name], log, model, changes or {}, source_grid)
     except ValueError as error:
         raise ValueError(f"{found.name} (format {name}) was not loaded: {error}") from error
     if not log.is_good:
@@ -121,14 +119,15 @@ def _prepare(
     source_grid: tuple[int, int] | None,
 ) -> tuple[Tensors, ViTConfig]:
     """The state to load, and the config of the model that takes it. Fills the report."""
+    if fmt is FORMATS["vit"] and not found.facts:
+        if model is None:
+            raise ValueError("its names are this library's, but no config came with it: build the model and pass it")
+        found.facts = model.config.to_dict()
     tensors = _translate(found, fmt, log)
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     own_size = found.facts.pop("image_size", None)
-    facts = {
-        **fmt.fields,
-        **found.facts,
-        **{n: v for n, v in changes.items() if n not in ("image_size", "num_classes")},
-    }
+    asked = {name: value for name, value in changes.items() if name not in ("image_size", "num_classes")}
+    facts = {**fmt.fields, **found.facts, **asked}
     fmt.convert(tensors, facts)
     target = changes.get("image_size", model.config.image_size if model else None)
     patch = tensors["patch_embed.proj.weight"].shape[-1] if "patch_embed.proj.weight" in tensors else 1
@@ -137,15 +136,13 @@ def _prepare(
     if source_grid and grid != tuple(source_grid):
         raise ValueError(f"source_grid={source_grid} does not fit its table of {grid} patches")
     described = describe(tensors, facts, grid)
-    config = _agree(described, changes, model, log)
-    if "pos_embed" in tensors and grid != config.grid_size:
-        tensors["pos_embed"] = resample_pos_embed(
-            tensors["pos_embed"], grid, config.grid_size, described.get("pos_resampling", config.pos_resampling)
-        )
-        log.tensors["resized"].append("pos_embed")
-        log.notes.append(f"positions resampled from {grid} to {config.grid_size}, {described.get('pos_resampling')}")
-    if len(shapes.get("pos_embed", ())) == 3 and shapes["pos_embed"] != tensors["pos_embed"].shape:
-        shapes.pop("cls_token", None)  # it took its position along
+    config = agree(described, changes, model, log)
+    if "pos_embed" in tensors and grid is not None:
+        if shapes["pos_embed"][-2] > math.prod(grid):
+            shapes.pop("cls_token", None)  # it took its position along
+        elif fmt.slots == "any" and config.num_prefix_tokens:
+            log.notes.append(f"positions were read as {grid} patches, none of them for CLS; see source_grid")
+        _resize(tensors, grid, config, described["pos_resampling"], log)
     reshaped = {own_name(name, described) for name, tensor in tensors.items() if shapes.get(name) != tensor.shape}
     state = {own_name(name, described): tensor for name, tensor in tensors.items()}
     if config.num_classes != described["num_classes"]:
@@ -177,40 +174,11 @@ def _translate(found: Source, fmt: Format, log: Report) -> Tensors:
     return tensors
 
 
-def _agree(
-    described: dict[str, Any], changes: Mapping[str, Any], model: VisionTransformer | None, log: Report
-) -> ViTConfig:
-    """The config of the model to fill, if source, caller and model are of one mind."""
-    if model is None:
-        if "num_heads" not in described:
-            described["num_heads"] = num_heads_of(described["embed_dim"])
-            log.notes.append(f"num_heads={described['num_heads']}, as usual at this width; the source does not say")
-        asked = {name: changes[name] for name in ("image_size", "num_classes") if name in changes}
-        if "image_size" not in described | asked:
-            raise ValueError("it has no position table to tell the size of its images: pass image_size=")
-        return ViTConfig(**{"head": "linear", **described, **asked})
-    config = model.config.to_dict()
-    for name, value in changes.items():
-        value = (value, value) if name == "image_size" and isinstance(value, int) else value
-        if value != config[name]:
-            raise ValueError(f"{name}={value!r} was asked for, but the model has {name}={config[name]!r}")
-    differing = [n for n in described if n not in _NOT_COMPARED | set(changes) and described[n] != config[n]]
-    if differing:
-        rows = [("field", "source", "model"), *((n, str(described[n]), str(config[n])) for n in differing)]
-        table = "\n".join(f"  {name:<16} {theirs:<20} {ours}" for name, theirs, ours in rows)
-        raise ValueError(f"the model is another network; model=None builds the right one\n{table}")
-    if described["num_classes"] != config["num_classes"] and "num_classes" not in changes:
-        raise ValueError(
-            f"it has {described['num_classes']} classes, the model {config['num_classes']}: "
-            f"pass num_classes={config['num_classes']} to give the model a new head"
-        )
-    is_learned = described["pos_embed"] == "learned"
-    if is_learned and described.get("image_size") != config["image_size"] and "image_size" not in changes:
-        raise ValueError(
-            f"it is for images of {described.get('image_size')} pixels, the model for {config['image_size']}: "
-            f"pass image_size={config['image_size']} to resample its positions"
-        )
-    return model.config
+def _resize(tensors: Tensors, grid: tuple[int, int], config: ViTConfig, rule: str, log: Report) -> None:
+    if grid != config.grid_size:
+        tensors["pos_embed"] = resample_pos_embed(tensors["pos_embed"], grid, config.grid_size, rule)
+        log.tensors["resized"].append("pos_embed")
+        log.notes.append(f"positions resampled from {grid} to {config.grid_size}, {rule}")
 
 
 def _change_head(state: Tensors, config: ViTConfig, model: VisionTransformer | None, log: Report) -> None:
