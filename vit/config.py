@@ -195,6 +195,8 @@ class ViTConfig(_Config):
         size = self.image_size
         if isinstance(size, int) and not isinstance(size, bool):
             size = (size, size)
+        if isinstance(size, list):  # as JSON has it
+            size = tuple(size)
         if not isinstance(size, tuple) or len(size) != 2 or any(type(side) is not int or side < 1 for side in size):
             self._fail("image_size", "must be a positive integer or a tuple (height, width) of two")
         for side in size:

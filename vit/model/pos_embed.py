@@ -28,7 +28,9 @@ def sincos2d_table(grid_size: tuple[int, int], embed_dim: int, temperature: floa
     if embed_dim % 4:
         raise ValueError(f"embed_dim={embed_dim} must be a multiple of 4: rows and columns each take sines and cosines")
     rows, columns = grid_positions(grid_size)
-    frequencies = temperature ** -torch.linspace(0, 1, embed_dim // 4, dtype=torch.float64)
+    # Not torch.linspace: transformers replaces it for a while, after which it ignores `with torch.device(...)`.
+    exponents = torch.arange(embed_dim // 4, dtype=torch.float64) / max(embed_dim // 4 - 1, 1)
+    frequencies = temperature**-exponents  # (D/4,)
     column_angles = columns[:, None] * frequencies  # (N, D/4)
     row_angles = rows[:, None] * frequencies  # (N, D/4)
     table = torch.cat([column_angles.sin(), column_angles.cos(), row_angles.sin(), row_angles.cos()], dim=1)

@@ -116,6 +116,7 @@ def describe(tensors: Tensors, facts: Mapping[str, Any], grid: Grid | None) -> d
     has = {name: f"{name}.weight" in tensors for name in ("fc_norm", "norm_pre", "pre_logits", "head")}
     if has["norm_pre"] and "norm_eps" not in facts:
         raise ValueError("with norm_pre, eps and activation vary, and it does not say which: pass norm_eps= and act=")
+    stated = facts.get("mlp_ratio")
     numbers = [int(match[1]) for name in tensors if (match := re.match(r"blocks\.(\d+)\.", name))]
     fields = {
         **facts,
@@ -123,7 +124,7 @@ def describe(tensors: Tensors, facts: Mapping[str, Any], grid: Grid | None) -> d
         "in_chans": in_chans,
         "embed_dim": dim,
         "depth": 1 + max(numbers),
-        "mlp_ratio": _mlp_ratio(hidden, dim, facts.get("mlp_ratio")),
+        "mlp_ratio": stated if stated and int(dim * stated) == hidden else mlp_ratio(hidden, dim),
         "act": act,
         "norm_eps": facts.get("norm_eps", 1e-6),
         "pos_resampling": facts.get("pos_resampling", "bicubic_antialias"),
@@ -144,10 +145,8 @@ def describe(tensors: Tensors, facts: Mapping[str, Any], grid: Grid | None) -> d
     return fields
 
 
-def _mlp_ratio(hidden: int, dim: int, stated: float | None) -> float:
-    """The ratio from which ViTConfig gets `hidden` back, whatever the rounding."""
-    if stated is not None and int(dim * stated) == hidden:
-        return stated
+def mlp_ratio(hidden: int, dim: int) -> float:
+    """The ratio from which ViTConfig, or timm, gets `hidden` back, whatever the rounding."""
     ratio = hidden / dim
     return ratio if int(dim * ratio) == hidden else math.nextafter(ratio, math.inf)
 
