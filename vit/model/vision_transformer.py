@@ -188,6 +188,8 @@ def init_weights(model: VisionTransformer) -> None:
     fixed sine and cosine table, and CLS and registers as large as a patch token: both save the first epochs the work of
     finding out what is next to what.
     """
+    if model.patch_embed.proj.weight.is_meta:
+        return  # without memory there are no values, and torch would import a great deal to draw none
     _init_linear_layers(model)
     for block in model.encoder.blocks:
         for matrix in block.attn.qkv.weight.chunk(3):
