@@ -27,6 +27,9 @@ ROWS = {
     "attention_maps": {"maps_of_16_images": ("attention maps of 16 images, all layers and heads", 3),
                        "recording_ratio": ("forward pass that is recorded, relative to a plain one", 2),
                        "explorer_redraw": ("redraw of the attention explorer", 0)},
+    "load_weights": {"own_seconds": ("a ViT-B/16 of 86.6 M parameters loaded, with every check", 2),
+                     "timm_seconds": ("the same from a file of timm", 2),
+                     "timm_memory": ("peak memory of that, relative to the weights", 2)},
 }  # fmt: skip
 
 

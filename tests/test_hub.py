@@ -14,7 +14,7 @@ from conftest import randomize
 
 import vit
 from vit.model.vision_transformer import VisionTransformer
-from vit.pretrained import HubModel, to_transformers
+from vit.pretrained import HubModel, load_weights, to_transformers
 
 
 @pytest.fixture
@@ -43,6 +43,14 @@ def test_timms_names(monkeypatch):
     torch.testing.assert_close(model(images), theirs(images), rtol=0, atol=1e-5)
     assert model.metadata["crop"] == 0.9 and model.metadata["mean"] == [0.5] * 3
     assert vit.predict(model, torch.zeros(1, 3, 32, 32, dtype=torch.uint8)).shape == (1, 4)
+    model = load_weights(None, "timm/vit_tiny_patch16_224.augreg_in21k", num_classes=2)
+    assert model(images).shape == (2, 2) and len(asked) == 2
+
+
+def test_a_path_is_a_path_even_if_it_begins_like_a_name(monkeypatch, tmp_path, model, images):
+    monkeypatch.chdir(tmp_path)
+    vit.save(model, "timm/model.safetensors")
+    assert torch.equal(vit.load("timm/model.safetensors")(images), model(images))
 
 
 @torch.no_grad()

@@ -136,6 +136,14 @@ def test_values_that_are_no_weights_are_refused(model, state):
     refused(model, hidden, "head.weight is torch.float32 on meta")
 
 
+def test_damage_in_our_own_files_is_found_too(model, tmp_path):
+    with torch.no_grad():
+        model.encoder.norm.weight[3] = float("nan")
+    path = vit.save(model, tmp_path / "own.safetensors")
+    with pytest.raises(ValueError, match="own.safetensors .* encoder.norm.weight holds NaN"):
+        vit.load(path)
+
+
 def test_another_network_is_refused_with_a_table(state):
     other = VisionTransformer(replace(CONFIG, act="quick_gelu", num_registers=1, depth=3))
     message = refused(other, {"model": state} | {}, "the model is another network; model=None builds the right one")
@@ -191,7 +199,15 @@ def test_a_new_head_forgets_the_names_of_the_old_classes(tmp_path):
     model.metadata = {"class_names": list("abcde"), "mean": [0.5] * 3}
     path = vit.save(model, tmp_path / "own.safetensors")
     assert load_weights(None, path).metadata == model.metadata
-    assert load_weights(None, path, num_classes=3, head="mlp").metadata == {"mean": [0.5] * 3}
+    assert load_weights(None, path, num_classes=3).metadata == {"mean": [0.5] * 3}
+
+
+def test_a_new_head_is_linear_unless_asked_for():
+    source = randomize(VisionTransformer(replace(CONFIG, head="mlp")))
+    assert load_weights(None, source).config.head == "mlp"
+    assert load_weights(None, source, num_classes=3).config.head == "linear"
+    new = load_weights(None, source, num_classes=3, head="mlp")
+    assert new.config.head == "mlp" and new.head.fc1.weight.std() > 0.05 and not new.head.fc2.weight.any()
 
 
 def test_positions_are_resized_on_request_only(state):
@@ -332,6 +348,10 @@ def test_arguments_are_checked_before_anything_is_read():
         load_weights(None, "nowhere", num_clases=3)
     with pytest.raises(ValueError, match="format='tim' is not known; choose from: vit, google"):
         load_weights(None, "nowhere", format="tim")
+    with pytest.raises(ValueError, match="image_size='384' must be a positive integer"):
+        load_weights(None, "nowhere", image_size="384")
+    with pytest.raises(TypeError, match="model must be a VisionTransformer of this library or None, got Linear"):
+        load_weights(nn.Linear(2, 2), "nowhere")
 
 
 def test_sources_that_do_not_say_enough_ask(state):

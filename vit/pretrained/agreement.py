@@ -32,10 +32,11 @@ def agree(
         asked = {name: changes[name] for name in ("image_size", "num_classes") if name in changes}
         if "image_size" not in described | asked:
             raise ValueError("it has no position table to tell the size of its images: pass image_size=")
-        return ViTConfig(**{"head": "linear", **described, **asked})
+        has_new_head = asked.get("num_classes", described["num_classes"]) != described["num_classes"]
+        head = "linear" if has_new_head and "head" not in changes else described.get("head", "linear")
+        return ViTConfig(**{**described, **asked, "head": head})
     config = model.config.to_dict()
     for name, value in changes.items():
-        value = (value, value) if name == "image_size" and isinstance(value, int) else value
         if value != config[name]:
             raise ValueError(f"{name}={value!r} was asked for, but the model has {name}={config[name]!r}")
     differing = [n for n in described if n not in _NOT_COMPARED | set(changes) and described[n] != config[n]]

@@ -1,22 +1,26 @@
 """Weights by name, fetched by the library that knows it: a model of timm, or a repository of the Hugging Face Hub."""
 
-from vit.model.vision_transformer import VisionTransformer
-from vit.pretrained.loading import fill
+from pathlib import Path
+
 from vit.pretrained.sources import Source, read_source, timm_model
 
-HUBS = ("timm/", "hf-hub:")
+_PREFIXES = ("timm/", "hf-hub:")
 _FILES = ["config.json", "preprocessor_config.json", "model.safetensors"]
 
 
-def fetch(name: str) -> VisionTransformer:
-    """The model called "timm/<model>" or "hf-hub:<owner>/<repository>".
+def is_hub_name(source: object) -> bool:
+    """Whether weights are meant that must be fetched: "timm/<model>" or "hf-hub:<owner>/<repository>", and no path."""
+    return isinstance(source, str) and source.startswith(_PREFIXES) and not Path(source).exists()
+
+
+def fetch(name: str) -> Source:
+    """The weights of a name for which `is_hub_name` holds.
 
     Raises:
         ImportError: the package that fetches it is not installed; the message says how to.
         ConnectionError: it could not be fetched, or does not exist.
-        ValueError: it is of a kind that this library does not compute.
     """
-    return fill(None, _from_timm(name) if name.startswith("timm/") else _from_hugging_face(name))
+    return _from_timm(name) if name.startswith("timm/") else _from_hugging_face(name)
 
 
 def _from_timm(name: str) -> Source:

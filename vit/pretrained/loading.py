@@ -20,6 +20,7 @@ from vit.pretrained.agreement import agree
 from vit.pretrained.assembly import describe, join_tokens, own_name
 from vit.pretrained.conversions import Tensors
 from vit.pretrained.formats import FORMATS, Format, recognize
+from vit.pretrained.hub import fetch, is_hub_name
 from vit.pretrained.report import Report
 from vit.pretrained.sources import Source, read_source
 
@@ -39,9 +40,10 @@ def load_weights(
 
     Args:
         model: what to fill; None builds the model that the weights describe, on the CPU, in evaluation mode.
-        source: a file (.safetensors, .pt, .pth, .npz), a folder of transformers or timm, a dictionary of tensors, or a
-            module of timm, transformers, torchvision or vit-pytorch.
-        format: a name in `vit.pretrained.formats.FORMATS`, where the names of the tensors fit several.
+        source: a file (.safetensors, .pt, .pth, .npz), a folder of transformers or timm, a dictionary of tensors, a
+            module of timm, transformers, torchvision or vit-pytorch, or a name that `vit.load` would fetch.
+        format: a name in `vit.pretrained.formats.FORMATS`, where the names of the tensors fit several, such as "timm" for
+            a file of timm without a head, which looks like DINO's.
         source_grid: (rows, columns) of the source's patches, where its position table fits several.
         report: called with the `Report`; None for no table.
         changes: fields of ViTConfig that the caller decides: `num_classes` for a new head, `image_size` for positions
@@ -53,13 +55,18 @@ def load_weights(
     Raises:
         FileNotFoundError, TypeError, ValueError: no source, not a source, or weights that do not fit; the message says
             what was found and what to do, and the model is as it was.
+        ImportError, ConnectionError: a name that needs a package, or a network, that is not there.
     """
     known = [f.name for f in fields(ViTConfig)]
     if unknown := set(changes) - set(known):
         raise ValueError(f"load_weights has no argument {unknown.pop()!r}; fields of ViTConfig: {', '.join(known)}")
     if format is not None and format not in FORMATS:
         raise ValueError(f"format={format!r} is not known; choose from: {', '.join(FORMATS)}")
-    found = read_source(source)
+    if model is not None and not isinstance(model, VisionTransformer):
+        raise TypeError(f"model must be a VisionTransformer of this library or None, got {type(model).__name__}")
+    if "image_size" in changes:
+        changes["image_size"] = ViTConfig(image_size=changes["image_size"], patch_size=1).image_size
+    found = fetch(source) if is_hub_name(source) else read_source(source)
     found.format = format or found.format
     return fill(model, found, source_grid, report, changes)
 
@@ -80,6 +87,8 @@ def fill(
         raise ValueError(f"{found.name} (format {name}) was not loaded: {error}") from error
     if not log.is_good:
         raise ValueError(f"the weights do not fit, and nothing was loaded\n{log}")
+    if FORMATS[name].images and "mean" not in found.metadata:
+        log.notes.append("images should be prepared as the format's own code does; the source does not say")
     if report is not None:
         report(log)
     if model is None:
@@ -123,12 +132,14 @@ def _prepare(
         if model is None:
             raise ValueError("its names are this library's, but no config came with it: build the model and pass it")
         found.facts = model.config.to_dict()
+    # Under timm's names, meaning what timm's mean.
     tensors = _translate(found, fmt, log)
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     own_size = found.facts.pop("image_size", None)
     asked = {name: value for name, value in changes.items() if name not in ("image_size", "num_classes")}
     facts = {**fmt.fields, **found.facts, **asked}
     fmt.convert(tensors, facts)
+    # As this model has its tokens, with positions for its grid.
     target = changes.get("image_size", model.config.image_size if model else None)
     patch = tensors["patch_embed.proj.weight"].shape[-1] if "patch_embed.proj.weight" in tensors else 1
     own_grid = source_grid or _grid(own_size, patch)
@@ -143,6 +154,7 @@ def _prepare(
         elif fmt.slots == "any" and config.num_prefix_tokens:
             log.notes.append(f"positions were read as {grid} patches, none of them for CLS; see source_grid")
         _resize(tensors, grid, config, described["pos_resampling"], log)
+    # Under this model's names, with its head, and compared.
     reshaped = {own_name(name, described) for name, tensor in tensors.items() if shapes.get(name) != tensor.shape}
     state = {own_name(name, described): tensor for name, tensor in tensors.items()}
     if config.num_classes != described["num_classes"]:
@@ -211,8 +223,5 @@ def _owned(state: Tensors, found: Source, log: Report, reference: Tensor | None)
     return state
 
 
-def _grid(size: int | tuple[int, int] | None, patch: int) -> tuple[int, int] | None:
-    if size is None:
-        return None
-    height, width = (size, size) if isinstance(size, int) else size
-    return height // patch, width // patch
+def _grid(size: tuple[int, int] | None, patch: int) -> tuple[int, int] | None:
+    return None if size is None else (size[0] // patch, size[1] // patch)

@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 from vit.config import ViTConfig
 from vit.files import replacing
 from vit.model.vision_transformer import VisionTransformer
-from vit.pretrained.hub import HUBS, fetch
-from vit.pretrained.loading import fill
+from vit.pretrained.hub import is_hub_name
+from vit.pretrained.loading import fill, load_weights
 from vit.pretrained.reading import checksum
 from vit.pretrained.sources import read_source
 
@@ -57,8 +57,8 @@ def load(path: str | Path, *, config: ViTConfig | None = None, device: torch.dev
         ValueError: not a weights file of this library, or of another network than `config`: nothing is loaded then.
         ImportError, ConnectionError: a name that needs a package, or a network, that is not there.
     """
-    if str(path).startswith(HUBS):
-        model = fetch(str(path))
+    if is_hub_name(path):
+        model = load_weights(None, path, report=None)
     else:
         path = SHIPPED / f"{path}.safetensors" if str(path) in list_weights() else Path(path)
         if not path.exists():
