@@ -42,8 +42,8 @@ def load_weights(
         model: what to fill; None builds the model that the weights describe, on the CPU, in evaluation mode.
         source: a file (.safetensors, .pt, .pth, .npz), a folder of transformers or timm, a dictionary of tensors, a
             module of timm, transformers, torchvision or vit-pytorch, or a name that `vit.load` would fetch.
-        format: a name in `vit.pretrained.formats.FORMATS`, where the names of the tensors fit several, such as "timm" for
-            a file of timm without a head, which looks like DINO's.
+        format: a name in `vit.pretrained.formats.FORMATS`, where the names of the tensors fit several: "timm" for a
+            file of timm without a head, which looks like DINO's.
         source_grid: (rows, columns) of the source's patches, where its position table fits several.
         report: called with the `Report`; None for no table.
         changes: fields of ViTConfig that the caller decides: `num_classes` for a new head, `image_size` for positions
