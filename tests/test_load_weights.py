@@ -125,6 +125,16 @@ def test_another_shape_is_refused(model, state, name):
     assert f"not {tuple(model.state_dict().get(name, model.encoder.state_dict().get(name)).shape)}" in message
 
 
+@pytest.mark.parametrize("odd", [Tensor.flatten, lambda x: x[None], lambda x: x[:0], lambda x: torch.cat([x, x])])
+def test_odd_shapes_are_refused_whatever_they_break(model, state, odd):
+    for name, tensor in state.items():
+        changed = odd(tensor)
+        if changed.shape != tensor.shape:
+            refused(model, state | {name: changed}, r"was not loaded|nothing was loaded")
+            with pytest.raises(ValueError, match=r"was not loaded|nothing was loaded"):
+                load_weights(None, state | {name: changed}, num_heads=4)
+
+
 def test_values_that_are_no_weights_are_refused(model, state):
     for value, kind in ((float("nan"), "NaN"), (float("inf"), "infinity"), (-float("inf"), "infinity")):
         damaged = state | {"blocks.1.mlp.fc2.weight": state["blocks.1.mlp.fc2.weight"].clone()}

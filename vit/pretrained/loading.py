@@ -85,6 +85,8 @@ def fill(
         state, config = _prepare(found, FORMATS[name], log, model, changes or {}, source_grid)
     except ValueError as error:
         raise ValueError(f"{found.name} (format {name}) was not loaded: {error}") from error
+    except (RuntimeError, LookupError, ArithmeticError) as error:  # tensors that do not go together
+        raise ValueError(f"{found.name} (format {name}) was not loaded: its shapes are odd ({error})") from error
     if not log.is_good:
         raise ValueError(f"the weights do not fit, and nothing was loaded\n{log}")
     if FORMATS[name].images and "mean" not in found.metadata:
