@@ -30,6 +30,9 @@ ROWS = {
                        "explorer_redraw": ("redraw of the attention explorer", 0)},
     "playground": {"slider_answer": ("playground: new estimate after a slider has moved", 0),
                    "live_curves": ("playground: training time that live curves cost", 1)},
+    "load_weights": {"own_seconds": ("a ViT-B/16 of 86.6 M parameters loaded, with every check", 2),
+                     "timm_seconds": ("the same from a file of timm", 2),
+                     "timm_memory": ("peak memory of that, relative to the weights", 2)},
 }  # fmt: skip
 
 

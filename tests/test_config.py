@@ -17,6 +17,7 @@ from vit.config import TrainConfig, ViTConfig
         ({"image_size": 33}, r"image_size=33 is not a multiple of patch_size=4; try image sides of 32 or 36"),
         ({"image_size": (32, 30)}, r"image_size=\(32, 30\) is not a multiple of patch_size=4"),
         ({"image_size": 2}, r"image_size=2 is smaller than one patch of patch_size=4"),
+        ({"image_size": [32]}, r"image_size=\[32\] must be a positive integer"),
         ({"image_size": "32"}, r"image_size='32' must be a positive integer"),
         ({"patch_size": 5}, r"try image sides of 30 or 35, or patch_size 2 or 4 or 8 or 16 or 32"),
         ({"embed_dim": 96, "num_heads": 5}, r"num_heads=5 does not divide embed_dim=96; allowed: 1, 2, 3, 4, 6"),

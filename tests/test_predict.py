@@ -5,13 +5,16 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import timm
 import torch
 from conftest import randomize
 from PIL import Image
 
 import vit
+from vit.analysis.inputs import picture_options, prepare_images
 from vit.data import normalize
 from vit.model.vision_transformer import VisionTransformer
+from vit.pictures import picture_to_tensor
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 
@@ -34,6 +37,27 @@ def test_every_form_of_the_same_picture_gives_the_same_answer(model, tmp_path):
     for form in (images, normalize(images, MEAN, STD), arrays, pictures, paths, [str(path) for path in paths]):
         torch.testing.assert_close(vit.predict(model, form), expected, rtol=0, atol=1e-6)
     torch.testing.assert_close(vit.predict(model, paths[1]), expected[1:], rtol=0, atol=1e-6)
+
+
+def test_pictures_are_prepared_as_the_metadata_says(model):
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 96, 3), dtype=np.uint8))
+    options = {"interpolation": "bilinear", "crop": 0.875, "squash": True}
+    expected = vit.predict(model, picture_to_tensor(picture, (8, 8), **options)[None])
+    assert not torch.allclose(vit.predict(model, picture), expected)
+    model.metadata |= options
+    torch.testing.assert_close(vit.predict(model, picture), expected)
+
+
+def test_pictures_are_prepared_as_timms_configuration_says():
+    model = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=4)
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    options = {"interpolation": "bicubic", "crop": model.pretrained_cfg["crop_pct"], "squash": False}
+    assert picture_options(model) == options and options["crop"] == 0.9
+    with torch.no_grad():
+        logits = model.eval()(prepare_images(model, picture))
+    mean, std = (model.pretrained_cfg[key] for key in ("mean", "std"))
+    images = normalize(picture_to_tensor(picture, (32, 32), **options)[None], mean, std)
+    torch.testing.assert_close(logits, model(images))
 
 
 def test_the_mode_of_the_model_is_put_back_and_other_sizes_are_resized(model):

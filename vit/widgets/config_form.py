@@ -49,12 +49,15 @@ _PAGES: dict[str, dict[str, Callable[[], widgets.Widget]]] = {
         "model.depth": _slider(1, 16, 1),
         "model.num_heads": _steps(1),
         "model.mlp_ratio": _slider(0.5, 6.0, 0.5, ".1f"),
-        "model.pool": _choice("cls", "mean"),
+        "model.act": _choice("gelu", "gelu_tanh", "quick_gelu", "swiglu"),
+        "model.pool": _choice("cls", "mean", "cls_mean"),
         "model.head": _choice("mlp", "linear"),
         "model.pos_embed": _choice("learned", "sincos2d", "rope", "none"),
         "model.num_registers": _slider(0, 8, 1),
         "model.qkv_bias": widgets.Checkbox,
         "model.qk_norm": widgets.Checkbox,
+        "model.pre_norm": widgets.Checkbox,
+        "model.patch_norm": widgets.Checkbox,
         "model.layer_scale": _choice(0.0, 1e-5, 1e-4, 1e-3, 0.01, 0.1),
         "model.drop_rate": _slider(0.0, 0.5, 0.05),
         "model.attn_drop_rate": _slider(0.0, 0.5, 0.05),
@@ -97,8 +100,8 @@ class ConfigForm(widgets.Tab):
     """Controls for a ViTConfig and a TrainConfig, by name in `controls`: "model.depth", "train.epochs", ...
 
     Args:
-        model_config, train_config: what it shows first; fields without a control (image size, channels, classes,
-            AdamW's betas) keep their values.
+        model_config, train_config: what it shows first; fields without a control (image size, channels, classes, AdamW's
+            betas, and what only weights of other libraries need) keep their values.
     """
 
     def __init__(self, model_config: ViTConfig, train_config: TrainConfig) -> None:

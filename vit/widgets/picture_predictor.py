@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from vit.analysis import METHODS, explain, predict, token_layout
+from vit.analysis.inputs import picture_options
 from vit.pictures import SUFFIXES, open_picture, picture_to_tensor
 from vit.plots.predictions import plot_top_classes
 from vit.plots.style import VERMILION
@@ -53,7 +54,7 @@ class PicturePredictor(widgets.VBox):
             raise ValueError("choose a picture, or write the path of one or of a folder of them")
         name, source = self.pictures[self.choice.value]
         picture = open_picture(io.BytesIO(source), name) if isinstance(source, bytes) else source
-        image = picture_to_tensor(picture, self.size)  # (3, H, W)
+        image = picture_to_tensor(picture, self.size, **picture_options(self.model))  # (3, H, W)
         probabilities = predict(self.model, image[None])[0]  # (K,)
         names = self.class_names or [f"class {k}" for k in range(len(probabilities))]
         heat = explain(self.model, image[None], self.method.value)[0]  # (rows, columns)
