@@ -7,6 +7,7 @@ from vit.data.image_folder import load_image_folder, save_image_folder
 from vit.data.loader import Loader, denormalize, make_eval_loader, make_loaders, normalize
 from vit.data.shapes import make_shapes
 from vit.data.splits import DataSplits, Split
+from vit.data.subset import keep_classes, sample_shots
 
 DATASETS = {"cifar10": load_cifar10, "shapes": make_shapes, "folder": load_image_folder}
 
@@ -28,6 +29,7 @@ __all__ = [
     "Loader",
     "Split",
     "denormalize",
+    "keep_classes",
     "load_cifar10",
     "load_data",
     "load_image_folder",
@@ -35,5 +37,6 @@ __all__ = [
     "make_loaders",
     "make_shapes",
     "normalize",
+    "sample_shots",
     "save_image_folder",
 ]
