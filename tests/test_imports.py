@@ -23,9 +23,10 @@ ALLOWED = {
     "vit.model": {"vit.config", "vit.model"},
     "vit.data": {*LEAVES, "vit.data"},
     "vit.training": {*LEAVES, "vit.training"},
-    "vit.analysis": {"vit.model.transformer", "vit.pictures", "vit.analysis"},
+    "vit.analysis": {"vit.model.transformer", "vit.pictures", "vit.files", "vit.progress", "vit.analysis"},
     "vit.pretrained": {"vit.config", "vit.files", "vit.model", "vit.pretrained"},
     "vit.plots": {"vit.plots"},
+    "vit.tasks": {*LEAVES, "vit.model", "vit.data", "vit.training"},
     "vit.widgets": {"vit.pictures", "vit.analysis", "vit.plots", "vit.training", "vit.widgets"},
 }
 THIRD_PARTY = {
@@ -34,6 +35,7 @@ THIRD_PARTY = {
     "safetensors": {"vit.pretrained"},
     "tqdm": {"vit.progress"},
     "PIL": {"vit.data", "vit.pictures"},
+    "sklearn": {"vit.analysis.probes"},
     "timm": set(),
     "ipywidgets": {"vit.widgets"},
 }

@@ -20,6 +20,7 @@ from vit.analysis.faithfulness import (
     pointing_chance,
     pointing_game,
 )
+from vit.analysis.features import features
 from vit.analysis.layout import TokenLayout, token_layout
 from vit.analysis.metrics import (
     Reliability,
@@ -35,6 +36,7 @@ from vit.analysis.metrics import (
     worst_errors,
 )
 from vit.analysis.predict import predict
+from vit.analysis.probes import knn, linear_probe, pixels
 from vit.analysis.representations import (
     block_outputs,
     cka,
@@ -68,12 +70,15 @@ __all__ = [
     "deletion_curve",
     "expected_calibration_error",
     "explain",
+    "features",
     "fit_temperature",
     "forward_flops",
     "gradient_rollout",
     "head_similarity",
     "insertion_curve",
+    "knn",
     "layer_similarity",
+    "linear_probe",
     "logit_lens",
     "mask_area",
     "mask_share",
@@ -82,6 +87,7 @@ __all__ = [
     "most_confused_pairs",
     "patch_filters",
     "per_class_accuracy",
+    "pixels",
     "pointing_chance",
     "pointing_game",
     "pos_embed_similarity",
