@@ -1,51 +1,207 @@
-"""What pretraining on five classes of CIFAR-10 is worth on the other five.
+"""What a network that was trained on five classes of CIFAR-10 is worth on the other five, with a few images of each.
 
-python benchmarks/transfer.py --pretrain      the checkpoint: 12 epochs of classes 0 to 4, about 12 minutes on a core
+    python benchmarks/transfer.py                  all but the longest rows, with 5 draws of the images
+    python benchmarks/transfer.py --compute 5      also training from scratch at equal total compute, for so many draws
+    python benchmarks/transfer.py --tune           the settings below, compared on validation images; stores nothing
+    python benchmarks/transfer.py --quick          seconds, on the built-in shapes; stores nothing
+
+Every accuracy is that of one network, after its last step, on all test images of the target classes; a claim is the
+mean over the draws. Finished cells are kept in runs/transfer/, so an interrupted run goes on where it stopped.
+Fashion-MNIST, where it is installed, is the second target: a trap, since raw pixels do well there.
 """
 
 import argparse
+import json
 import os
+import statistics
 import sys
+import tempfile
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-
-import vit
-from vit.data import DataSplits, keep_classes
-from vit.training.run_folder import REPOSITORY, current_commit
-
-RUNS = Path(os.environ.get("VIT_RUNS") or REPOSITORY / "runs") / "transfer"
-SOURCE, TARGET = range(5), range(5, 10)
-MODEL = vit.ViTConfig.preset("vit_nano_patch4_32", num_classes=5)
-# No label smoothing: it makes the classes it was trained on tighter, and what it knows beside them less.
-PRETRAINING = vit.TrainConfig(
-    epochs=12, label_smoothing=0.0, crop_padding=4, patch_drop_rate=0.5, patch_drop_until=0.8, device="cpu"
+import report
+import shipped_weights
+from transfer_methods import (
+    FROZEN,
+    LONG,
+    STRENGTH,
+    TRAINING,
+    Experiment,
+    accuracy,
+    compute_accuracy,
+    frozen_accuracy,
+    of_images,
+    trained_accuracy,
+    training_config,
 )
 
+import vit
+from vit import analysis
+from vit.data import keep_classes
+from vit.tasks import fine_tuning
+from vit.training.run_folder import REPOSITORY, write_json
 
-def pretrain(data: DataSplits) -> vit.VisionTransformer:
-    """The network trained on the source classes alone; an interrupted run goes on where it stopped."""
-    folder = RUNS / "pretraining"
-    folder.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(PRETRAINING.seed)
-    model = vit.VisionTransformer(MODEL)
-    model.metadata = data.metadata
-    loaders = vit.make_loaders(data, PRETRAINING)
-    resume = (folder / "state.pt").exists()
-    history = vit.fit(model, *loaders, PRETRAINING, run_dir=folder, resume=resume)
-    facts = {"train_config": PRETRAINING.to_dict(), "commit": current_commit(), "num_images": len(data.train)}
-    vit.save(model, folder / "model.safetensors", val_accuracy=history.last["val_accuracy"], **facts)
-    return model
+RUNS = Path(os.environ.get("VIT_RUNS") or REPOSITORY / "runs") / "transfer"
+WEIGHTS = "vit_nano_patch4_32.cifar10_0to4"
+SHOTS, DRAWS = (1, 5, 10, 50, 500), range(5)
+STEPS = {1: 60, 5: 100, 10: 150, 50: 200, 500: 300}  # of all that is trained, but for equal total compute
+TUNING_DRAWS = (100, 101)  # images of the train split, but drawn anew; measured on the val split
+
+LABELS = {
+    "pixels_nearest": "raw pixels, nearest (Euclid)",
+    "pixels_knn": "raw pixels, kNN (cosine)",
+    "pixels_probe": "raw pixels, probe",
+    "knn": "features, kNN",
+    "probe": "features, probe",
+    "probe_48": "features at 48 pixels, probe",
+    "finetune": "fine-tuned",
+    "lora": "LoRA",
+    "prompts": "visual prompts",
+    "scratch_steps": "from scratch, equal steps",
+    "scratch_compute": "from scratch, equal total compute",
+}
+
+
+def cell(method: str, experiment: Experiment, shots: int, draw: int, steps: int) -> float:
+    """The accuracy of one cell of the table; read if it was measured with the same settings before."""
+    few = experiment.few(shots, draw)
+    settings = {"weights": experiment.model.metadata.get("commit"), "steps": steps, "strength": STRENGTH}
+    if method in TRAINING:
+        settings["train_config"] = training_config(method, len(few.train), steps, draw).to_dict()
+        settings["layer_decay"] = TRAINING[method][1]
+    settings = json.loads(json.dumps(settings))
+    name = f"{experiment.name}-{method}-{shots}-{draw}"
+    path = experiment.folder / f"{name}.json"
+    if path.exists() and (stored := json.loads(path.read_text()))["settings"] == settings:
+        return stored["accuracy"]
+    started = time.perf_counter()
+    if method in FROZEN:
+        found = frozen_accuracy(method, experiment, few)
+    elif method == LONG:
+        found = compute_accuracy(experiment, few, steps, draw, experiment.folder / name)
+    else:
+        found = trained_accuracy(method, experiment, few, steps, draw)
+    write_json(path, {"accuracy": found, "seconds": time.perf_counter() - started, "settings": settings})
+    print(f"{name}: {found:.1f} %", flush=True)
+    return found
+
+
+def measure(
+    experiment: Experiment, methods: list[str], steps: dict[int, int], draws: dict[str, int], command: str
+) -> list[dict]:
+    """The claims of a table: methods in rows, shots (the keys of `steps`) in columns."""
+    fine_tuning.check_unseen(experiment.model, experiment.target)
+    claims = []
+    for method in methods:
+        for shots in steps:
+            seeds = list(range(draws.get(method, len(DRAWS))))
+            values = [cell(method, experiment, shots, draw, steps[shots]) for draw in seeds]
+            claims.append(report.claim(f"{experiment.name}.{method}.{shots}", values, "%", command, seeds=seeds))
+    return claims
+
+
+def table(claims: list[dict]) -> str:
+    """Rows of methods and columns of shots, mean and deviation over the draws."""
+    of = {tuple(c["name"].split(".")): c for c in claims}
+    lines = []
+    for target in dict.fromkeys(name for name, _, _ in of):
+        columns = sorted({int(shots) for name, _, shots in of if name == target})
+        lines.append(f"{target + ': shots of each class':<36}" + "".join(f"{shots:>14}" for shots in columns))
+        for method in dict.fromkeys(m for name, m, _ in of if name == target):
+            row = [of[target, method, str(shots)] for shots in columns]
+            lines.append(f"{LABELS[method]:<36}" + "".join(f"{c['value']:>8.1f} ± {c['spread']:<4.1f}" for c in row))
+    return "\n".join(lines)
+
+
+def verdict(claims: list[dict]) -> list[str]:
+    of = {c["name"]: c["value"] for c in claims}
+    lines = []
+    for target in dict.fromkeys(name.split(".")[0] for name in of):
+        shots = [name.split(".")[2] for name in of if name.startswith(f"{target}.probe.")]
+        gains = ", ".join(f"{of[f'{target}.probe.{s}'] - of[f'{target}.pixels_nearest.{s}']:+.1f}" for s in shots)
+        lines.append(f"{target}: the probe against the nearest raw pixels, points: {gains}")
+    if "fashion_mnist.pixels_nearest.500" in of:
+        easy = of["fashion_mnist.pixels_nearest.500"]
+        lines.append(f"fashion_mnist is a trap: raw pixels alone are right in {easy:.0f} % of the cases at 500 shots")
+    return lines
+
+
+def cifar_experiment() -> Experiment:
+    make_source, _, recipe = shipped_weights.RECIPES[WEIGHTS]
+    target = keep_classes(vit.load_data("cifar10"), range(5, 10))
+    return Experiment("cifar10", vit.load(WEIGHTS), recipe, len(make_source().train), target, RUNS)
+
+
+def quick_experiment(folder: Path) -> Experiment:
+    """A small network that has seen five of the shapes for a few seconds."""
+    shapes = vit.load_data("shapes", num_train=600, num_val=100, num_test=200)
+    source, target = keep_classes(shapes, range(5)), keep_classes(shapes, range(5, 10))
+    recipe = vit.TrainConfig.preset("quick", device="cpu")
+    torch.manual_seed(0)
+    model = vit.VisionTransformer(vit.ViTConfig.preset("vit_pico_patch8_32", num_classes=5))
+    model.metadata = source.metadata
+    vit.fit(model, *vit.make_loaders(source, recipe), recipe)
+    return Experiment("shapes", model, recipe, len(source.train), target, folder)
+
+
+def tune(experiment: Experiment) -> None:
+    """Prints the accuracy on validation images of a few settings; the best ones stand in TRAINING."""
+    held_out = replace(experiment, target=replace(experiment.target, test=experiment.target.val))
+    grid = {
+        "finetune": [({"learning_rate": lr}, decay) for lr in (5e-4, 1e-3, 2e-3) for decay in (0.75, 1.0)],
+        "lora": [({"learning_rate": lr}, 1.0) for lr in (1e-3, 3e-3, 1e-2)],
+        "prompts": [({"learning_rate": lr}, 1.0) for lr in (3e-3, 1e-2, 3e-2)],
+        "scratch_steps": [({}, 1.0), ({"optimizer": "adamw"}, 1.0)],
+    }
+    for shots in (5, 50):
+        few = [(draw, held_out.few(shots, draw)) for draw in TUNING_DRAWS]
+        for strength in (0.1, 1.0, 10.0):
+            values = []
+            for _, data in few:
+                x, y = (of_images("probe", held_out, split.images) for split in (data.train, data.test))
+                probabilities = analysis.linear_probe(x, data.train.labels, y, strength=strength)
+                values.append(accuracy(probabilities, data.test.labels))
+            print(f"probe, strength {strength}, {shots} shots: {statistics.mean(values):.1f}", flush=True)
+        for method, settings in grid.items():
+            for changes, decay in settings:
+                values = [
+                    trained_accuracy(method, held_out, data, STEPS[shots], draw, decay, **changes) for draw, data in few
+                ]
+                print(f"{method}, {changes}, decay {decay}, {shots} shots: {statistics.mean(values):.1f}", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pretrain", action="store_true")
-    parser.parse_args()
+    parser.add_argument("--compute", type=int, default=0, metavar="DRAWS", help="draws of the longest rows")
+    parser.add_argument("--tune", action="store_true")
+    parser.add_argument("--quick", action="store_true")
+    options = parser.parse_args()
     torch.set_num_threads(1)
-    pretrain(keep_classes(vit.load_data("cifar10"), SOURCE))
+    if options.quick:
+        methods = [*FROZEN, *TRAINING, LONG]
+        with tempfile.TemporaryDirectory() as folder:
+            claims = measure(quick_experiment(Path(folder)), methods, {1: 4, 5: 8}, dict.fromkeys(methods, 2), "")
+    elif options.tune:
+        tune(cifar_experiment())
+        return
+    else:
+        experiment = cifar_experiment()
+        command = "python benchmarks/transfer.py" + (f" --compute {options.compute}" if options.compute else "")
+        methods = [*FROZEN, *TRAINING, *([LONG] if options.compute else [])]
+        claims = measure(experiment, methods, STEPS, {LONG: options.compute}, command)
+        try:
+            fashion = vit.load_data("fashion_mnist")
+        except FileNotFoundError as error:
+            print(error)
+        else:
+            second = replace(experiment, name="fashion_mnist", target=fashion)
+            claims += measure(second, ["pixels_nearest", "pixels_knn", "knn", "probe"], STEPS, {}, command)
+    report.publish("transfer", claims, store=not options.quick)
+    print("", table(claims), *verdict(claims), sep="\n")
 
 
 if __name__ == "__main__":

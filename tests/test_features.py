@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-
 from conftest import randomize
+
 from vit import analysis
 from vit.config import ViTConfig
 from vit.model import VisionTransformer
@@ -40,7 +40,9 @@ def test_features_are_forward_features_pooled(pool, num_classes, images):
 
 def test_timms_features_are_its_own_before_the_logits(images):
     timm = pytest.importorskip("timm")
-    model = timm.models.VisionTransformer(img_size=8, patch_size=4, embed_dim=16, depth=2, num_heads=2, class_token=True)
+    model = timm.models.VisionTransformer(
+        img_size=8, patch_size=4, embed_dim=16, depth=2, num_heads=2, class_token=True
+    )
     x = torch.randn(3, 3, 8, 8)
     model.eval()
     expected = model.forward_head(model.forward_features(x), pre_logits=True)

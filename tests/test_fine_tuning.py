@@ -161,6 +161,20 @@ def test_fine_tuning_normalizes_as_the_network_was_trained(source_model, halves,
     monkeypatch.setattr(fine_tuning, "fit", lambda *args, **options: None)
     fine_tuning.fine_tune(fine_tuning.with_new_head(source_model, halves[1]), halves[1], TrainConfig())
     assert seen[0].mean == halves[0].mean and seen[0].std == halves[0].std
+    with pytest.raises(ValueError, match="does not say how its images were normalized"):
+        fine_tuning.fine_tune(VisionTransformer(source_model.config), halves[1], TrainConfig())
+
+
+def test_networks_of_timm_are_fine_tuned_too(halves):
+    timm = pytest.importorskip("timm")
+    model = timm.create_model(
+        "vit_tiny_patch16_224", img_size=16, patch_size=4, embed_dim=32, depth=1, num_heads=2, num_classes=5
+    )
+    before = model.blocks[0].mlp.fc1.weight.detach().clone()
+    config = TrainConfig(epochs=1, warmup_epochs=0, optimizer="adamw", device="cpu")
+    history = fine_tuning.fine_tune(model, halves[1], config, layer_decay=0.75)
+    assert history.is_complete and history.last["val_accuracy"] > 0
+    assert not torch.equal(model.blocks[0].mlp.fc1.weight, before)
 
 
 def test_higher_resolution_has_the_same_weights_on_a_finer_grid(source_model, halves):

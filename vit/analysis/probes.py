@@ -1,7 +1,7 @@
 """How much features know of classes they were not trained for: nearest neighbors and a linear probe.
 
 Both take features of labeled images and of others and return probabilities of the others, (B, K), as `vit.predict`
-does; nothing of the network is trained. `pixels` makes the simplest features of all, which every other kind has to beat.
+does; nothing of the network is trained. `pixels` makes the simplest features, which every other kind has to beat.
 Sources: Wu et al., "Unsupervised Feature Learning via Non-Parametric Instance Discrimination", CVPR 2018, section 3.4,
 with the settings of Caron et al., "Emerging Properties in Self-Supervised Vision Transformers", ICCV 2021 (the
 weighted neighbors of DINO); Alain & Bengio, "Understanding intermediate layers using linear classifier probes", 2016.
@@ -48,9 +48,7 @@ def knn(
     return torch.cat(votes)  # (B, K)
 
 
-def linear_probe(
-    train_features: Tensor, train_labels: Tensor, features: Tensor, *, strength: float = 1.0
-) -> Tensor:
+def linear_probe(train_features: Tensor, train_labels: Tensor, features: Tensor, *, strength: float = 1.0) -> Tensor:
     """Probabilities (B, K) by logistic regression on features brought to mean 0 and one common scale.
 
     Args:

@@ -3,12 +3,12 @@
 from typing import Any
 
 from vit.data.cifar10 import load_cifar10
+from vit.data.derived import keep_classes, resize, sample_shots
 from vit.data.fashion_mnist import load_fashion_mnist
 from vit.data.image_folder import load_image_folder, save_image_folder
 from vit.data.loader import Loader, denormalize, make_eval_loader, make_loaders, normalize
 from vit.data.shapes import make_shapes
 from vit.data.splits import DataSplits, Split
-from vit.data.subset import keep_classes, sample_shots
 
 DATASETS = {
     "cifar10": load_cifar10,
@@ -44,6 +44,7 @@ __all__ = [
     "make_loaders",
     "make_shapes",
     "normalize",
+    "resize",
     "sample_shots",
     "save_image_folder",
 ]

@@ -64,7 +64,7 @@ def check_unseen(model: nn.Module, data: DataSplits) -> None:
 
 
 def fine_tune(
-    model: VisionTransformer,
+    model: nn.Module,
     data: DataSplits,
     config: TrainConfig,
     *,
@@ -75,13 +75,23 @@ def fine_tune(
     """Trains the model in place on `data`, with the normalization that the model was made with.
 
     Args:
-        model: of `with_new_head`, so that its head fits the data.
+        model: of `with_new_head`, so that its head fits the data; or a network of timm, which says in its
+            `pretrained_cfg` how its images were normalized.
         config: how; small rates and few epochs. Muon forgets faster than AdamW, which is what all LoRA work uses.
         layer_decay: rates fall by this factor from each layer to the one below; see `build_optimizers`.
         validate: whether to measure the val split after every epoch.
         run_dir: as for `vit.fit`.
+
+    Raises:
+        ValueError: the model does not say how its images were normalized.
     """
-    data = replace(data, mean=tuple(model.metadata["mean"]), std=tuple(model.metadata["std"]))
+    facts = getattr(model, "metadata", None) or getattr(model, "pretrained_cfg", None) or {}
+    if "mean" not in facts or "std" not in facts:
+        raise ValueError(
+            "the model does not say how its images were normalized: set model.metadata = data.metadata, with the data "
+            "that it was trained on"
+        )
+    data = replace(data, mean=tuple(facts["mean"]), std=tuple(facts["std"]))
     train_loader, val_loader = make_loaders(data, config)
     return fit(
         model,

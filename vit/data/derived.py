@@ -1,4 +1,4 @@
-"""Part of a dataset: some of its classes, or a few images of each, for transfer and few-shot experiments.
+"""Datasets made of another: some of its classes, a few images of each, or all at another size.
 
 Which images are drawn depends on the labels, the seed and the number of the draw alone. Normalization is that of the
 images that are kept: a model that is to know nothing of the other classes must not know their mean either.
@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from vit.data.splits import DataSplits, Split, channel_statistics
 
@@ -64,3 +65,23 @@ def sample_shots(split: Split, shots: int, *, draw: int = 0, seed: int = 0) -> S
         members = (split.labels == label).nonzero().flatten()
         chosen.append(members[torch.from_numpy(random.permutation(len(members))[:shots])])
     return split.subset(torch.cat(chosen))
+
+
+def resize(data: DataSplits, image_size: int | tuple[int, int]) -> DataSplits:
+    """The same images at another size (bicubic, antialiased), as a network of that size takes them; masks follow.
+
+    Args:
+        image_size: pixels, one side of a square or (height, width), each 1 or more.
+    """
+    size = image_size if isinstance(image_size, tuple) else (image_size, image_size)
+    if len(size) != 2 or any(type(side) is not int or side < 1 for side in size):
+        raise ValueError(f"image_size={image_size!r} must be one or two integers of 1 pixel or more; try 48")
+
+    def resized(split: Split) -> Split:
+        images = F.interpolate(split.images, size=size, mode="bicubic", antialias=True)  # (N, C, H, W)
+        masks = split.masks
+        if masks is not None:
+            masks = F.interpolate(masks[:, None].float(), size=size, mode="nearest-exact")[:, 0] > 0.5  # (N, H, W)
+        return Split(images, split.labels, masks)
+
+    return replace(data, **{name: resized(getattr(data, name)) for name in ("train", "val", "test")})
