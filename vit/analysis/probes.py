@@ -48,7 +48,7 @@ def knn(
     return torch.cat(votes)  # (B, K)
 
 
-def linear_probe(train_features: Tensor, train_labels: Tensor, features: Tensor, *, strength: float = 1.0) -> Tensor:
+def linear_probe(train_features: Tensor, train_labels: Tensor, features: Tensor, *, strength: float = 0.1) -> Tensor:
     """Probabilities (B, K) by logistic regression on features brought to mean 0 and one common scale.
 
     Args:
