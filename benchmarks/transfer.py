@@ -39,7 +39,7 @@ from transfer_methods import (
 )
 
 import vit
-from vit import analysis
+from vit import analysis, plots
 from vit.data import keep_classes
 from vit.tasks import fine_tuning
 from vit.training.run_folder import REPOSITORY, write_json
@@ -63,6 +63,7 @@ LABELS = {
     "scratch_steps": "from scratch, equal steps",
     "scratch_compute": "from scratch, equal total compute",
 }
+DRAWN = [method for method in LABELS if method not in ("pixels_probe", "knn", "probe_48")]
 
 
 def cell(method: str, experiment: Experiment, shots: int, draw: int, steps: int) -> float:
@@ -129,6 +130,18 @@ def verdict(claims: list[dict]) -> list[str]:
     return lines
 
 
+def picture(claims: list[dict]) -> None:
+    """Draws the main table for the README."""
+    curves = {LABELS[method]: {} for method in DRAWN}
+    for c in claims:
+        target, method, shots = c["name"].split(".")
+        if target == "cifar10" and method in DRAWN:
+            curves[LABELS[method]][int(shots)] = c["values"]
+    drawn = {label: of_shots for label, of_shots in curves.items() if of_shots}
+    figure = plots.plot_shots(drawn, chance=20, title="Five classes of CIFAR-10, learned after five others")
+    figure.savefig(REPOSITORY / "docs" / "transfer.png", dpi=110)
+
+
 def cifar_experiment() -> Experiment:
     make_source, _, recipe = shipped_weights.RECIPES[WEIGHTS]
     target = keep_classes(vit.load_data("cifar10"), range(5, 10))
@@ -150,11 +163,13 @@ def quick_experiment(folder: Path) -> Experiment:
 def tune(experiment: Experiment) -> None:
     """Prints the accuracy on validation images of a few settings, for images of another draw than the table's."""
     held_out = replace(experiment, target=replace(experiment.target, test=experiment.target.val))
-    rates = {
-        "finetune": [(5e-4, 0.75), (1e-3, 0.75), (2e-3, 0.75), (1e-3, 1.0)],
-        "lora": [(1e-3, 1.0), (3e-3, 1.0), (1e-2, 1.0)],
-        "prompts": [(3e-3, 1.0), (1e-2, 1.0), (3e-2, 1.0)],
-        "scratch_steps": [(1e-3, 1.0), (2e-3, 1.0), (4e-3, 1.0)],
+    grid = {
+        "finetune": [
+            ({"learning_rate": r}, decay) for r, decay in ((2e-4, 0.75), (5e-4, 0.75), (1e-3, 0.75), (1e-3, 1))
+        ],
+        "lora": [({"learning_rate": rate}, 1) for rate in (5e-4, 1e-3, 3e-3, 1e-2)],
+        "prompts": [({"learning_rate": rate}, 1) for rate in (1e-3, 3e-3, 1e-2, 3e-2)],
+        "scratch_steps": [({}, 1), ({"optimizer": "adamw"}, 1), ({"optimizer": "adamw", "learning_rate": 1e-3}, 1)],
     }
     for shots in (10, 50):
         few = held_out.few(shots, TUNING_DRAW)
@@ -164,12 +179,11 @@ def tune(experiment: Experiment) -> None:
                 probabilities = analysis.linear_probe(x, few.train.labels, y, strength=strength)
                 found = accuracy(probabilities, few.test.labels)
                 print(f"{shots} shots, {method}, strength {strength:g}: {found:.1f}", flush=True)
-        for method, pairs in rates.items():
-            for rate, decay in pairs:
-                found = trained_accuracy(
-                    method, held_out, few, STEPS[shots], TUNING_DRAW, layer_decay=decay, learning_rate=rate
-                )
-                print(f"{shots} shots, {method}, learning_rate {rate:g}, layer_decay {decay}: {found:.1f}", flush=True)
+        for method, settings in grid.items():
+            for changes, decay in settings:
+                steps = STEPS[shots]
+                found = trained_accuracy(method, held_out, few, steps, TUNING_DRAW, layer_decay=decay, **changes)
+                print(f"{shots} shots, {method}, {changes}, layer_decay {decay}: {found:.1f}", flush=True)
 
 
 def main() -> None:
@@ -199,6 +213,8 @@ def main() -> None:
             second = replace(experiment, name="fashion_mnist", target=fashion)
             claims += measure(second, ["pixels_nearest", "pixels_knn", "knn", "probe"], STEPS, {}, command)
     report.publish("transfer", claims, store=not options.quick)
+    if not options.quick:
+        picture(claims)
     print("", table(claims), *verdict(claims), sep="\n")
 
 
