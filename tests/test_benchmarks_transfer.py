@@ -19,6 +19,7 @@ from vit.tasks import fine_tuning
 
 def test_the_quick_form_fills_the_table_and_stores_nothing(monkeypatch, capsys):
     before = {path.name: path.read_text() for path in report.RESULTS.glob("*.json")}
+    monkeypatch.setattr(transfer, "DRAWS", range(2))
     monkeypatch.setattr(sys, "argv", ["transfer.py", "--quick"])
     transfer.main()
     printed = capsys.readouterr().out
@@ -46,6 +47,7 @@ def test_a_cell_is_measured_once_and_anew_with_other_settings(experiment, monkey
     monkeypatch.setitem(transfer.TRAINING, "finetune", ({"learning_rate": 1e-5}, 0.75))
     transfer.cell("finetune", experiment, 2, 0, 4)  # another rate
     assert len(calls) == 3
+    assert transfer.cell("finetune", experiment, 2, 1, 4, is_optional=True) is None and len(calls) == 3
     stored = json.loads((experiment.folder / "shapes-finetune-2-0.json").read_text())
     assert stored["settings"]["train_config"]["learning_rate"] == 1e-5
 
@@ -53,7 +55,7 @@ def test_a_cell_is_measured_once_and_anew_with_other_settings(experiment, monkey
 def test_a_network_that_knows_the_classes_is_refused(experiment, shapes):
     seen = replace(experiment, target=keep_classes(shapes, range(4, 9)))
     with pytest.raises(ValueError, match="has learned from .* already"):
-        transfer.measure(seen, ["knn"], {1: 1}, {}, "")
+        transfer.measure(seen, ["knn"], {1: 1}, compute=0, command="")
 
 
 def test_the_shipped_weights_have_never_seen_the_target_classes():
