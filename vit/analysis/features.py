@@ -19,6 +19,7 @@ from vit.files import replacing
 from vit.progress import progress_bar
 
 BATCH = 500
+_SILENT = 20  # batches without a progress bar
 _PROBE = 4  # images whose features are computed anew to see whether a stored file is still right
 
 
@@ -59,7 +60,7 @@ def _compute(model: nn.Module, images: Any) -> Tensor:
     parts = images.split(BATCH) if isinstance(images, Tensor) else [images]
     try:
         with eval_mode(model):
-            for part in progress_bar(parts, desc="features", leave=False):
+            for part in progress_bar(parts, desc="features") if len(parts) > _SILENT else parts:
                 model(prepare_images(model, part))
     finally:
         hook.remove()
