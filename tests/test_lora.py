@@ -79,6 +79,12 @@ def test_a_step_changes_only_what_was_added_and_the_head(model, images):
     assert changed == {n for n in before if n.endswith((".A", ".B")) or n.startswith("head.")}
 
 
+def test_the_added_matrices_are_for_adamw_whatever_the_config(model):
+    [optimizer] = build_optimizers(lora.add(model), TrainConfig(optimizer="muon"))
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    assert isinstance(optimizer, torch.optim.AdamW) and len(held) == 2 * 4 * 2 + 4, "2 blocks, 4 pairs; the head"
+
+
 def test_attention_maps_are_those_of_the_merged_network(model, images):
     from vit import analysis
 

@@ -114,7 +114,8 @@ def build_optimizers(model: nn.Module, config: TrainConfig, *, layer_decay: floa
     for name, p in named:
         scale = layer_decay ** (top - layers[name])
         is_matrix = p.ndim == 2 or (p.ndim == 4 and "patch_embed" in name)
-        if config.optimizer == "muon" and "blocks." in name and p.ndim == 2:
+        # Whole weights: the thin factors of a LoRA gain nothing from equal singular values.
+        if config.optimizer == "muon" and "blocks." in name and p.ndim == 2 and name.endswith("weight"):
             muon["qkv" in name, scale].append(p)
         else:
             adam[not is_matrix, scale].append(p)
