@@ -23,11 +23,15 @@ ALLOWED = {
     "vit.model": {"vit.config", "vit.model"},
     "vit.data": {*LEAVES, "vit.data"},
     "vit.training": {*LEAVES, "vit.training"},
-    "vit.analysis": {"vit.model.transformer", "vit.model.patch_embed", "vit.pictures", "vit.analysis"},
+    "vit.analysis": {
+        *{"vit.model.transformer", "vit.model.patch_embed"},
+        *{"vit.pictures", "vit.files", "vit.progress", "vit.analysis"},
+    },
     # Where both configs, the network and its optimizers meet, to tell the cost of a network before there is one.
     "vit.analysis.forecast": {"vit.config", "vit.device", "vit.model", "vit.analysis", "vit.training.optim"},
     "vit.pretrained": {"vit.config", "vit.files", "vit.model", "vit.pretrained"},
     "vit.plots": {"vit.plots"},
+    "vit.tasks": {*LEAVES, "vit.model", "vit.data", "vit.training"},
     "vit.widgets": {"vit.pictures", "vit.analysis", "vit.plots", "vit.training", "vit.widgets"},
     # Panels that do what a cell would do from configs on.
     "vit.widgets.config_form": {"vit.config", "vit.widgets"},
@@ -46,6 +50,7 @@ THIRD_PARTY = {
     "huggingface_hub": {"vit.pretrained"},
     "onnxruntime": {"vit.pretrained"},
     "transformers": set(),
+    "sklearn": {"vit.analysis.probes"},
     "ipywidgets": {"vit.widgets"},
     "optuna": {"vit.training"},
 }

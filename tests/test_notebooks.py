@@ -34,6 +34,10 @@ FAST = {
         'data_name, num_images, num_trials = "shapes", 300, 10',
         'train_config = TrainConfig.preset("quick", device="cpu")',
     ],
+    "07_transfer": [
+        'data_name, all_shots, num_draws, num_test, shots = "shapes", (1, 5), 2, 60, 2',
+        'config = vit.TrainConfig.preset("quick", device="cpu")',
+    ],
     "08_your_images": [
         'data_name, weights, num_demo = "shapes", "vit_nano_patch4_32.shapes", 60',
         'model_config = ViTConfig.preset("vit_pico_patch8_32")',

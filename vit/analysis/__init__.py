@@ -20,6 +20,7 @@ from vit.analysis.faithfulness import (
     pointing_chance,
     pointing_game,
 )
+from vit.analysis.features import features
 from vit.analysis.forecast import Forecast, Speed, forecast, measure_speed
 from vit.analysis.layout import TokenLayout, token_layout
 from vit.analysis.metrics import (
@@ -36,6 +37,7 @@ from vit.analysis.metrics import (
     worst_errors,
 )
 from vit.analysis.predict import predict
+from vit.analysis.probes import knn, linear_probe, pixels
 from vit.analysis.representations import (
     block_outputs,
     cka,
@@ -71,13 +73,16 @@ __all__ = [
     "deletion_curve",
     "expected_calibration_error",
     "explain",
+    "features",
     "fit_temperature",
     "forecast",
     "forward_flops",
     "gradient_rollout",
     "head_similarity",
     "insertion_curve",
+    "knn",
     "layer_similarity",
+    "linear_probe",
     "logit_lens",
     "mask_area",
     "mask_share",
@@ -87,6 +92,7 @@ __all__ = [
     "most_confused_pairs",
     "patch_filters",
     "per_class_accuracy",
+    "pixels",
     "pointing_chance",
     "pointing_game",
     "pos_embed_similarity",

@@ -35,6 +35,7 @@ from vit.plots.predictions import plot_top_classes
 from vit.plots.runs import plot_learning_rates, plot_runs
 from vit.plots.scaling import plot_growth
 from vit.plots.search import plot_importances, plot_trials
+from vit.plots.transfer import plot_shots
 
 __all__ = [
     "blend",
@@ -69,6 +70,7 @@ __all__ = [
     "plot_robustness",
     "plot_runs",
     "plot_scores",
+    "plot_shots",
     "plot_similarity",
     "plot_time_to_accuracy",
     "plot_token_norms",

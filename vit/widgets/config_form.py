@@ -100,8 +100,8 @@ class ConfigForm(widgets.Tab):
     """Controls for a ViTConfig and a TrainConfig, by name in `controls`: "model.depth", "train.epochs", ...
 
     Args:
-        model_config, train_config: what it shows first; fields without a control (image size, channels, classes, AdamW's
-            betas, and what only weights of other libraries need) keep their values.
+        model_config, train_config: what it shows first; fields without a control (image size, channels, classes,
+            AdamW's betas, and what only weights of other libraries need) keep their values.
     """
 
     def __init__(self, model_config: ViTConfig, train_config: TrainConfig) -> None:
