@@ -85,6 +85,10 @@ def test_timm_loads_our_folder_and_gives_our_logits(name, tmp_path):
     same = {"layer_scale": model.config.layer_scale}  # a start value, which no weights hold
     assert replace(back.config, **same) == replace(model.config, **same)
     assert back.metadata == IMAGES
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(ValueError, match="model.safetensors is not a readable safetensors file"):
+        load_weights(None, tmp_path)
 
 
 @pytest.mark.parametrize("name", FOR_TRANSFORMERS)

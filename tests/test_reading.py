@@ -147,7 +147,7 @@ def test_missing_files_folders_and_other_types(tmp_path):
     with pytest.raises(TypeError, match="source must be a path, a dictionary of tensors or a module, got int"):
         load_weights(None, 3)
     with pytest.raises(ValueError, match="holds no tensors; its keys: epoch"):
-        load_weights(None, {"epoch": 3})
+        load_weights(None, {"epoch": 3, 0: torch.zeros(2)})
 
 
 class Hostile:

@@ -100,10 +100,10 @@ def _from_folder(folder: Path) -> Source:
         found = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
         raise FileNotFoundError(f"{folder} holds no {' and no '.join(_FOLDER_FILES)}; it holds: {found}")
     config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
-    if "architecture" in config:
-        # Of timm, which alone knows what its names of architectures stand for.
-        return _from_module(timm_model(f"local-dir:{folder}"))
     source = _from_file(file)
+    if "architecture" in config:
+        # Of timm, which alone knows what its names of architectures stand for; it gets a file that was found whole.
+        return _from_module(timm_model(f"local-dir:{folder}"))
     if "model_type" in config:
         processor = folder / "preprocessor_config.json"
         source.facts, source.metadata = facts.of_transformers(
@@ -117,12 +117,14 @@ def _from_mapping(name: str, loaded: Mapping[str, Any]) -> Source:
     while wrapper := next((key for key in _WRAPPERS if isinstance(loaded.get(key), Mapping)), None):
         notes.append(f"read what is under {wrapper!r} of {', '.join(map(repr, list(loaded)[:6]))}")
         loaded = loaded[wrapper]
-    tensors = {key: value.detach() for key, value in loaded.items() if isinstance(value, Tensor)}
+    tensors = {
+        key: value.detach() for key, value in loaded.items() if isinstance(value, Tensor) and isinstance(key, str)
+    }
     if not tensors:
         raise ValueError(f"{name} holds no tensors; its keys: {', '.join(map(str, list(loaded)[:6])) or 'none'}")
     others = [str(key) for key in loaded if key not in tensors]
     if others:
-        notes.append(f"no tensors, so not read: {', '.join(others[:6])}")
+        notes.append(f"no tensors by name, so not read: {', '.join(others[:6])}")
     tensors = unstack(tensors)
     while prefix := next((p for p in _PREFIXES if all(key.startswith(p) for key in tensors)), None):
         tensors = {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
