@@ -297,6 +297,16 @@ def test_a_run_is_never_overwritten_and_one_that_is_complete_says_so(data, tmp_p
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
+def test_what_killed_saves_have_left_is_removed(data, tmp_path):
+    loaders = make_loaders(data, QUICK)
+    ours = [f".{name}.abcd_123.tmp" for name in ("state.pt", "state.previous.pt", "state.best.pt", "history.csv")]
+    for resume in (False, True):
+        for name in [*ours, ".model.safetensors.abcd_123.tmp"]:  # the last may be somebody's who writes it now
+            (tmp_path / name).write_text("half")
+        fit(make_model(), *loaders, QUICK, run_dir=tmp_path, resume=resume)
+        assert [path.name for path in tmp_path.glob(".*.tmp")] == [".model.safetensors.abcd_123.tmp"]
+
+
 def test_a_half_written_history_is_made_whole(data, tmp_path):
     loaders = make_loaders(data, QUICK)
     count = iter(range(99))

@@ -36,7 +36,7 @@ from vit.training.interrupt import stop_on_interrupt
 from vit.training.memory import keep_freed_memory
 from vit.training.optim import build_optimizers
 from vit.training.run_lock import being_written
-from vit.training.state_file import previous_of
+from vit.training.state_file import best_of, previous_of
 
 __all__ = [
     "HISTORY_FILE",
@@ -166,13 +166,13 @@ class _RunFiles:
 
     def start(self) -> tuple[int, int, Sums]:
         """Saves the state before the first step: a folder that cannot be written should fail now, not after an hour."""
+        self._tidy()
         self.save(0, 0, {}, is_last=True)
         return 0, 0, {}
 
     def resume(self, device: torch.device) -> tuple[int, int, Sums]:
         """Puts the run back to where it was saved: epoch, step and the sums of the epoch so far."""
-        remove_leftovers(self.folder / STATE_FILE)
-        remove_leftovers(self.folder / HISTORY_FILE)
+        self._tidy()
         progress = load_training_state(self.folder / STATE_FILE, **self.state)
         self.history.rows = progress["rows"]
         self.history.save_csv(self.folder / HISTORY_FILE)
@@ -182,6 +182,13 @@ class _RunFiles:
             say(f"the run in {self.folder} is complete, {epochs} epochs: for more of them begin a run with more epochs")
         sums = {name: v.to(device) if torch.is_tensor(v) else v for name, v in progress["sums"].items()}
         return progress["epoch"], progress["step"], sums
+
+    def _tidy(self) -> None:
+        """Removes what a training that was killed while it saved has left behind."""
+        if self.folder is not None:
+            state = self.folder / STATE_FILE
+            for path in (state, previous_of(state), best_of(state), self.folder / HISTORY_FILE):
+                remove_leftovers(path)
 
     def is_save_due(self) -> bool:
         return self.folder is not None and time.perf_counter() - self.saved > SAVE_SECONDS
