@@ -14,7 +14,7 @@ from torch import nn
 from vit.config import TrainConfig, ViTConfig
 from vit.data import DataSplits, make_loaders
 from vit.model.vision_transformer import VisionTransformer
-from vit.training import History, evaluate, fit, load_state_weights, loop
+from vit.training import History, evaluate, fit, load_state_weights, run_files
 from vit.training.loop import HISTORY_FILE, STATE_FILE
 from vit.training.state_file import best_of, previous_of, read_state, write_state
 
@@ -338,10 +338,10 @@ def test_a_long_epoch_is_saved_on_the_way_and_that_changes_nothing(data, tmp_pat
     recipe = next(iter(RECIPES))
     model_changes, config = RECIPES[recipe][0], replace(QUICK, **RECIPES[recipe][1])
     saved = []
-    monkeypatch.setattr(loop, "SAVE_SECONDS", 0.0)
-    keep = loop.save_training_state
+    monkeypatch.setattr(run_files, "SAVE_SECONDS", 0.0)
+    keep = run_files.save_training_state
     monkeypatch.setattr(
-        loop,
+        run_files,
         "save_training_state",
         lambda path, progress, **rest: (
             saved.append((progress["epoch"], progress["step"])),
