@@ -97,7 +97,7 @@ ROWS: dict[int, tuple[str, str | NotApplicable]] = {
          "resume::test_a_full_disk_in_between_is_said_and_training_goes_on "
          "state_file::test_a_real_limit_of_the_system_is_like_a_full_disk"),
     55: ("no permission to write", "resume::test_a_folder_that_cannot_be_written_fails_before_the_first_step"),
-    56: ("killed while saving", KILLS),
+    56: ("killed while saving", f"{KILLS} resume::test_what_killed_saves_have_left_is_removed"),
     57: ("state from a GPU on a machine without", "resume::test_a_state_from_a_gpu_is_read_without_one"),
     58: ("saved with other data or in other surroundings",
          "resume::test_other_data_other_order_and_other_loaders "

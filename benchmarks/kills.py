@@ -105,7 +105,7 @@ class Outcome:
     signum: int
     is_inside_save: bool
     exit_code: int  # of the process that got the signal
-    is_same: bool
+    fault: str = ""  # what is wrong with the end of the run; empty if it ended in the same bits
 
 
 def run_with_a_kill(
@@ -127,14 +127,19 @@ def run_with_a_kill(
     process.join()
     if process.exitcode == COMPLETE:
         return None
-    outcome = Outcome(signum, is_saving(folder), process.exitcode, is_same=False)
+    outcome = Outcome(signum, is_saving(folder), process.exitcode)
     for _ in range(3):
         if process.exitcode == COMPLETE:
             break
         process = start(folder)
         process.join()
-    leftovers = [path for path in folder.iterdir() if path.name.endswith(".tmp")]
-    outcome.is_same = process.exitcode == COMPLETE and same(final_state(folder), reference) and not leftovers
+    leftovers = [path.name for path in folder.iterdir() if path.name.endswith(".tmp")]
+    if process.exitcode != COMPLETE:
+        outcome.fault = f"never complete, the last process ended with {process.exitcode}"
+    elif not same(final_state(folder), reference):
+        outcome.fault = "other bits"
+    elif leftovers:
+        outcome.fault = f"files left behind: {leftovers}"
     return outcome
 
 
@@ -177,7 +182,8 @@ def summarize(found: list[Outcome]) -> list[dict[str, Any]]:
                 "signal": signal.Signals(signum).name,
                 "runs": len(of_signal),
                 "inside_save": sum(outcome.is_inside_save for outcome in of_signal),
-                "same_bits": sum(outcome.is_same for outcome in of_signal),
+                "same_bits": sum(not outcome.fault for outcome in of_signal),
+                "faults": [outcome.fault for outcome in of_signal if outcome.fault],
                 "exit_codes": sorted({outcome.exit_code for outcome in of_signal}),
             }
         )
@@ -186,7 +192,7 @@ def summarize(found: list[Outcome]) -> list[dict[str, Any]]:
 
 def describe(row: dict[str, Any]) -> str:
     text = "{signal:<8} {runs:>4} runs, {inside_save:>3} killed inside a save, {same_bits:>4} ended in the same bits"
-    return text.format(**row)
+    return "\n    ".join([text.format(**row), *row["faults"]])
 
 
 def main() -> int:

@@ -14,7 +14,7 @@ from torch import nn
 from vit.config import TrainConfig, ViTConfig
 from vit.data import DataSplits, make_loaders
 from vit.model.vision_transformer import VisionTransformer
-from vit.training import History, evaluate, fit, load_state_weights, loop
+from vit.training import History, evaluate, fit, load_state_weights, run_files
 from vit.training.loop import HISTORY_FILE, STATE_FILE
 from vit.training.state_file import best_of, previous_of, read_state, write_state
 
@@ -297,6 +297,16 @@ def test_a_run_is_never_overwritten_and_one_that_is_complete_says_so(data, tmp_p
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
+def test_what_killed_saves_have_left_is_removed(data, tmp_path):
+    loaders = make_loaders(data, QUICK)
+    ours = [f".{name}.abcd_123.tmp" for name in ("state.pt", "state.previous.pt", "state.best.pt", "history.csv")]
+    for resume in (False, True):
+        for name in [*ours, ".model.safetensors.abcd_123.tmp"]:  # the last may be somebody's who writes it now
+            (tmp_path / name).write_text("half")
+        fit(make_model(), *loaders, QUICK, run_dir=tmp_path, resume=resume)
+        assert [path.name for path in tmp_path.glob(".*.tmp")] == [".model.safetensors.abcd_123.tmp"]
+
+
 def test_a_half_written_history_is_made_whole(data, tmp_path):
     loaders = make_loaders(data, QUICK)
     count = iter(range(99))
@@ -328,10 +338,10 @@ def test_a_long_epoch_is_saved_on_the_way_and_that_changes_nothing(data, tmp_pat
     recipe = next(iter(RECIPES))
     model_changes, config = RECIPES[recipe][0], replace(QUICK, **RECIPES[recipe][1])
     saved = []
-    monkeypatch.setattr(loop, "SAVE_SECONDS", 0.0)
-    keep = loop.save_training_state
+    monkeypatch.setattr(run_files, "SAVE_SECONDS", 0.0)
+    keep = run_files.save_training_state
     monkeypatch.setattr(
-        loop,
+        run_files,
         "save_training_state",
         lambda path, progress, **rest: (
             saved.append((progress["epoch"], progress["step"])),

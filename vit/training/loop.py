@@ -5,8 +5,6 @@ epoch.py. Accuracies are percentages.
 """
 
 import math
-import shutil
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,9 +15,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from vit.config import TrainConfig
 from vit.device import resolve_device
-from vit.files import remove_leftovers
-from vit.progress import progress_bar, say
-from vit.training.checkpoint import describe_data, load_training_state, save_training_state
+from vit.progress import progress_bar
 from vit.training.epoch import (
     LossFn,
     Sums,
@@ -35,6 +31,7 @@ from vit.training.history import History
 from vit.training.interrupt import stop_on_interrupt
 from vit.training.memory import keep_freed_memory
 from vit.training.optim import build_optimizers
+from vit.training.run_files import HISTORY_FILE, STATE_FILE, RunFiles
 from vit.training.run_lock import being_written
 from vit.training.state_file import previous_of
 
@@ -48,10 +45,6 @@ __all__ = [
     "set_patch_drop",
     "train_one_epoch",
 ]
-
-STATE_FILE = "state.pt"
-HISTORY_FILE = "history.csv"
-SAVE_SECONDS = 300.0  # longest time between two saves: what a crash in a long epoch may cost
 
 
 def fit(
@@ -102,7 +95,7 @@ def fit(
     network = torch.compile(model) if config.compile else model
     evaluated = ema.module if ema is not None else network
     history = History() if history is None else history
-    run = _RunFiles(run_dir, history, train_loader, model=model, optimizers=optimizers, ema=ema, config=config)
+    run = RunFiles(run_dir, history, train_loader, model=model, optimizers=optimizers, ema=ema, config=config)
     num_steps, total_steps = len(train_loader), run_steps(config, len(train_loader))
     with being_written(run_dir):
         epoch, step, sums = run.resume(device) if resume else run.start()
@@ -151,62 +144,6 @@ def fit(
         model.load_state_dict(ema.module.state_dict())
     history.is_complete = True
     return history
-
-
-class _RunFiles:
-    """What `fit` keeps in the folder of a run. Without a folder it keeps nothing."""
-
-    def __init__(self, folder: str | Path | None, history: History, loader: Any, **state: Any) -> None:
-        self.folder, self.history = None if folder is None else Path(folder), history
-        self.state = state if folder is None else {**state, "data": describe_data(loader)}
-        self.started = self.saved = time.perf_counter()
-
-    @property
-    def seconds(self) -> float:
-        """How long the run has taken so far, all its parts together, by a clock that nobody sets."""
-        return time.perf_counter() - self.started
-
-    def start(self) -> tuple[int, int, Sums]:
-        """Saves the state before the first step: a folder that cannot be written should fail now, not after an hour."""
-        self.save(0, 0, {}, is_last=True)
-        return 0, 0, {}
-
-    def resume(self, device: torch.device) -> tuple[int, int, Sums]:
-        """Puts the run back to where it was saved: epoch, step and the sums of the epoch so far."""
-        remove_leftovers(self.folder / STATE_FILE)
-        remove_leftovers(self.folder / HISTORY_FILE)
-        progress = load_training_state(self.folder / STATE_FILE, **self.state)
-        self.history.rows = progress["rows"]
-        self.history.save_csv(self.folder / HISTORY_FILE)
-        self.started = time.perf_counter() - progress["seconds"]
-        epochs = self.state["config"].epochs
-        if progress["epoch"] >= epochs:
-            say(f"the run in {self.folder} is complete, {epochs} epochs: for more of them begin a run with more epochs")
-        sums = {name: v.to(device) if torch.is_tensor(v) else v for name, v in progress["sums"].items()}
-        return progress["epoch"], progress["step"], sums
-
-    def is_save_due(self) -> bool:
-        return self.folder is not None and time.perf_counter() - self.saved > SAVE_SECONDS
-
-    def save(self, epoch: int, step: int, sums: Sums, *, is_last: bool, is_best: bool = False) -> None:
-        """Saves the state, and the history for people.
-
-        Raises:
-            OSError: that failed and `is_last`; if training goes on, the next save may do better, so it is only said.
-        """
-        if self.folder is None:
-            return
-        progress = {"epoch": epoch, "step": step, "sums": sums, "rows": self.history.rows, "seconds": self.seconds}
-        try:
-            self.history.save_csv(self.folder / HISTORY_FILE)
-            save_training_state(self.folder / STATE_FILE, **self.state, progress=progress, is_best=is_best)
-        except OSError as error:
-            free = f"{shutil.disk_usage(self.folder).free:,} bytes free" if self.folder.exists() else "no such folder"
-            message = f"the state could not be saved in {self.folder} ({error.strerror or error}; {free})"
-            if is_last:
-                raise OSError(error.errno, f"{message}; what was saved last is untouched") from error
-            say(f"{message}: training goes on, and the next save will try again; what was saved last is untouched")
-        self.saved = time.perf_counter()
 
 
 def _describe(bar: Any, epoch: int, config: TrainConfig, history: History) -> None:

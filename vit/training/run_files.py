@@ -1,0 +1,85 @@
+"""What `fit` keeps in the folder of a run while it trains: the history, for people, and the state to go on from.
+
+When to save is for `fit` to say; what a state holds is in checkpoint.py, how it stays whole in state_file.py.
+"""
+
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vit.files import remove_leftovers
+from vit.progress import say
+from vit.training.checkpoint import describe_data, load_training_state, save_training_state
+from vit.training.epoch import Sums
+from vit.training.history import History
+from vit.training.state_file import best_of, previous_of
+
+STATE_FILE = "state.pt"
+HISTORY_FILE = "history.csv"
+SAVE_SECONDS = 300.0  # longest time between two saves: what a crash in a long epoch may cost
+
+
+class RunFiles:
+    """What `fit` keeps in the folder of a run. Without a folder it keeps nothing."""
+
+    def __init__(self, folder: str | Path | None, history: History, loader: Any, **state: Any) -> None:
+        self.folder, self.history = None if folder is None else Path(folder), history
+        self.state = state if folder is None else {**state, "data": describe_data(loader)}
+        self.started = self.saved = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """How long the run has taken so far, all its parts together, by a clock that nobody sets."""
+        return time.perf_counter() - self.started
+
+    def start(self) -> tuple[int, int, Sums]:
+        """Saves the state before the first step: a folder that cannot be written should fail now, not after an hour."""
+        self._tidy()
+        self.save(0, 0, {}, is_last=True)
+        return 0, 0, {}
+
+    def resume(self, device: torch.device) -> tuple[int, int, Sums]:
+        """Puts the run back to where it was saved: epoch, step and the sums of the epoch so far."""
+        self._tidy()
+        progress = load_training_state(self.folder / STATE_FILE, **self.state)
+        self.history.rows = progress["rows"]
+        self.history.save_csv(self.folder / HISTORY_FILE)
+        self.started = time.perf_counter() - progress["seconds"]
+        epochs = self.state["config"].epochs
+        if progress["epoch"] >= epochs:
+            say(f"the run in {self.folder} is complete, {epochs} epochs: for more of them begin a run with more epochs")
+        sums = {name: v.to(device) if torch.is_tensor(v) else v for name, v in progress["sums"].items()}
+        return progress["epoch"], progress["step"], sums
+
+    def _tidy(self) -> None:
+        """Removes what a training that was killed while it saved has left behind."""
+        if self.folder is not None:
+            state = self.folder / STATE_FILE
+            for path in (state, previous_of(state), best_of(state), self.folder / HISTORY_FILE):
+                remove_leftovers(path)
+
+    def is_save_due(self) -> bool:
+        return self.folder is not None and time.perf_counter() - self.saved > SAVE_SECONDS
+
+    def save(self, epoch: int, step: int, sums: Sums, *, is_last: bool, is_best: bool = False) -> None:
+        """Saves the state, and the history for people.
+
+        Raises:
+            OSError: that failed and `is_last`; if training goes on, the next save may do better, so it is only said.
+        """
+        if self.folder is None:
+            return
+        progress = {"epoch": epoch, "step": step, "sums": sums, "rows": self.history.rows, "seconds": self.seconds}
+        try:
+            self.history.save_csv(self.folder / HISTORY_FILE)
+            save_training_state(self.folder / STATE_FILE, **self.state, progress=progress, is_best=is_best)
+        except OSError as error:
+            free = f"{shutil.disk_usage(self.folder).free:,} bytes free" if self.folder.exists() else "no such folder"
+            message = f"the state could not be saved in {self.folder} ({error.strerror or error}; {free})"
+            if is_last:
+                raise OSError(error.errno, f"{message}; what was saved last is untouched") from error
+            say(f"{message}: training goes on, and the next save will try again; what was saved last is untouched")
+        self.saved = time.perf_counter()
