@@ -93,6 +93,20 @@ def test_other_weights_other_images_or_another_model_are_not_taken_from_the_file
         assert torch.equal(kept, analysis.features(changed, images))
 
 
+@pytest.mark.parametrize("damage", [lambda b: b[:-9], lambda b: b"", lambda b: b"no array", lambda b: b[:200] + b[:9]])
+def test_a_damaged_file_is_made_anew(images, tmp_path, damage):
+    model = make_model()
+    fresh = analysis.features(model, images, cache=tmp_path)
+    [file] = tmp_path.iterdir()
+    file.write_bytes(damage(file.read_bytes()))
+    assert torch.equal(analysis.features(model, images, cache=tmp_path), fresh)
+    assert torch.equal(torch.from_numpy(np.load(file)), fresh)
+
+
+def test_no_images_have_no_features(images):
+    assert analysis.features(make_model(), images[:0]).shape == (0, 16)
+
+
 def test_what_cannot_be_read_is_refused(images, tmp_path):
     with pytest.raises(TypeError, match="Linear has no module `head`"):
         analysis.features(torch.nn.Linear(2, 2), images)

@@ -42,15 +42,22 @@ def features(model: nn.Module, images: Any, *, cache: str | Path | None = None) 
     if not isinstance(images, Tensor):
         raise TypeError(f"cache={str(cache)!r} needs images as a tensor (B, C, H, W), got {type(images).__name__}")
     path = Path(cache) / f"features-{_fingerprint(model, images)}.npy"
-    first = _compute(model, images[:_PROBE])
-    if path.is_file():
-        stored = torch.from_numpy(np.load(path, allow_pickle=False))
-        if len(stored) == len(images) and torch.allclose(stored[:_PROBE], first, rtol=1e-4, atol=1e-5):
+    if (stored := _read(path)) is not None and len(stored) == len(images):
+        first = _compute(model, images[:_PROBE])
+        if torch.allclose(stored[:_PROBE], first, rtol=1e-4, atol=1e-5):
             return stored
     computed = _compute(model, images)
     with replacing(path) as temporary, open(temporary, "wb") as file:
         np.save(file, computed.numpy(), allow_pickle=False)
     return computed
+
+
+def _read(path: Path) -> Tensor | None:
+    """Stored features (B, D), or None where there is no file, or none that can be read."""
+    try:
+        return torch.from_numpy(np.load(path, allow_pickle=False))
+    except (OSError, ValueError, EOFError):
+        return None
 
 
 @torch.no_grad()
