@@ -138,7 +138,7 @@ def test_a_shape_that_is_not_square(photos):
 
 def test_load_data_knows_folders(photos):
     assert same(load_data("folder", path=str(photos), seed=1), load_image_folder(photos, seed=1))
-    with pytest.raises(ValueError, match="allowed: cifar10, shapes, folder"):
+    with pytest.raises(ValueError, match="allowed: cifar10, fashion_mnist, shapes, folder"):
         load_data("folders")
 
 
@@ -314,7 +314,7 @@ def test_what_is_no_path_is_refused(monkeypatch, photos):
         load_data("folder", path="")
     with pytest.raises(TypeError, match="path=3 must be the path of a folder"):
         load_data("folder", path=3)
-    with pytest.raises(ValueError, match=r"name=\['folder'\] is not a dataset; allowed: cifar10, shapes, folder"):
+    with pytest.raises(ValueError, match=r"name=\['folder'\] is not a dataset; allowed: cifar10, fashion_mnist, shapes, folder"):
         load_data(["folder"])
 
 
