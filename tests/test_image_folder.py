@@ -314,7 +314,7 @@ def test_what_is_no_path_is_refused(monkeypatch, photos):
         load_data("folder", path="")
     with pytest.raises(TypeError, match="path=3 must be the path of a folder"):
         load_data("folder", path=3)
-    with pytest.raises(ValueError, match=r"name=\['folder'\] is not a dataset; allowed: cifar10, fashion_mnist, shapes, folder"):
+    with pytest.raises(ValueError, match=r"name=.* is not a dataset; allowed: cifar10, fashion_mnist"):
         load_data(["folder"])
 
 

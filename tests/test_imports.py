@@ -28,7 +28,10 @@ ALLOWED = {
         *{"vit.pictures", "vit.files", "vit.progress", "vit.analysis"},
     },
     # Where both configs, the network and its optimizers meet, to tell the cost of a network before there is one.
-    "vit.analysis.forecast": {"vit.config", "vit.device", "vit.model", "vit.analysis", "vit.training.optim"},
+    "vit.analysis.forecast": {
+        *{"vit.config", "vit.device", "vit.model", "vit.analysis"},
+        *{"vit.training.optim", "vit.training.memory"},
+    },
     "vit.pretrained": {"vit.config", "vit.files", "vit.model", "vit.pretrained"},
     "vit.plots": {"vit.plots"},
     "vit.tasks": {*LEAVES, "vit.model", "vit.data", "vit.training"},

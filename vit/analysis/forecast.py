@@ -20,6 +20,7 @@ from vit.analysis.estimate import TrainingMemory, measure_rate, training_memory
 from vit.config import TrainConfig, ViTConfig
 from vit.device import resolve_device
 from vit.model.vision_transformer import VisionTransformer
+from vit.training.memory import keep_freed_memory
 from vit.training.optim import build_optimizers
 
 WIDTHS = (64, 128, 256)  # the numbers of `embed_dim` that are measured
@@ -74,6 +75,8 @@ def measure_speed(config: TrainConfig, *, seconds: float = 1.5) -> Speed:
         seconds: how long to measure, in all; a little is added for the warm-up.
     """
     overheads, rates = [], []
+    if resolve_device(config.device).type == "cpu":
+        keep_freed_memory()  # as `fit` does
     for width in WIDTHS:
         points = []  # (operations, seconds) of a step
         for probe in _PROBES:
