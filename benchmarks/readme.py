@@ -27,6 +27,9 @@ ROWS = {
     "attention_maps": {"maps_of_16_images": ("attention maps of 16 images, all layers and heads", 3),
                        "recording_ratio": ("forward pass that is recorded, relative to a plain one", 2),
                        "explorer_redraw": ("redraw of the attention explorer", 0)},
+    "faults": {"rows_pass": ("known faults, of 99, that end well; 6 others cannot happen here", 0),
+               "sigkill_same_bits": ("trainings killed by SIGKILL, of 100, resumed to the same bits", 0),
+               "fuzz_wrong": ("damaged files, of 24,000, that ended other than they should", 0)},
 }  # fmt: skip
 
 
