@@ -92,14 +92,14 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="few moves and turns, on the built-in set; stores nothing")
     options = parser.parse_args()
     data = vit.load_data("shapes" if options.quick else "cifar10")
-    data = some_of(data, 500, 100) if options.quick else some_of(data, 10_000, 1000)
+    data = some_of(data, 500, 100) if options.quick else some_of(data, 4000, 1000)
     config = vit.TrainConfig(epochs=1, warmup_epochs=0.1, device="cpu")
     with tempfile.TemporaryDirectory() as runs_dir:
         panel = Playground(data, vit.ViTConfig.preset("vit_nano_patch4_32"), config, runs_dir=runs_dir)
         shown = panel.form.model_config, panel.form.train_config
         moved = answers(panel, 5 if options.quick else 100)
         panel.use(*shown)
-        slower = asyncio.run(slowdowns(panel, 1 if options.quick else 8))
+        slower = asyncio.run(slowdowns(panel, 1 if options.quick else 6))
     claims = [
         report.claim("slider_answer", moved, "ms", COMMAND),
         report.claim(
