@@ -28,17 +28,14 @@ ROWS = {
     "attention_maps": {"maps_of_16_images": ("attention maps of 16 images, all layers and heads", 3),
                        "recording_ratio": ("forward pass that is recorded, relative to a plain one", 2),
                        "explorer_redraw": ("redraw of the attention explorer", 0)},
-<<<<<<< HEAD
     "playground": {"slider_answer": ("playground: new estimate after a slider has moved", 0),
                    "live_curves": ("playground: training time that live curves cost", 1)},
     "load_weights": {"own_seconds": ("a ViT-B/16 of 86.6 M parameters loaded, with every check", 2),
                      "timm_seconds": ("the same from a file of timm", 2),
                      "timm_memory": ("peak memory of that, relative to the weights", 2)},
-=======
     "faults": {"rows_pass": ("known faults, of 99, that end well; 6 others cannot happen here", 0),
                "sigkill_same_bits": ("trainings killed by SIGKILL, of 100, resumed to the same bits", 0),
                "fuzz_wrong": ("damaged files, of 24,000, that ended other than they should", 0)},
->>>>>>> faults
 }  # fmt: skip
 
 
