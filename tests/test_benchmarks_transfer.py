@@ -99,6 +99,7 @@ def test_equal_total_compute_sees_as_many_images_as_both_trainings(experiment, m
 ANCHORS = {1: 28.9, 5: 31.9, 10: 36.2, 50: 41.3, 500: 46.9}
 
 
+@pytest.mark.skipif(not (report.RESULTS / "transfer.json").exists(), reason="benchmarks/transfer.py has yet to be run")
 def test_stored_results_meet_their_anchors_and_bars():
     stored = report.load("transfer")
     for shots, anchor in ANCHORS.items():
