@@ -16,7 +16,6 @@ from vit.config import TrainConfig
 from vit.progress import say
 from vit.training.history import History
 from vit.training.loop import LossFn, fit
-from vit.training.memory import keep_freed_memory
 
 _starting = threading.Lock()
 _current: "BackgroundRun | None" = None
@@ -145,7 +144,6 @@ def train_in_background(
     with _starting:
         if _current is not None:
             raise RuntimeError(f"the training in {_current.run_dir} still goes on: stop() it and wait() for its end")
-        keep_freed_memory()  # before there is a thread
         _current = run = BackgroundRun(run_dir, arguments | {"resume": resume, "loss_fn": loss_fn})
         run._thread.start()
     return run
