@@ -1,15 +1,16 @@
 # make train   train and test a ViT on CIFAR-10, from nothing
 # make test    lint, unit tests, notebooks in a small fast mode
+# make test-browser   the notebooks as people use them, in Chromium; skipped where there is none
 # make lab     open the notebooks
 # make setup   only the environment
 # make test-faults   every known fault: 140 killed trainings, 24,000 damaged files, the tests of 99 rows (20 minutes)
-# make audit   known weaknesses of the packages this project asks for; needs a network that reaches PyPI
+# make audit   known weaknesses of the packages this project asks for; needs a network that reaches the package registry
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup train test test-faults audit lab
+.PHONY: setup train test test-browser test-faults audit lab
 
 setup: $(VENV)/.installed
 
@@ -20,6 +21,9 @@ test: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest $(ARGS)
+
+test-browser: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -m browser -rs tests/browser $(ARGS)
 
 test-faults: $(VENV)/.installed-test
 	$(BIN)/python benchmarks/faults.py $(ARGS)

@@ -154,7 +154,7 @@ ROWS: dict[int, tuple[str, str | NotApplicable]] = {
     88: ("run all, twice",
          "run_folder::test_runs_of_the_same_second_get_folders_of_their_own "
          "resume::test_a_second_and_third_training_leave_nothing_behind"),
-    89: ("another working folder", "run_folder::test_the_working_folder_does_not_matter"),
+    89: ("another working folder", "run_folder::test_the_working_folder_decides_nothing"),
     90: ("parameter of another type", TRAIN),
     91: ("package missing", "runs::test_without_tensorboard_the_error_says_what_to_do"),
     92: ("no GPU, or an unknown device", f"loop::test_devices {TRAIN}"),

@@ -9,11 +9,13 @@ A run that was interrupted goes on where it stopped; it is kept in runs/shipped-
 
 import argparse
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 import vit
+from vit.data import keep_classes
 from vit.pretrained.weights import SHIPPED
 from vit.training.run_folder import REPOSITORY, current_commit
 
@@ -25,6 +27,15 @@ RECIPES = {
         lambda: vit.load_data("cifar10"),
         MODEL,
         vit.TrainConfig.preset("cpu_10min", epochs=30, crop_padding=4, device="cpu"),
+    ),
+    # Half of the classes, for transfer to the others. Without label smoothing, which makes features transfer less: see
+    # Kornblith et al., "Why Do Better Loss Functions Lead to Less Transferable Features?", NeurIPS 2021.
+    "vit_nano_patch4_32.cifar10_0to4": (
+        lambda: keep_classes(vit.load_data("cifar10"), range(5)),
+        replace(MODEL, num_classes=5),
+        vit.TrainConfig(
+            epochs=12, label_smoothing=0.0, crop_padding=4, patch_drop_rate=0.5, patch_drop_until=0.8, device="cpu"
+        ),
     ),
     "vit_nano_patch4_32.shapes": (
         lambda: vit.load_data("shapes", num_train=20_000, num_val=1000, num_test=2000),

@@ -1,4 +1,5 @@
-"""How long a user waits: for `import vit`, for the model class (and so torch), and for the first batch of CIFAR-10.
+"""How long a user waits: for `import vit`, for the model class (and so torch), for the first batch of CIFAR-10, and for
+the quickstart notebook from a cold kernel to its last figure.
 
     python benchmarks/startup.py [--quick]
 
@@ -6,9 +7,11 @@ Each number is a fresh Python process, started to finished, with the data cached
 """
 
 import argparse
+import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -25,9 +28,22 @@ assert images.shape[1:] == (3, 32, 32)
 """
 
 
+QUICKSTART = """
+import sys, nbformat
+sys.path.insert(0, {notebooks!r})
+from execute import execute, insert_changes
+notebook = nbformat.read({notebooks!r} + "/00_quickstart.ipynb", as_version=4)
+insert_changes(notebook, {changes!r})
+execute(notebook)
+"""
+NOTEBOOKS = str(Path(__file__).resolve().parents[1] / "notebooks")
+
+
 def seconds(code: str) -> float:
     started = time.perf_counter()
-    subprocess.run([sys.executable, "-c", code], check=True)
+    with tempfile.TemporaryDirectory() as folder:
+        environment = os.environ | {"VIT_RUN_FOLDER": folder, "VIT_PROGRESS": "none"}
+        subprocess.run([sys.executable, "-c", code], check=True, env=environment, stdout=subprocess.DEVNULL)
     return time.perf_counter() - started
 
 
@@ -36,7 +52,9 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one run each, on the built-in set; stores nothing")
     options = parser.parse_args()
     first_batch = FIRST_BATCH.format(name="shapes" if options.quick else "cifar10")
-    cases = {"import": "import vit", "model_class": MODEL_CLASS, "first_batch": first_batch}
+    small = ['data_name, weights = "shapes", "vit_nano_patch4_32.shapes"'] if options.quick else []
+    quickstart = QUICKSTART.format(notebooks=NOTEBOOKS, changes=small)
+    cases = {"import": "import vit", "model_class": MODEL_CLASS, "first_batch": first_batch, "quickstart": quickstart}
     runs = 1 if options.quick else 7
     times = {name: [] for name in cases}
     for _ in range(runs + (not options.quick)):  # the first round only warms the disk cache

@@ -13,6 +13,7 @@ import base64
 import hashlib
 import io
 import os
+import re
 import sys
 import time
 from pathlib import Path
@@ -55,20 +56,30 @@ def shrink_pictures(notebook: NotebookNode) -> None:
                 output.data["image/png"] = base64.b64encode(packed.getvalue()).decode()
 
 
-def execute(notebook: NotebookNode, *, changes: list[str] | None = None, environment: dict | None = None) -> None:
+def settle_streams(notebook: NotebookNode) -> None:
+    """Leaves of what was printed what a terminal would still show: of each line what follows its last return to the
+    start, and nothing of bars that have wiped themselves out."""
+    for cell in notebook.cells:
+        for output in [output for output in cell.get("outputs", []) if output.output_type == "stream"]:
+            output.text = re.sub(r"[^\n]*\r(?!\n)", "", output.text)
+            if not output.text.strip():
+                cell.outputs.remove(output)
+
+
+def insert_changes(notebook: NotebookNode, changes: list[str]) -> None:
+    """Inserts a cell of these lines right after the cell tagged `parameters`."""
+    places = [i for i, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", [])]
+    if not places:
+        raise ValueError("the notebook has no cell tagged 'parameters', so there is nothing to --set")
+    notebook.cells.insert(places[0] + 1, nbformat.v4.new_code_cell("\n".join(changes)))
+
+
+def execute(notebook: NotebookNode, *, environment: dict | None = None) -> None:
     """Runs `notebook` in a fresh kernel and fills in its outputs.
 
     Args:
-        changes: lines of code to run right after the cell tagged `parameters`.
         environment: variables for the kernel, beside the present ones.
     """
-    injected = None
-    if changes:
-        places = [i for i, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", [])]
-        if not places:
-            raise ValueError("the notebook has no cell tagged 'parameters', so there is nothing to --set")
-        injected = nbformat.v4.new_code_cell("\n".join(changes))
-        notebook.cells.insert(places[0] + 1, injected)
     client = EchoingClient(
         notebook,
         timeout=None,
@@ -100,7 +111,9 @@ def main() -> int:
     folder.mkdir(parents=True)
     target = source if options.in_place else folder / source.name
     try:
-        execute(notebook, changes=options.set, environment={"VIT_RUN_FOLDER": str(folder)})
+        if options.set:
+            insert_changes(notebook, options.set)
+        execute(notebook, environment={"VIT_RUN_FOLDER": str(folder)})
     except CellExecutionError as error:
         target = folder / source.name
         print(f"\n{error}\nexecuted up to the error: {target}", file=sys.stderr)
@@ -108,6 +121,7 @@ def main() -> int:
     finally:
         if options.in_place:
             notebook.metadata["code_hash"] = code_hash(notebook)
+            settle_streams(notebook)
             shrink_pictures(notebook)
         nbformat.write(notebook, target)
     if options.in_place:

@@ -34,5 +34,5 @@ def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
     for parameter in model.parameters():
         # Drawn in float64, so that a model has the same weights in either precision.
         values = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-        parameter.copy_(values * (0.5 if parameter.ndim < 2 else parameter[0].numel() ** -0.5))
+        parameter.copy_(values * (0.5 if parameter.ndim < 2 else parameter.shape[1:].numel() ** -0.5))
     return model

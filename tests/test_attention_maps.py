@@ -447,7 +447,7 @@ def test_uint8_images_are_normalized_as_the_model_says():
     ours.metadata = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.25, 0.3)}
     facts = theirs.pretrained_cfg
     assert len(facts["mean"]) == len(facts["std"]) == 3
-    theirs.pretrained_cfg = {**facts, "mean": (0.1, 0.2, 0.3), "std": (0.3, 0.2, 0.1)}
+    theirs.pretrained_cfg = {**facts, "mean": (0.1, 0.2, 0.3), "std": (0.3, 0.2, 0.1), "crop_pct": 1.0}
     for model, known in ((ours, ours.metadata), (theirs, theirs.pretrained_cfg)):
         mean, std = (np.array(known[key])[:, None, None] for key in ("mean", "std"))
         normalized = torch.from_numpy((pictures.numpy() / 255 - mean) / std).float()

@@ -17,7 +17,10 @@ import report  # noqa: E402
 FIELDS = {"name", "value", "unit", "spread", "seeds", "command", "hardware", "versions", "commit", "date"}
 
 
-@pytest.mark.parametrize("name", ["train_cifar10", "startup", "attention_maps", "loop_overhead"])
+WITH_QUICK_FORM = ["train_cifar10", "startup", "attention_maps", "playground", "loop_overhead", "load_weights"]
+
+
+@pytest.mark.parametrize("name", WITH_QUICK_FORM)
 def test_the_quick_form_runs_and_stores_nothing(name, tmp_path):
     before = {path.name: path.read_text() for path in report.RESULTS.glob("*.json")}
     seeds = ["--seeds", "5", "6"] if name == "train_cifar10" else []

@@ -277,6 +277,15 @@ def test_images_in_use_do_not_change_with_the_file(fake, tmp_path):
     assert_is_fake(splits, fake)
 
 
+def test_test_images_that_somebody_holds_are_not_held_twice(fake, tmp_path):
+    write_tar(tmp_path / BINARY, binary_members(fake))
+    held = load_cifar10(tmp_path, **SMALL).test.images
+    assert load_cifar10(tmp_path, **SMALL).test.images is held
+    held[0] = 255 - held[0]  # changed, they are no longer those of the file
+    again = load_cifar10(tmp_path, **SMALL).test.images
+    assert again is not held and torch.equal(again[1:], held[1:]) and torch.equal(again[0], 255 - held[0])
+
+
 def test_the_seed_decides_the_split(fake, tmp_path):
     write_tar(tmp_path / BINARY, binary_members(fake))
     one, same, other = (load_cifar10(tmp_path, val_size=10, seed=seed).val.images for seed in (1, 1, 2))

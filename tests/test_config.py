@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import vit
 from vit.config import TrainConfig, ViTConfig
 
 
@@ -16,6 +17,7 @@ from vit.config import TrainConfig, ViTConfig
         ({"image_size": 33}, r"image_size=33 is not a multiple of patch_size=4; try image sides of 32 or 36"),
         ({"image_size": (32, 30)}, r"image_size=\(32, 30\) is not a multiple of patch_size=4"),
         ({"image_size": 2}, r"image_size=2 is smaller than one patch of patch_size=4"),
+        ({"image_size": [32]}, r"image_size=\[32\] must be a positive integer"),
         ({"image_size": "32"}, r"image_size='32' must be a positive integer"),
         ({"patch_size": 5}, r"try image sides of 30 or 35, or patch_size 2 or 4 or 8 or 16 or 32"),
         ({"embed_dim": 96, "num_heads": 5}, r"num_heads=5 does not divide embed_dim=96; allowed: 1, 2, 3, 4, 6"),
@@ -90,6 +92,14 @@ def test_replace_checks_again_and_knows_the_names():
         replace(ViTConfig(), depth=0)
     with pytest.raises(ValueError, match="did you mean 'depth'"):
         replace(ViTConfig(), deepth=3)
+
+
+def test_what_is_no_config_is_refused(shapes):
+    """Such as a preset's name in its place."""
+    with pytest.raises(TypeError, match=r"config='vit_nano_patch4_32' must be a ViTConfig, such as ViTConfig\.preset"):
+        vit.VisionTransformer("vit_nano_patch4_32")
+    with pytest.raises(TypeError, match=r"config='quick' must be a TrainConfig, such as TrainConfig\.preset"):
+        vit.make_loaders(shapes, "quick")
 
 
 def test_every_field_is_documented():

@@ -47,3 +47,19 @@ def test_frozen_parameters_are_not_counted():
     layer = torch.nn.Linear(3, 4)
     layer.bias.requires_grad_(False)
     assert count_parameters(layer) == 12
+
+
+@pytest.mark.parametrize("pos_embed", ["learned", "rope"])
+def test_dropped_patches_are_not_counted_in_the_encoder(pos_embed):
+    """All patches are embedded, and then there are as many tokens as in a smaller image."""
+    config = ViTConfig(image_size=32, patch_size=4, depth=3, pos_embed=pos_embed)  # 64 patches, of which 16 are kept
+    small = ViTConfig(image_size=16, patch_size=4, depth=3, pos_embed=pos_embed)
+    unseen = 2 * (64 - 16) * 3 * 4**2 * config.embed_dim
+    model = VisionTransformer(config).train()
+    state, patch_drop = torch.get_rng_state(), model.patch_drop
+    few = forward_flops(model, patch_drop_rate=0.75)
+    assert torch.equal(torch.get_rng_state(), state) and model.patch_drop is patch_drop and model.training
+    assert few == forward_flops(VisionTransformer(small)) + unseen
+    whole = forward_flops(model)
+    assert train_flops(model, 10, patch_drop_rate=0.75, patch_drop_until=0.6) == 30 * 0.6 * few + 30 * 0.4 * whole
+    assert train_flops(model, 10, patch_drop_rate=0.75) == 30 * few

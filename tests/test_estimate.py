@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch.profiler import ProfilerActivity, profile
 
 from vit.analysis import forward_flops
-from vit.analysis.estimate import TrainingMemory, measure_rate, training_memory, training_seconds
+from vit.analysis.estimate import TrainingMemory, measure_rate, training_memory
 from vit.config import TrainConfig, ViTConfig
 from vit.model.vision_transformer import VisionTransformer
 from vit.training import build_optimizers
@@ -147,8 +147,6 @@ def test_the_rate_is_the_operations_over_the_time():
     most = 3 * forward_flops(VisionTransformer(model.config)) * 4 / 0.1  # were the rest to take no time
     rate = measure_rate(model, 4, make_optimizers=OPTIMIZERS["adamw"], seconds=0.3)
     assert 0.5 * most < rate <= most
-    # 400 images in 100 steps of a tenth of a second, or a little more.
-    assert 10 <= training_seconds(VisionTransformer(model.config), 400, rate) < 20
 
 
 def test_what_cannot_be_is_refused():
@@ -160,7 +158,5 @@ def test_what_cannot_be_is_refused():
             measure_rate(model, batch_size)
     with pytest.raises(ValueError, match="seconds=0 must be more than 0"):
         measure_rate(model, 4, seconds=0)
-    with pytest.raises(ValueError, match="flops_per_second=0 must be more than 0"):
-        training_seconds(model, 4, 0)
     with pytest.raises(TypeError, match="no Vision Transformer of this library or of timm"):
         training_memory(torch.nn.Linear(3, 3), 4)

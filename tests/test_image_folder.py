@@ -138,7 +138,7 @@ def test_a_shape_that_is_not_square(photos):
 
 def test_load_data_knows_folders(photos):
     assert same(load_data("folder", path=str(photos), seed=1), load_image_folder(photos, seed=1))
-    with pytest.raises(ValueError, match="allowed: cifar10, shapes, folder"):
+    with pytest.raises(ValueError, match="allowed: cifar10, fashion_mnist, shapes, folder"):
         load_data("folders")
 
 
@@ -306,6 +306,16 @@ def test_pipes_are_not_waited_for(photos):
 def test_bad_arguments_are_refused_before_any_file_is_read(tmp_path, options, message):
     with pytest.raises(ValueError, match=message):
         load_image_folder(tmp_path / "missing", **options)
+
+
+def test_what_is_no_path_is_refused(monkeypatch, photos):
+    monkeypatch.chdir(photos)
+    with pytest.raises(ValueError, match="path='' names no folder"):  # nor the working folder
+        load_data("folder", path="")
+    with pytest.raises(TypeError, match="path=3 must be the path of a folder"):
+        load_data("folder", path=3)
+    with pytest.raises(ValueError, match=r"name=.* is not a dataset; allowed: cifar10, fashion_mnist"):
+        load_data(["folder"])
 
 
 def test_a_network_learns_a_folder_and_predicts_its_files(tmp_path):

@@ -23,10 +23,25 @@ ALLOWED = {
     "vit.model": {"vit.config", "vit.model"},
     "vit.data": {*LEAVES, "vit.data"},
     "vit.training": {*LEAVES, "vit.training"},
-    "vit.analysis": {"vit.model.transformer", "vit.pictures", "vit.analysis"},
+    "vit.analysis": {
+        *{"vit.model.transformer", "vit.model.patch_embed"},
+        *{"vit.pictures", "vit.files", "vit.progress", "vit.analysis"},
+    },
+    # Where both configs, the network and its optimizers meet, to tell the cost of a network before there is one.
+    "vit.analysis.forecast": {
+        *{"vit.config", "vit.device", "vit.model", "vit.analysis"},
+        *{"vit.training.optim", "vit.training.memory"},
+    },
     "vit.pretrained": {"vit.config", "vit.files", "vit.model", "vit.pretrained"},
     "vit.plots": {"vit.plots"},
+    "vit.tasks": {*LEAVES, "vit.model", "vit.data", "vit.training"},
     "vit.widgets": {"vit.pictures", "vit.analysis", "vit.plots", "vit.training", "vit.widgets"},
+    # Panels that do what a cell would do from configs on.
+    "vit.widgets.config_form": {"vit.config", "vit.widgets"},
+    "vit.widgets.playground": {
+        *{f"vit.{room}" for room in ("config", "model", "data", "training", "pretrained")},
+        *{"vit.analysis", "vit.plots", "vit.widgets"},
+    },
 }
 THIRD_PARTY = {
     "matplotlib": {"vit.plots", "vit.widgets"},
@@ -34,8 +49,13 @@ THIRD_PARTY = {
     "safetensors": {"vit.pretrained"},
     "tqdm": {"vit.progress"},
     "PIL": {"vit.data", "vit.pictures"},
-    "timm": set(),
+    "timm": {"vit.pretrained"},
+    "huggingface_hub": {"vit.pretrained"},
+    "onnxruntime": {"vit.pretrained"},
+    "transformers": set(),
+    "sklearn": {"vit.analysis.probes"},
     "ipywidgets": {"vit.widgets"},
+    "optuna": {"vit.training"},
 }
 
 
@@ -81,8 +101,9 @@ def in_a_fresh_python(code: str) -> str:
 
 
 def test_import_is_light_and_silent():
-    heavy = "{'torchvision', 'matplotlib', 'ipywidgets', 'timm'}"
-    code = f"import sys, vit; vit.ViTConfig; vit.VisionTransformer; vit.fit; print(sorted({heavy} & set(sys.modules)))"
+    heavy = "{'torchvision', 'matplotlib', 'ipywidgets', 'timm', 'huggingface_hub', 'transformers', 'onnx', 'optuna'}"
+    used = "vit.ViTConfig; vit.VisionTransformer; vit.fit; vit.load"
+    code = f"import sys, vit; {used}; print(sorted({heavy} & set(sys.modules)))"
     assert in_a_fresh_python(code) == "[]\n"
     assert in_a_fresh_python("import vit") == ""
 

@@ -121,6 +121,7 @@ def test_the_val_split_is_cut_by_seed():
 def test_an_image_in_two_splits_is_found():
     split = numbered(20)
     first, second = split.subset(slice(12)), split.subset(slice(12, None))
+    assert first.images.untyped_storage().nbytes() == first.images.nbytes, "a subset must not keep the rest alive"
     check_disjoint(first, second)
     with pytest.raises(ValueError, match="image 2 of the second is image 11 of the first; remove the copies"):
         check_disjoint(first, split.subset(torch.tensor([19, 18, 11])))

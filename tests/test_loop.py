@@ -2,7 +2,10 @@
 
 import os
 import signal
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -116,6 +119,22 @@ def test_fit_learns_what_can_be_learned_and_nothing_from_blank_images(blank, low
     assert lowest <= history.last["val_accuracy"] <= highest
 
 
+class SignalsOnce:
+    """A loader that sends this process a signal after a given (epoch, step)."""
+
+    def __init__(self, loader, at: tuple[int, int], number: signal.Signals = signal.SIGINT):
+        self.loader, self.at, self.number = loader, at, number
+
+    def __len__(self):
+        return len(self.loader)
+
+    def epoch(self, epoch, start_step):
+        for step, batch in enumerate(self.loader.epoch(epoch, start_step), start_step):
+            if (epoch, step + 1) == self.at:
+                os.kill(os.getpid(), self.number)
+            yield batch
+
+
 @pytest.mark.parametrize("stop_at", [(0, 1), (0, 7), (1, 3), (2, 7)])
 def test_a_stopped_and_resumed_run_ends_in_the_same_bits(shapes, tmp_path, stop_at):
     config = replace(QUICK, epochs=3, ema_decay=0.9, cutmix_alpha=1.0, auto_augment="trivial", patch_drop_rate=0.5)
@@ -123,23 +142,8 @@ def test_a_stopped_and_resumed_run_ends_in_the_same_bits(shapes, tmp_path, stop_
     whole = make_model(drop_rate=0.1, drop_path_rate=0.1)
     expected = fit(whole, *loaders, config)
 
-    class StopsOnce:
-        """Sends Ctrl-C after a given step."""
-
-        def __init__(self, loader):
-            self.loader = loader
-
-        def __len__(self):
-            return len(self.loader)
-
-        def epoch(self, epoch, start_step):
-            for step, batch in enumerate(self.loader.epoch(epoch, start_step), start_step):
-                if (epoch, step + 1) == stop_at:
-                    os.kill(os.getpid(), signal.SIGINT)
-                yield batch
-
     first = make_model(drop_rate=0.1, drop_path_rate=0.1)
-    history = fit(first, StopsOnce(loaders[0]), loaders[1], config, run_dir=tmp_path)
+    history = fit(first, SignalsOnce(loaders[0], stop_at), loaders[1], config, run_dir=tmp_path)
     is_end = stop_at == (2, 7)
     assert len(loaders[0]) == 7
     if not is_end:
@@ -154,6 +158,26 @@ def test_a_stopped_and_resumed_run_ends_in_the_same_bits(shapes, tmp_path, stop_
             k: v for k, v in expected_row.items() if k != "seconds"
         }
     assert History.load_csv(tmp_path / "history.csv")["val_loss"] == expected["val_loss"]
+
+
+def test_a_run_whose_kernel_was_killed_is_resumed_to_the_same_bits(shapes, tmp_path):
+    """As when the browser was closed and the kernel restarted: the state of the last whole epoch is on the disk."""
+    code = f"""
+import signal
+from test_loop import QUICK, SignalsOnce, fit, make_loaders, make_model, replace
+from vit.data import make_shapes
+train, val = make_loaders(make_shapes(400, 100, 100, image_size=16, seed=3), replace(QUICK, epochs=3))
+fit(make_model(), SignalsOnce(train, (1, 3), signal.SIGKILL), val, replace(QUICK, epochs=3), run_dir={str(tmp_path)!r})
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert len(History.load_csv(tmp_path / "history.csv").rows) == 1
+    config = replace(QUICK, epochs=3)
+    loaders = make_loaders(shapes, config)
+    whole, resumed = make_model(), make_model(seed=99)
+    fit(whole, *loaders, config)
+    assert fit(resumed, *loaders, config, run_dir=tmp_path, resume=True).is_complete
+    assert same_weights(resumed, whole)
 
 
 @pytest.mark.parametrize(("epochs", "steps"), [(1.5, 10), (0.4, 3), (2, 14), (0.01, 1)])

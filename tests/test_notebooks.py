@@ -1,9 +1,10 @@
-"""Notebooks: thin, executed top to bottom in a small fast mode, and committed with outputs of their own code."""
+"""Notebooks: thin, committed with outputs of their own code, and executed twice in one kernel in a small fast mode."""
 
 import ast
-import os
+import json
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import nbformat
@@ -11,7 +12,7 @@ import pytest
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
 sys.path.insert(0, str(NOTEBOOKS))
-from execute import code_hash, execute  # noqa: E402
+from execute import code_hash, execute, insert_changes, settle_streams  # noqa: E402
 
 NAMES = sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
 # What makes a run small and fast, for each notebook.
@@ -29,6 +30,14 @@ FAST = {
         "num_shapes = 8",
     ],
     "05_inside_the_vit": ['data_name, weights, num_images = "shapes", "vit_nano_patch4_32.shapes", 16'],
+    "06_playground": [
+        'data_name, num_images, num_trials = "shapes", 300, 10',
+        'train_config = TrainConfig.preset("quick", device="cpu")',
+    ],
+    "07_transfer": [
+        'data_name, all_shots, num_draws, num_test, shots = "shapes", (1, 5), 2, 60, 2',
+        'config = vit.TrainConfig.preset("quick", device="cpu")',
+    ],
     "08_your_images": [
         'data_name, weights, num_demo = "shapes", "vit_nano_patch4_32.shapes", 60',
         'model_config = ViTConfig.preset("vit_pico_patch8_32")',
@@ -72,26 +81,105 @@ def test_committed_outputs_come_from_the_committed_code(name):
     assert "\r" not in "".join(output.get("text", "") for output in outputs), "a progress bar that is not final"
 
 
+# Runs after all cells, and prints what is left of them. Cycles, which figures and panels are full of, wait for the
+# collector, and freed pages for the allocator: both are used again before more is asked for, so they are no leak.
+# What counts is what somebody holds on to: torch's caches, IPython's Out, panels that are still open.
+PROBE = """
+import ctypes, gc, json, sys, matplotlib.pyplot, psutil
+gc.collect()
+if sys.platform == "linux":
+    ctypes.CDLL(None).malloc_trim(0)
+process = psutil.Process()
+facts = {"memory": process.memory_info().rss, "threads": process.num_threads()}
+print(json.dumps(facts | {"children": len(process.children()), "figures": len(matplotlib.pyplot.get_fignums())}))
+"""
+MAX_GROWTH = 50_000_000  # bytes
+# The playground's trainings run in threads, for which glibc keeps stores of freed memory of their own: the second run
+# grows by about 70 MB and the third by 25, of which nothing is held by Python.
+MAX_GROWTH_WITH_THREADS = 100_000_000
+
+
+def run_twice(notebook: nbformat.NotebookNode, folder: Path) -> tuple[nbformat.NotebookNode, list, list]:
+    """Its last cell before all others, then the code cells of a first and of a second run, each with the probe last.
+
+    All in one kernel, whose working folder is `folder` and none of the repository's; so are its runs.
+    """
+    sources = [cell.source for cell in notebook.cells if cell.cell_type == "code"] + [PROBE]
+    early = nbformat.v4.new_code_cell(f"import os; os.chdir({str(folder)!r})\n{sources[-2]}")
+    early.metadata["tags"] = ["raises-exception"]
+    cells = [early, *(nbformat.v4.new_code_cell(source) for source in 2 * sources)]
+    execute(nbformat.v4.new_notebook(cells=cells), environment={"VIT_RUNS": str(folder), "OMP_NUM_THREADS": "1"})
+    assert all(cell.execution_count for cell in cells)
+    return early, cells[1 : len(sources) + 1], cells[len(sources) + 1 :]
+
+
+def outline(cell: nbformat.NotebookNode) -> list[tuple]:
+    """What a cell shows, without the values. Progress goes to stderr, in as many lines as it takes."""
+    return [
+        (output.output_type, sorted(output.get("data", ())), output.text.count("\n") * (output.name == "stdout"))
+        if output.output_type == "stream"
+        else (output.output_type, sorted(output.get("data", ())))
+        for output in cell.outputs
+    ]
+
+
+def leftovers(
+    first: Sequence[nbformat.NotebookNode], second: Sequence[nbformat.NotebookNode], max_growth: int = MAX_GROWTH
+) -> list[str]:
+    """What is wrong after a second run, in words."""
+    before, after = (json.loads(cells[-1].outputs[0].text) for cells in (first, second))
+    found = []
+    if after["memory"] > before["memory"] + max_growth:
+        found.append(f"memory grew by {(after['memory'] - before['memory']) / 1e6:.0f} MB")
+    if after["threads"] > before["threads"]:
+        found.append(f"threads: {before['threads']}, then {after['threads']}")
+    for kind in ("children", "figures"):
+        if before[kind] or after[kind]:
+            found.append(f"{kind}: {before[kind]}, then {after[kind]}")
+    pairs = zip(first, second, strict=True)
+    return found + [f"other outputs of: {old.source}" for old, new in pairs if outline(old) != outline(new)]
+
+
 @pytest.mark.notebook
 @pytest.mark.parametrize("name", NAMES)
-def test_a_notebook_runs_from_top_to_bottom(name, tmp_path):
+def test_a_notebook_runs_twice_and_leaves_nothing_behind(name, tmp_path):
     notebook = read(name)
-    for cell in notebook.cells:
-        if cell.cell_type == "code":
-            cell.outputs, cell.execution_count = [], None
-    execute(notebook, changes=FAST[name], environment={"VIT_RUN_FOLDER": str(tmp_path), "OMP_NUM_THREADS": "1"})
-    assert all(cell.execution_count for cell in notebook.cells if cell.cell_type == "code")
+    insert_changes(notebook, FAST[name])
+    early, first, second = run_twice(notebook, tmp_path)
+    assert early.outputs[-1].get("ename") == "NameError", "out of order, a cell must say what is missing"
+    assert leftovers(first, second, MAX_GROWTH_WITH_THREADS if name == "06_playground" else MAX_GROWTH) == []
     if name == "02_train_cifar10":
+        runs = list(tmp_path.iterdir())
+        assert len(runs) == 2, "the second run must not write over the first"
         expected = {"config.json", "history.csv", "curves.png", "model.safetensors", "summary.json"}
         expected |= {"state.pt", "state.previous.pt", "state.best.pt"}
-        assert {name for name in os.listdir(tmp_path) if not name.startswith(".")} == expected
-        last = [cell for cell in notebook.cells if cell.cell_type == "code"][-1].outputs[0].text
-        assert re.match(r"test accuracy \d+\.\d\d %\n", last)
+        for run in runs:
+            assert {path.name for path in run.iterdir() if not path.name.startswith(".")} == expected
+        assert re.match(r"test accuracy \d+\.\d\d %\n", second[-2].outputs[0].text)
+
+
+@pytest.mark.notebook
+def test_leftovers_are_seen(tmp_path):
+    """The negative control: a kernel that leaks everything there is to leak."""
+    leaks = [
+        "import gc, subprocess, sys, threading, matplotlib, matplotlib.pyplot as plt",
+        "kept = globals().get('kept', []); kept.append(bytes(bytearray(60_000_000)))",
+        "threading.Thread(target=threading.Event().wait, daemon=True).start()",
+        "child = subprocess.Popen([sys.executable, '-c', 'import sys; sys.stdin.read()'], stdin=subprocess.PIPE)",
+        "matplotlib.use('agg'); figure = plt.figure()",
+        "for _ in kept: print('again')",
+        "1 + 1",
+    ]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(leak) for leak in leaks])
+    _, first, second = run_twice(notebook, tmp_path)
+    found = leftovers(first, second)
+    assert [line.split()[0] for line in found] == ["memory", "threads:", "children:", "figures:", "other"]
+    assert found[-1] == f"other outputs of: {leaks[5]}"
 
 
 def test_changes_need_a_parameters_cell():
     with pytest.raises(ValueError, match="no cell tagged 'parameters'"):
-        execute(nbformat.v4.new_notebook(), changes=["x = 1"])
+        insert_changes(nbformat.v4.new_notebook(), ["x = 1"])
 
 
 def test_the_hash_sees_code_and_only_code():
@@ -102,3 +190,10 @@ def test_the_hash_sees_code_and_only_code():
     assert code_hash(notebook) == before
     notebook.cells[0].source = "1 + 2"
     assert code_hash(notebook) != before
+
+
+def test_only_the_final_state_of_a_bar_is_kept():
+    outputs = [nbformat.v4.new_output("stream", text=text) for text in ("a\n 10%\r 20%\rdone\nb", "  5%\r      \r")]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("", outputs=outputs)])
+    settle_streams(notebook)
+    assert [output.text for output in notebook.cells[0].outputs] == ["a\ndone\nb"]

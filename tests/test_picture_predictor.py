@@ -71,6 +71,9 @@ def test_an_upload_is_predicted_and_explained(panel, model, pictures):
     np.testing.assert_array_equal(shown(panel), expected(model, pictures[0], "star.png"))
     np.testing.assert_array_equal(drawn(panel.figure()), shown(panel))
     assert "names one of the 10 classes it knows for any picture" in panel.message.value
+    probabilities = vit.predict(model, pictures[0])[0]
+    name = model.metadata["class_names"][probabilities.argmax()]
+    assert f"star.png: {name}, {100 * probabilities.max():.0f} %. The model" in panel.message.value
     assert panel.choice.disabled
     panel.method.value = "gradient_rollout"
     np.testing.assert_array_equal(shown(panel), expected(model, pictures[0], "star.png", "gradient_rollout"))

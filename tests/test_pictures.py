@@ -8,6 +8,7 @@ import zlib
 import numpy as np
 import pytest
 import torch
+import torchvision
 from PIL import Image, ImageOps
 
 from vit.pictures import FORMATS, MAX_PIXELS, open_picture, picture_to_tensor
@@ -57,6 +58,38 @@ def test_a_model_that_is_not_square_gets_its_own_shape():
     expected = np.asarray(image.crop((30, 0, 90, 40)).resize((24, 16), Image.Resampling.BICUBIC))
     tensor = picture_to_tensor(image, (16, 24)).permute(1, 2, 0).numpy()
     np.testing.assert_array_equal(tensor[:, 2:-2], expected[:, 2:-2])  # at the cut, ours also sees what lies beyond
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear", "lanczos"])
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (96, 64), (64, 128)])
+def test_a_margin_is_cut_off_as_by_torchvision(height, width, interpolation):
+    image = Image.fromarray(noise(height, width, 3))
+    mode = torchvision.transforms.InterpolationMode[interpolation.upper()]
+    resize, cut = torchvision.transforms.Resize(32, interpolation=mode), torchvision.transforms.CenterCrop(28)
+    expected = np.asarray(cut(resize(image))).astype(int)
+    tensor = picture_to_tensor(image, (28, 28), interpolation=interpolation, crop=28 / 32)
+    # At the cut, ours also sees what lies beyond; PIL rounds between its two passes, whose order may change.
+    inner = tensor.permute(1, 2, 0).int().numpy()[3:-3, 3:-3]
+    np.testing.assert_allclose(inner, expected[3:-3, 3:-3], atol=2)
+
+
+def test_squashing_keeps_the_whole_picture():
+    image = Image.fromarray(noise(40, 120, 3))
+    expected = np.asarray(image.resize((32, 32), Image.Resampling.BICUBIC))
+    np.testing.assert_array_equal(picture_to_tensor(image, (32, 32), squash=True).permute(1, 2, 0), expected)
+    middle = image.crop((30, 10, 90, 30)).resize((32, 32), Image.Resampling.BICUBIC)
+    tensor = picture_to_tensor(image, (32, 32), squash=True, crop=0.5).permute(1, 2, 0)
+    np.testing.assert_array_equal(tensor[4:-4, 4:-4], np.asarray(middle)[4:-4, 4:-4])
+    assert picture_to_tensor(Image.new("RGB", (900, 20)), (20, 20), squash=True).shape == (3, 20, 20)
+
+
+def test_unknown_ways_of_preparing_are_refused():
+    image = Image.new("RGB", (8, 8))
+    with pytest.raises(ValueError, match="interpolation='cubic' must be one of bicubic, bilinear, lanczos"):
+        picture_to_tensor(image, (8, 8), interpolation="cubic")
+    for crop in (0, 1.1):
+        with pytest.raises(ValueError, match=f"crop={crop} in \\(0, 1\\]"):
+            picture_to_tensor(image, (8, 8), crop=crop)
 
 
 def test_shrinking_is_antialiased():

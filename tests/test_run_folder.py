@@ -2,11 +2,13 @@
 
 import json
 import os
+from pathlib import Path
 
 import pytest
 import torch
 
 from vit.config import TrainConfig, ViTConfig
+from vit.data.cifar10 import _folder
 from vit.files import replacing
 from vit.training import History, new_run_folder, write_summary
 from vit.training.run_folder import runs_root
@@ -31,11 +33,14 @@ def test_the_environment_chooses_the_place(tmp_path, monkeypatch):
     assert new_run_folder("a") == tmp_path / "exactly-here"
 
 
-def test_the_working_folder_does_not_matter(tmp_path, monkeypatch):
+def test_the_working_folder_decides_nothing(tmp_path, monkeypatch):
+    """Neither where runs go nor where data is looked for: a notebook may have been started from anywhere."""
     monkeypatch.delenv("VIT_RUNS", raising=False)
-    before = runs_root()
+    monkeypatch.delenv("VIT_DATA", raising=False)
     monkeypatch.chdir(tmp_path)
-    assert runs_root() == before and before.is_absolute() and (before.parent / "vit" / "config.py").exists()
+    repository = Path(__file__).resolve().parents[1]
+    assert runs_root() == repository / "runs"
+    assert _folder(None) == repository / "data" / "cifar10"
 
 
 def test_names_that_are_no_names_are_refused(tmp_path):

@@ -138,6 +138,9 @@ def test_the_outline_tells_the_class(shapes):
         ({"image_size": 32.0}, "image_size=32.0"),
         ({"image_size": (32, 32, 3)}, r"image_size=\(32, 32, 3\)"),
         ({"seed": -1}, "seed=-1"),
+        ({"seed": "1"}, "seed='1' must be an integer of 0 or more"),
+        ({"num_val": "10"}, "num_val='10' must be an integer of 1 or more"),
+        ({"num_train": 10.5}, "num_train=10.5 must be"),
     ],
 )
 def test_errors_name_the_argument_and_the_remedy(arguments, words):

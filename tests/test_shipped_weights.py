@@ -3,6 +3,7 @@
 import pytest
 
 import vit
+from vit.data import keep_classes
 from vit.pretrained.weights import SHIPPED
 
 FACTS = {
@@ -18,6 +19,7 @@ FACTS = {
 }
 TEST_SPLITS = {
     "vit_nano_patch4_32.cifar10": lambda: vit.load_data("cifar10"),
+    "vit_nano_patch4_32.cifar10_0to4": lambda: keep_classes(vit.load_data("cifar10"), range(5)),
     "vit_nano_patch4_32.shapes": lambda: vit.load_data("shapes", num_train=20_000, num_val=1, num_test=2000),
 }
 

@@ -25,6 +25,10 @@ VARIANTS = {
     "none": {"pos_embed": "none"},
     "modern": {"num_registers": 2, "qk_norm": True, "layer_scale": 0.1, "qkv_bias": False},
     "non_square": {"image_size": (8, 12), "num_registers": 1},
+    "clip": {"pre_norm": True, "act": "quick_gelu", "norm_eps": 1e-5, "head": "linear"},
+    "norms": {"pool": "mean", "fc_norm": True, "patch_norm": True, "act": "gelu_tanh"},
+    "two_tokens": {"pool": "cls_register", "num_registers": 2, "act": "swiglu", "head": "linear"},
+    "cls_and_mean": {"pool": "cls_mean", "num_registers": 1, "layer_scale": 0.1},
 }
 
 

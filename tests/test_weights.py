@@ -49,6 +49,8 @@ def test_another_network_is_refused_with_a_table_of_what_differs(saved, tiny):
 def test_files_that_are_no_weights_are_refused(saved, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no weights at .*typo.*; in that folder: model.safetensors"):
         vit.load(tmp_path / "typo.safetensors")
+    with pytest.raises(TypeError, match="path=3 must be the path of a file, or one of these names: vit_nano_patch4_32"):
+        vit.load(3)
     (tmp_path / "page.safetensors").write_text("<!DOCTYPE html><html>503</html>")
     with pytest.raises(ValueError, match="page.safetensors is not a readable safetensors file"):
         vit.load(tmp_path / "page.safetensors")

@@ -1,6 +1,8 @@
 """The explorer shows what the public functions say, computes once, and draws once a change."""
 
+import importlib.metadata
 import io
+import runpy
 
 import matplotlib as mpl
 import numpy as np
@@ -94,6 +96,12 @@ def test_the_model_runs_once_and_a_change_draws_once(explorer, monkeypatch):
     assert len(calls) == 2
 
 
+def test_an_open_explorer_does_not_hold_the_dataset_its_images_were_cut_from(model, images):
+    dataset = images.repeat(100, 1, 1, 1)
+    explorer = AttentionExplorer(model, dataset[:2])
+    assert explorer.images.untyped_storage().nbytes() == images[:2].numel()
+
+
 def test_clicking_a_patch_asks_from_it_and_returns_to_attention(explorer):
     explorer.method.value = "relevance"
     explorer.patches[4, 6].click()
@@ -122,6 +130,18 @@ def test_mean_pooling_and_many_patches():
     assert explorer.ask_head.description == "the mean of all patches asks"
     explorer.choose_query((21, 20))
     assert explorer.heat().shape == (22, 21)
+
+
+@pytest.mark.parametrize("found", ["7.8.5", None])
+def test_ipywidgets_that_is_missing_or_too_old_is_named(found, monkeypatch):
+    def version(name):
+        if found is None:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return found
+
+    monkeypatch.setattr("importlib.metadata.version", version)
+    with pytest.raises(ImportError, match=f"needs ipywidgets 8 or newer, found {found or 'none'}; python -m pip"):
+        runpy.run_path(vit.widgets.__file__)
 
 
 def test_only_uint8_batches_are_taken(model, images):

@@ -101,11 +101,21 @@ class ViTConfig(_Config):
         num_classes: size of the output; 0 leaves the head out and returns the pooled features.
         embed_dim, depth, num_heads: token width D, number of blocks, attention heads; heads must divide D.
         mlp_ratio: hidden width of each block's MLP as a multiple of `embed_dim`.
-        pool: "cls" reads a learned CLS token (the paper), "mean" averages the patch tokens and has no CLS.
+        pool: what the head reads: "cls", a learned CLS token (the paper); "mean", the average of the patch tokens,
+            without CLS; "cls_mean", both side by side (DINOv2's classifier); "cls_register", CLS and the first register
+            side by side (DeiT, whose distillation token is that register).
         head: "mlp" is the paper's pre-training head (one tanh hidden layer), "linear" its fine-tuning head.
         pos_embed: "learned" (the paper), "sincos2d" (fixed), "rope" (rotary, in every block) or "none".
         num_registers: extra learned tokens that nothing reads (Darcet et al., "Vision Transformers Need
             Registers", ICLR 2024).
+        act: between the layers of an MLP: "gelu", "gelu_tanh" (GELU as approximated in JAX), "quick_gelu" (OpenAI's
+            CLIP) or "swiglu" (gated, with twice as wide a first layer; DINOv2's largest).
+        norm_eps: what LayerNorm adds to the variance.
+        pre_norm: LayerNorm on the tokens in front of the first block, and no bias of the patches (CLIP).
+        patch_norm: LayerNorm before and after the patches' linear map (Kumar et al., "Dual PatchNorm", TMLR 2023).
+        fc_norm: the final LayerNorm after the average of pool="mean", not before it.
+        pos_resampling: how learned positions go to another grid: "bicubic_antialias" (timm), "bicubic"
+            (transformers), "bicubic_offset" (DINO), "bicubic_corners" (torchvision) or "bilinear_corners" (Google).
         qkv_bias: whether queries, keys and values have a bias.
         qk_norm: LayerNorm on each head's queries and keys (Dehghani et al., "Scaling Vision Transformers to 22
             Billion Parameters", ICML 2023).
@@ -140,6 +150,12 @@ class ViTConfig(_Config):
     head: str = "mlp"
     pos_embed: str = "learned"
     num_registers: int = 0
+    act: str = "gelu"
+    norm_eps: float = 1e-6
+    pre_norm: bool = False
+    patch_norm: bool = False
+    fc_norm: bool = False
+    pos_resampling: str = "bicubic_antialias"
     qkv_bias: bool = True
     qk_norm: bool = False
     layer_scale: float | None = None
@@ -154,9 +170,17 @@ class ViTConfig(_Config):
             self._check_int(name, 0)
         for name in ("drop_rate", "attn_drop_rate", "drop_path_rate"):
             self._check_float(name, 0.0, 1.0)
-        for name in ("qkv_bias", "qk_norm"):
+        for name in ("qkv_bias", "qk_norm", "pre_norm", "patch_norm", "fc_norm"):
             self._check_bool(name)
-        self._check_choice("pool", ("cls", "mean"))
+        self._check_choice("pool", ("cls", "mean", "cls_mean", "cls_register"))
+        if self.pool == "cls_register" and not self.num_registers:
+            self._fail("pool", "needs num_registers of 1 or more")
+        if self.fc_norm and self.pool != "mean":
+            self._fail("fc_norm", 'is for pool="mean"')
+        self._check_choice("act", ("gelu", "gelu_tanh", "quick_gelu", "swiglu"))
+        self._check_float("norm_eps", 0.0, 1.0)
+        resamplings = ("bicubic_antialias", "bicubic", "bicubic_offset", "bicubic_corners", "bilinear_corners")
+        self._check_choice("pos_resampling", resamplings)
         self._check_choice("head", ("mlp", "linear"))
         self._check_choice("pos_embed", ("learned", "sincos2d", "rope", "none"))
         if self.layer_scale is not None:
@@ -171,6 +195,8 @@ class ViTConfig(_Config):
         size = self.image_size
         if isinstance(size, int) and not isinstance(size, bool):
             size = (size, size)
+        if isinstance(size, list):  # as JSON has it
+            size = tuple(size)
         if not isinstance(size, tuple) or len(size) != 2 or any(type(side) is not int or side < 1 for side in size):
             self._fail("image_size", "must be a positive integer or a tuple (height, width) of two")
         for side in size:
@@ -206,7 +232,12 @@ class ViTConfig(_Config):
     @property
     def num_prefix_tokens(self) -> int:
         """Tokens in front of the patches: CLS, if there is one, then the registers."""
-        return int(self.pool == "cls") + self.num_registers
+        return int(self.pool != "mean") + self.num_registers
+
+    @property
+    def pooled_dim(self) -> int:
+        """Width of what the head reads."""
+        return self.embed_dim * (1 if self.pool in ("cls", "mean") else 2)
 
     @property
     def head_dim(self) -> int:

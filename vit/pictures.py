@@ -23,6 +23,7 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 MAX_PIXELS = 25_000_000
 MIN_SHARE = 1 / 20  # of a picture that must be left when it is cut to shape
+INTERPOLATIONS = ("bicubic", "bilinear", "lanczos")
 
 _ALLOWED_STARTS = (b"\x89PNG", b"\xff\xd8\xff", b"RIFF", b"BM")
 _OTHER_STARTS = {
@@ -39,13 +40,29 @@ _OTHER_STARTS = {
 }
 
 
-def picture_to_tensor(picture: Picture, size: tuple[int, int]) -> Tensor:
+def picture_to_tensor(
+    picture: Picture,
+    size: tuple[int, int],
+    *,
+    interpolation: str = "bicubic",
+    crop: float = 1.0,
+    squash: bool = False,
+) -> Tensor:
     """Any picture as a uint8 tensor (3, *size): resized with antialiasing until it covers `size`, its middle cut out.
+
+    Args:
+        interpolation: "bicubic", "bilinear" or "lanczos".
+        crop: share of the sides that is left when the margin, too, is cut off, in (0, 1].
+        squash: the whole picture is squeezed into the shape of `size` before that, rather than cut.
 
     Raises:
         FileNotFoundError, ValueError: as `open_picture`; or the picture is so long and thin that little would be left.
         TypeError: a kind of input that is no picture.
     """
+    if interpolation not in INTERPOLATIONS or not 0 < crop <= 1:
+        raise ValueError(
+            f"interpolation={interpolation!r} must be one of {', '.join(INTERPOLATIONS)}, and crop={crop!r} in (0, 1]"
+        )
     name = "the picture"
     if isinstance(picture, (str, Path)):
         name = str(picture)
@@ -59,14 +76,17 @@ def picture_to_tensor(picture: Picture, size: tuple[int, int]) -> Tensor:
     picture = _to_rgb(picture)
     scale = min(picture.height / size[0], picture.width / size[1])
     height, width = scale * size[0], scale * size[1]  # of the part that is kept, in pixels of the picture
+    if squash:
+        height, width = picture.height, picture.width
     if height * width < MIN_SHARE * picture.height * picture.width:
         raise ValueError(
             f"{name} is too long and thin: cut to {size[0]}x{size[1]} pixels (height x width), less than "
             f"{MIN_SHARE:.0%} of its {picture.height}x{picture.width} would be left"
         )
+    height, width = crop * height, crop * width
     top, left = (picture.height - height) / 2, (picture.width - width) / 2
     box = (left, top, left + width, top + height)
-    pixels = picture.resize((size[1], size[0]), Image.Resampling.BICUBIC, box=box)
+    pixels = picture.resize((size[1], size[0]), Image.Resampling[interpolation.upper()], box=box)
     return torch.from_numpy(np.array(pixels)).permute(2, 0, 1)  # (3, H, W)
 
 

@@ -2,7 +2,7 @@
 
 from vit.analysis.attention import attention_from, attention_maps, record_attention
 from vit.analysis.cost import count_parameters, forward_flops, train_flops
-from vit.analysis.estimate import TrainingMemory, measure_rate, training_memory, training_seconds
+from vit.analysis.estimate import TrainingMemory, measure_rate, training_memory
 from vit.analysis.explain import (
     METHODS,
     attention_gradients,
@@ -20,6 +20,8 @@ from vit.analysis.faithfulness import (
     pointing_chance,
     pointing_game,
 )
+from vit.analysis.features import features
+from vit.analysis.forecast import Forecast, Speed, forecast, measure_speed
 from vit.analysis.layout import TokenLayout, token_layout
 from vit.analysis.metrics import (
     Reliability,
@@ -35,6 +37,7 @@ from vit.analysis.metrics import (
     worst_errors,
 )
 from vit.analysis.predict import predict
+from vit.analysis.probes import knn, linear_probe, pixels
 from vit.analysis.representations import (
     block_outputs,
     cka,
@@ -49,7 +52,9 @@ from vit.analysis.statistics import attention_entropy, head_similarity, mean_att
 
 __all__ = [
     "METHODS",
+    "Forecast",
     "Reliability",
+    "Speed",
     "TokenLayout",
     "TrainingMemory",
     "accuracy_interval",
@@ -68,20 +73,26 @@ __all__ = [
     "deletion_curve",
     "expected_calibration_error",
     "explain",
+    "features",
     "fit_temperature",
+    "forecast",
     "forward_flops",
     "gradient_rollout",
     "head_similarity",
     "insertion_curve",
+    "knn",
     "layer_similarity",
+    "linear_probe",
     "logit_lens",
     "mask_area",
     "mask_share",
     "mean_attention_distance",
     "measure_rate",
+    "measure_speed",
     "most_confused_pairs",
     "patch_filters",
     "per_class_accuracy",
+    "pixels",
     "pointing_chance",
     "pointing_game",
     "pos_embed_similarity",
@@ -94,6 +105,5 @@ __all__ = [
     "token_pca",
     "train_flops",
     "training_memory",
-    "training_seconds",
     "worst_errors",
 ]

@@ -5,12 +5,17 @@ of the inputs, once for that of the weights). Counted by torch on the real forwa
 attention, not the element-wise rest.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import torch
-from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from vit.analysis.eval_mode import eval_mode
+from vit.model.patch_embed import PatchDrop
+from vit.model.transformer import Rope
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -19,17 +24,65 @@ def count_parameters(model: nn.Module) -> int:
 
 
 @torch.no_grad()
-def forward_flops(model: nn.Module) -> int:
-    """Operations of the forward pass for one image of the model's own size."""
+def forward_flops(model: nn.Module, *, patch_drop_rate: float = 0.0) -> int:
+    """Operations of the forward pass for one image of the model's own size.
+
+    Args:
+        patch_drop_rate: share of the patches that the encoder is not shown, as in training with `PatchDrop`.
+    """
     config = model.config
     reference = next(model.parameters())
     image = torch.zeros(1, config.in_chans, *config.image_size, device=reference.device, dtype=reference.dtype)
-    # Plain attention: some releases of torch do not count the fused kernel of a CPU.
-    with eval_mode(model), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    # Some releases of torch do not count the fused attention of a CPU. Counting plain attention instead would switch
+    # that of the whole process, a training beside included.
+    uncounted = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
+    counter = FlopCounterMode(display=False, custom_mapping=uncounted)
+    with _dropping(model, patch_drop_rate), counter:
         model(image)
     return counter.get_total_flops()
 
 
-def train_flops(model: nn.Module, num_images: int) -> int:
-    """Operations to train on `num_images` images, repeats counted."""
-    return 3 * forward_flops(model) * num_images
+def _attention_flops(queries: torch.Size, keys: torch.Size, *_: Any, **__: Any) -> int:
+    """Two products of every query with every key's width; of shapes (B, h, T, d)."""
+    B, h, T, d = queries
+    return 4 * B * h * T * keys[2] * d
+
+
+def train_flops(
+    model: nn.Module, num_images: int, *, patch_drop_rate: float = 0.0, patch_drop_until: float = 1.0
+) -> int:
+    """Operations to train on `num_images` images, repeats counted.
+
+    Args:
+        patch_drop_rate, patch_drop_until: which share of the patches is dropped, for which share of the images; the
+            fields of `TrainConfig` of the same names.
+    """
+    whole = forward_flops(model)
+    if not patch_drop_rate:
+        return 3 * whole * num_images
+    mean = patch_drop_until * forward_flops(model, patch_drop_rate=patch_drop_rate) + (1 - patch_drop_until) * whole
+    return round(3 * mean * num_images)
+
+
+@contextmanager
+def _dropping(model: nn.Module, rate: float) -> Iterator[None]:
+    """The model in eval mode, but with `rate` of its patches dropped."""
+    with eval_mode(model):
+        if not rate:
+            yield
+            return
+        patch_drop = model.patch_drop
+        model.patch_drop = _KeepFirst(rate)
+        try:
+            yield
+        finally:
+            model.patch_drop = patch_drop
+
+
+class _KeepFirst(PatchDrop):
+    """As many patches as `PatchDrop` keeps, but always the first: no random number is drawn that a training running
+    beside may need."""
+
+    def forward(self, x: Tensor, rope: Rope | None = None) -> tuple[Tensor, Rope | None]:
+        num_kept = self.num_kept(x.shape[1])
+        return x[:, :num_kept], None if rope is None else tuple(table[:num_kept] for table in rope)

@@ -1,8 +1,8 @@
-"""What training a model will need, before it starts: memory, and time on this machine.
+"""What training a model will need, before it starts: memory, and how fast this machine is at it.
 
 Memory is measured on a forward pass of one image and one of two, so it holds for any attention kernel, precision,
-dropout or share of dropped patches; time from a few steps at the batch size itself. `vit/analysis/cost.py` counts
-parameters and operations.
+dropout or share of dropped patches; speed on a few steps at the batch size itself. `vit/analysis/cost.py` counts
+parameters and operations; `vit/analysis/forecast.py` puts all of it together before there is a model.
 """
 
 import copy
@@ -126,13 +126,6 @@ def measure_rate(
     return count * train_flops(probe, batch_size) / (time.perf_counter() - started)
 
 
-def training_seconds(model: nn.Module, num_images: int, flops_per_second: float) -> float:
-    """Seconds to train on `num_images` images, repeats counted, at a rate of `measure_rate`; without validation."""
-    if not flops_per_second > 0:
-        raise ValueError(f"flops_per_second={flops_per_second} must be more than 0")
-    return train_flops(model, num_images) / flops_per_second
-
-
 def _check_batch_size(batch_size: int) -> None:
     if not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(f"batch_size={batch_size!r} must be an integer of 1 or more")
@@ -140,9 +133,14 @@ def _check_batch_size(batch_size: int) -> None:
 
 @contextmanager
 def _training_mode(model: nn.Module) -> Iterator[None]:
-    """In training mode, and then as it was; so are torch's random numbers, from which dropout draws."""
+    """In training mode, and then as it was; so are torch's random numbers, if the model draws any.
+
+    Only then: putting them back would make a training that runs beside in a thread draw the same ones twice.
+    """
     device = next(model.parameters()).device
-    with eval_mode(model), torch.random.fork_rng([device] if device.type == "cuda" else []):
+    draws = any(getattr(m, name, 0) for m in model.modules() for name in ("p", "attn_drop", "drop_prob", "rate"))
+    fork = torch.random.fork_rng([device] if device.type == "cuda" else [], enabled=draws)
+    with eval_mode(model), fork:
         model.train()
         yield
 

@@ -1,11 +1,12 @@
 """Whatever a user has at hand, as the normalized batch a model expects.
 
-The model must know how its training images were normalized: `vit.load` brings that along, a model that was just
-trained gets it by `model.metadata = data.metadata`, and a model of timm has it in its `pretrained_cfg`.
+The model must know how its training images were prepared: `vit.load` brings that along, a model that was just trained
+gets it by `model.metadata = data.metadata`, and a model of timm has it in its `pretrained_cfg`.
 """
 
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +20,8 @@ def prepare_images(model: nn.Module, images: Tensor | Picture | Sequence[Picture
 
     Args:
         images: a tensor (B, C, H, W), uint8 or normalized float; or a picture, or a list of pictures: paths, PIL
-            images, uint8 arrays (H, W, 3). Pictures are resized and cut to the model's image size, as training on an
-            image folder does.
+            images, uint8 arrays (H, W, 3). Pictures are resized and cut to the model's image size as its metadata
+            says (`picture_options`).
 
     Raises:
         TypeError: a kind of input that is none of these.
@@ -33,7 +34,9 @@ def prepare_images(model: nn.Module, images: Tensor | Picture | Sequence[Picture
     if not isinstance(images, Tensor):
         pictures = images if isinstance(images, (list, tuple)) else [images]
         size = token_layout(model).image_size
-        images = torch.stack([picture_to_tensor(p, size) for p in pictures]) if pictures else torch.empty(0, 3, *size)
+        options = picture_options(model)
+        tensors = [picture_to_tensor(picture, size, **options) for picture in pictures]
+        images = torch.stack(tensors) if tensors else torch.empty(0, 3, *size)
     images = images.to(reference.device)
     images = _normalize(images, model) if images.dtype == torch.uint8 else images
     if len(images):
@@ -41,8 +44,23 @@ def prepare_images(model: nn.Module, images: Tensor | Picture | Sequence[Picture
     return images.to(reference.dtype)
 
 
+def picture_options(model: nn.Module) -> dict[str, Any]:
+    """How `picture_to_tensor` should prepare pictures for a model: as its metadata says, else as training on an image
+    folder does."""
+    facts = _facts(unwrap(model))
+    return {
+        "interpolation": facts.get("interpolation", "bicubic"),
+        "crop": facts.get("crop", facts.get("crop_pct", 1.0)),
+        "squash": facts.get("squash", facts.get("crop_mode") == "squash"),
+    }
+
+
+def _facts(model: nn.Module) -> dict[str, Any]:
+    return getattr(model, "metadata", None) or getattr(model, "pretrained_cfg", None) or {}
+
+
 def _normalize(images: Tensor, model: nn.Module) -> Tensor:
-    facts = getattr(model, "metadata", None) or getattr(model, "pretrained_cfg", None) or {}
+    facts = _facts(model)
     if "mean" not in facts or "std" not in facts:
         raise ValueError(
             "the model does not say how its images were normalized: set model.metadata = data.metadata, "

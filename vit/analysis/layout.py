@@ -65,7 +65,7 @@ def token_layout(model: nn.Module) -> TokenLayout:
         raise TypeError(f"{type(model).__name__} has no patch_embed: no Vision Transformer of this library or of timm")
     if hasattr(model, "encoder"):
         config = model.config
-        has_cls = config.pool == "cls"
+        has_cls = config.pool != "mean"
         patch = (config.patch_size, config.patch_size)
         return TokenLayout(config.image_size, config.grid_size, patch, config.num_prefix_tokens, has_cls, has_cls)
     return TokenLayout(

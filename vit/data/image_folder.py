@@ -46,12 +46,17 @@ def load_image_folder(
 
     Raises:
         FileNotFoundError: there is no folder at `path`.
+        TypeError: `path` is no path.
         ValueError: an argument, the folder, or a file in it cannot be used; the message says which and why.
     """
     size = image_size if isinstance(image_size, tuple) else (image_size, image_size)
     if len(size) != 2 or any(type(side) is not int or side < 1 for side in size):
         raise ValueError(f"image_size={image_size!r} must be one or two integers of 1 pixel or more; try 32")
     _check_split(val_fraction, test_fraction, seed)
+    if not isinstance(path, (str, Path)):
+        raise TypeError(f"path={path!r} must be the path of a folder")
+    if path == "":
+        raise ValueError("path='' names no folder")  # and must not stand for the working folder
     root = Path(path).expanduser()
     files = _find(root)
     fractions = (val_fraction, test_fraction)

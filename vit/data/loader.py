@@ -191,6 +191,8 @@ def make_mix(config: TrainConfig, num_classes: int) -> Callable[..., Batch] | No
 
 def make_loaders(data: DataSplits, config: TrainConfig) -> tuple[Loader, Loader]:
     """The augmented, shuffled train loader and the plain val loader of a run, on the config's device."""
+    if not isinstance(config, TrainConfig):
+        raise TypeError(f"config={config!r} must be a TrainConfig, such as TrainConfig.preset('quick')")
     train = Loader(
         data.train,
         batch_size=config.batch_size,

@@ -37,14 +37,14 @@ def make_shapes(
     """
     sides = image_size if isinstance(image_size, tuple) else (image_size, image_size)
     if len(sides) != 2 or not all(isinstance(side, int) and side >= MIN_SIDE for side in sides):
-        raise ValueError(f"image_size={image_size} must be one or two integers of {MIN_SIDE} pixels or more; try 32")
-    if seed < 0:
-        raise ValueError(f"seed={seed} is negative; use 0 or more")
+        raise ValueError(f"image_size={image_size!r} must be one or two integers of {MIN_SIDE} pixels or more; try 32")
+    if type(seed) is not int or seed < 0:
+        raise ValueError(f"seed={seed!r} must be an integer of 0 or more")
     counts = {"num_train": num_train, "num_val": num_val, "num_test": num_test}
     splits = []
     for split_idx, (name, count) in enumerate(counts.items()):
-        if count < 1:
-            raise ValueError(f"{name}={count} is not 1 or more; try {10 * len(CLASS_NAMES)}")
+        if type(count) is not int or count < 1:
+            raise ValueError(f"{name}={count!r} must be an integer of 1 or more; try {10 * len(CLASS_NAMES)}")
         random = np.random.default_rng((seed, split_idx))
         labels = random.permutation(np.arange(count, dtype=np.int64) % len(CLASS_NAMES))
         images, masks, _ = draw(labels, *sides, random)

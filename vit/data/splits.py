@@ -34,9 +34,12 @@ class Split:
         return len(self.images)
 
     def subset(self, indices: Tensor | slice) -> "Split":
-        """The chosen images, in the order of `indices`."""
-        masks = None if self.masks is None else self.masks[indices]
-        return Split(self.images[indices], self.labels[indices], masks)
+        """The chosen images, in the order of `indices`, in memory of their own: they do not keep the rest alive."""
+
+        def choose(tensor: Tensor) -> Tensor:
+            return tensor[indices].clone() if isinstance(indices, slice) else tensor[indices]
+
+        return Split(choose(self.images), choose(self.labels), None if self.masks is None else choose(self.masks))
 
 
 @dataclass(frozen=True)

@@ -39,21 +39,36 @@ class PatchEmbed(nn.Module):
     Args:
         image_size: (height, width) in pixels, both multiples of `patch_size`.
         patch_size: side of a patch in pixels.
+        bias: whether the linear map has one.
+        norm_eps: a LayerNorm of this eps before and after the linear map (Kumar et al., "Dual PatchNorm", TMLR 2023);
+            None leaves both out.
     """
 
-    def __init__(self, image_size: tuple[int, int], patch_size: int, in_chans: int, embed_dim: int) -> None:
+    def __init__(
+        self,
+        image_size: tuple[int, int],
+        patch_size: int,
+        in_chans: int,
+        embed_dim: int,
+        *,
+        bias: bool = True,
+        norm_eps: float | None = None,
+    ) -> None:
         super().__init__()
         self.image_size = image_size
         self.patch_size = patch_size
         self.in_chans = in_chans
         # A convolution holds the weights, as in every published checkpoint. `forward` uses them as a matrix, since
         # non-overlapping patches need no more and a matrix product is faster on a CPU.
-        self.proj = nn.Conv2d(in_chans, embed_dim, kernel_size=patch_size, stride=patch_size)
+        self.proj = nn.Conv2d(in_chans, embed_dim, kernel_size=patch_size, stride=patch_size, bias=bias)
+        patch_dim = in_chans * patch_size**2
+        self.norm_in = nn.Identity() if norm_eps is None else nn.LayerNorm(patch_dim, eps=norm_eps)
+        self.norm_out = nn.Identity() if norm_eps is None else nn.LayerNorm(embed_dim, eps=norm_eps)
 
     def forward(self, images: Tensor) -> Tensor:
         self.check_images(images)
-        patches = patchify(images, self.patch_size)  # (B, N, C*p*p)
-        return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)  # (B, N, D)
+        patches = self.norm_in(patchify(images, self.patch_size))  # (B, N, C*p*p)
+        return self.norm_out(F.linear(patches, self.proj.weight.flatten(1), self.proj.bias))  # (B, N, D)
 
     def check_images(self, images: Tensor) -> None:
         """Raises TypeError or ValueError, with the remedy, for what would fail later or, worse, would not.
@@ -113,6 +128,9 @@ class PatchDrop(nn.Module):
         super().__init__()
         self.rate = rate
 
+    def num_kept(self, num_patches: int) -> int:
+        return max(1, round(num_patches * (1 - self.rate)))
+
     def forward(
         self, x: Tensor, rope: tuple[Tensor, Tensor] | None = None
     ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
@@ -120,8 +138,7 @@ class PatchDrop(nn.Module):
         if not self.training or not self.rate:
             return x, rope
         B, N, D = x.shape
-        num_kept = max(1, round(N * (1 - self.rate)))
-        kept = torch.rand(B, N, device=x.device).topk(num_kept, dim=1).indices.sort(dim=1).values  # (B, K)
+        kept = torch.rand(B, N, device=x.device).topk(self.num_kept(N), dim=1).indices.sort(dim=1).values  # (B, K)
         x = x.gather(1, kept[..., None].expand(-1, -1, D))  # (B, K, D)
         if rope is not None:
             rope = tuple(table[kept][:, None] for table in rope)  # (B, 1, K, d)

@@ -28,7 +28,9 @@ def sincos2d_table(grid_size: tuple[int, int], embed_dim: int, temperature: floa
     if embed_dim % 4:
         raise ValueError(f"embed_dim={embed_dim} must be a multiple of 4: rows and columns each take sines and cosines")
     rows, columns = grid_positions(grid_size)
-    frequencies = temperature ** -torch.linspace(0, 1, embed_dim // 4, dtype=torch.float64)
+    # Not torch.linspace: transformers replaces it for a while, after which it ignores `with torch.device(...)`.
+    exponents = torch.arange(embed_dim // 4, dtype=torch.float64) / max(embed_dim // 4 - 1, 1)
+    frequencies = temperature**-exponents  # (D/4,)
     column_angles = columns[:, None] * frequencies  # (N, D/4)
     row_angles = rows[:, None] * frequencies  # (N, D/4)
     table = torch.cat([column_angles.sin(), column_angles.cos(), row_angles.sin(), row_angles.cos()], dim=1)
@@ -57,15 +59,35 @@ def apply_rope(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
     return torch.cat([prefix, turned], dim=-2)  # (B, h, T, d)
 
 
-def resample_pos_embed(table: Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int]) -> Tensor:
-    """A learned table (1, N, D) of one grid, resampled to another (bicubic, antialiased); itself if they agree.
+# Every library resamples in its own way, and the results differ: a table should be resampled as its own did.
+RESAMPLINGS = {
+    "bicubic_antialias": {"mode": "bicubic", "align_corners": False, "antialias": True},  # timm, DINOv2 with registers
+    "bicubic": {"mode": "bicubic", "align_corners": False},  # transformers
+    "bicubic_offset": {"mode": "bicubic", "align_corners": False},  # DINO, DINOv2: scaled by (new + 0.1) / old
+    "bicubic_corners": {"mode": "bicubic", "align_corners": True},  # torchvision
+    "bilinear_corners": {"mode": "bilinear", "align_corners": True},  # Google
+}
+
+
+def resample_pos_embed(
+    table: Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int], resampling: str = "bicubic_antialias"
+) -> Tensor:
+    """A learned table (1, N, D) of one grid, resampled to another; itself if they agree.
 
     The table holds patches only. A model works at a new resolution right away, but only fine-tuning makes it good.
+
+    Args:
+        resampling: a name in `RESAMPLINGS`.
     """
     if table.ndim != 3 or table.shape[1] != old_grid[0] * old_grid[1]:
         raise ValueError(f"a position table of shape {tuple(table.shape)} does not fill old_grid={old_grid}")
     if tuple(old_grid) == tuple(new_grid):
         return table
     grid = table.reshape(1, *old_grid, -1).permute(0, 3, 1, 2)  # (1, D, h, w)
-    grid = F.interpolate(grid.float(), size=tuple(new_grid), mode="bicubic", antialias=True, align_corners=False)
+    if resampling == "bicubic_offset":
+        target = {"scale_factor": tuple((new + 0.1) / old for new, old in zip(new_grid, old_grid, strict=True))}
+    else:
+        target = {"size": tuple(new_grid)}
+    grid = grid if grid.dtype == torch.float64 else grid.float()
+    grid = F.interpolate(grid, **target, **RESAMPLINGS[resampling])
     return grid.flatten(2).transpose(1, 2).to(table.dtype)  # (1, N', D)

@@ -5,13 +5,13 @@ probabilities leave by `Attention.weights`, a second method on the same queries 
 Sources: Vaswani et al., "Attention Is All You Need", 2017, Eq. 1; Dosovitskiy et al., ICLR 2021, Eq. 2-3.
 """
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vit.model.pos_embed import apply_rope
-
-NORM_EPS = 1e-6
 
 Rope = tuple[Tensor, Tensor]
 
@@ -32,6 +32,7 @@ class Attention(nn.Module):
         *,
         qkv_bias: bool = True,
         qk_norm: bool = False,
+        norm_eps: float = 1e-6,
         attn_drop: float = 0.0,
         proj_drop: float = 0.0,
     ) -> None:
@@ -41,8 +42,8 @@ class Attention(nn.Module):
         self.num_heads = num_heads
         self.head_dim = dim // num_heads
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
-        self.q_norm = nn.LayerNorm(self.head_dim, eps=NORM_EPS) if qk_norm else nn.Identity()
-        self.k_norm = nn.LayerNorm(self.head_dim, eps=NORM_EPS) if qk_norm else nn.Identity()
+        self.q_norm = nn.LayerNorm(self.head_dim, eps=norm_eps) if qk_norm else nn.Identity()
+        self.k_norm = nn.LayerNorm(self.head_dim, eps=norm_eps) if qk_norm else nn.Identity()
         self.attn_drop = attn_drop
         self.proj = nn.Linear(dim, dim)
         self.proj_drop = nn.Dropout(proj_drop)
@@ -85,13 +86,32 @@ class Attention(nn.Module):
         return q, k, v
 
 
-class Mlp(nn.Module):
-    """Two linear layers with a GELU between them, on each token alone."""
+class QuickGELU(nn.Module):
+    """x * sigmoid(1.702 x), a fast stand-in for GELU (Hendrycks & Gimpel, 2016, section 2); OpenAI's CLIP uses it."""
 
-    def __init__(self, dim: int, hidden_dim: int, *, drop: float = 0.0) -> None:
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(1.702 * x)
+
+
+class SwiGLU(nn.Module):
+    """Half of the channels, each times the SiLU of one of the other half (Shazeer, "GLU Variants", 2020, Eq. 6)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, value = x.chunk(2, dim=-1)  # 2 x (B, T, hidden)
+        return F.silu(gate) * value
+
+
+_GELU_TANH = partial(nn.GELU, approximate="tanh")
+ACTIVATIONS = {"gelu": nn.GELU, "gelu_tanh": _GELU_TANH, "quick_gelu": QuickGELU, "swiglu": SwiGLU}
+
+
+class Mlp(nn.Module):
+    """Two linear layers with an activation (a name in `ACTIVATIONS`) between them, on each token alone."""
+
+    def __init__(self, dim: int, hidden_dim: int, *, act: str = "gelu", drop: float = 0.0) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(dim, hidden_dim)
-        self.act = nn.GELU()
+        self.fc1 = nn.Linear(dim, 2 * hidden_dim if act == "swiglu" else hidden_dim)
+        self.act = ACTIVATIONS[act]()
         self.drop = nn.Dropout(drop)
         self.fc2 = nn.Linear(hidden_dim, dim)
 
@@ -137,18 +157,22 @@ class Block(nn.Module):
         *,
         qkv_bias: bool = True,
         qk_norm: bool = False,
+        norm_eps: float = 1e-6,
+        act: str = "gelu",
         layer_scale: float | None = None,
         drop: float = 0.0,
         attn_drop: float = 0.0,
         drop_path: float = 0.0,
     ) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(dim, eps=NORM_EPS)
-        self.attn = Attention(dim, num_heads, qkv_bias=qkv_bias, qk_norm=qk_norm, attn_drop=attn_drop, proj_drop=drop)
+        self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
+        self.attn = Attention(
+            dim, num_heads, qkv_bias=qkv_bias, qk_norm=qk_norm, norm_eps=norm_eps, attn_drop=attn_drop, proj_drop=drop
+        )
         self.ls1 = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
         self.drop_path1 = DropPath(drop_path) if drop_path else nn.Identity()
-        self.norm2 = nn.LayerNorm(dim, eps=NORM_EPS)
-        self.mlp = Mlp(dim, mlp_dim, drop=drop)
+        self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
+        self.mlp = Mlp(dim, mlp_dim, act=act, drop=drop)
         self.ls2 = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
         self.drop_path2 = DropPath(drop_path) if drop_path else nn.Identity()
 
@@ -163,7 +187,8 @@ class Block(nn.Module):
 
 
 class Encoder(nn.Module):
-    """`depth` blocks and a final LayerNorm. `drop_path` rises linearly from 0 to its value in the last block."""
+    """`depth` blocks and a final LayerNorm, which `final_norm=False` leaves out. `drop_path` rises linearly from 0 to
+    its value in the last block."""
 
     def __init__(
         self,
@@ -174,10 +199,13 @@ class Encoder(nn.Module):
         *,
         qkv_bias: bool = True,
         qk_norm: bool = False,
+        norm_eps: float = 1e-6,
+        act: str = "gelu",
         layer_scale: float | None = None,
         drop: float = 0.0,
         attn_drop: float = 0.0,
         drop_path: float = 0.0,
+        final_norm: bool = True,
     ) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(
@@ -187,6 +215,8 @@ class Encoder(nn.Module):
                 mlp_dim,
                 qkv_bias=qkv_bias,
                 qk_norm=qk_norm,
+                norm_eps=norm_eps,
+                act=act,
                 layer_scale=layer_scale,
                 drop=drop,
                 attn_drop=attn_drop,
@@ -194,7 +224,7 @@ class Encoder(nn.Module):
             )
             for i in range(depth)
         )
-        self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.norm = nn.LayerNorm(dim, eps=norm_eps) if final_norm else nn.Identity()
 
     def forward(
         self, x: Tensor, rope: Rope | None = None, attn_mask: Tensor | None = None, num_outputs: int | None = None

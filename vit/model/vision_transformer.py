@@ -42,15 +42,25 @@ class VisionTransformer(nn.Module):
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
+        if not isinstance(config, ViTConfig):
+            raise TypeError(f"config={config!r} must be a ViTConfig, such as ViTConfig.preset('vit_nano_patch4_32')")
         self.config = config
         self.metadata: dict = {}
         D = config.embed_dim
-        self.patch_embed = PatchEmbed(config.image_size, config.patch_size, config.in_chans, D)
-        self._build_positions()
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, D)) if config.pool == "cls" else None
+        self.patch_embed = PatchEmbed(
+            config.image_size,
+            config.patch_size,
+            config.in_chans,
+            D,
+            bias=not config.pre_norm,
+            norm_eps=config.norm_eps if config.patch_norm else None,
+        )
+        self.build_positions()
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, D)) if config.pool != "mean" else None
         self.reg_token = nn.Parameter(torch.zeros(1, config.num_registers, D)) if config.num_registers else None
         self.pos_drop = nn.Dropout(config.drop_rate)
         self.patch_drop = PatchDrop()
+        self.norm_pre = nn.LayerNorm(D, eps=config.norm_eps) if config.pre_norm else nn.Identity()
         self.encoder = Encoder(
             D,
             config.depth,
@@ -58,18 +68,20 @@ class VisionTransformer(nn.Module):
             config.mlp_dim,
             qkv_bias=config.qkv_bias,
             qk_norm=config.qk_norm,
+            norm_eps=config.norm_eps,
+            act=config.act,
             layer_scale=config.layer_scale,
             drop=config.drop_rate,
             attn_drop=config.attn_drop_rate,
             drop_path=config.drop_path_rate,
+            final_norm=not config.fc_norm,
         )
-        if config.num_classes == 0:
-            self.head = nn.Identity()
-        else:
-            self.head = (MlpHead if config.head == "mlp" else nn.Linear)(D, config.num_classes)
+        self.fc_norm = nn.LayerNorm(D, eps=config.norm_eps) if config.fc_norm else nn.Identity()
+        self.head = build_head(config)
         init_weights(self)
 
-    def _build_positions(self) -> None:
+    def build_positions(self) -> None:
+        """Makes the table that is learned, or the fixed ones, which are in no file of weights."""
         config = self.config
         shape = (1, config.num_patches, config.embed_dim)
         self.pos_embed = nn.Parameter(torch.zeros(shape)) if config.pos_embed == "learned" else None
@@ -83,8 +95,8 @@ class VisionTransformer(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Normalized images (B, C, H, W) to logits (B, num_classes)."""
         tokens, rope = self.embed(images)  # (B, T, D)
-        # With CLS, nobody reads the last block's patch tokens: the same logits for less work.
-        num_outputs = 1 if self.config.pool == "cls" else None
+        # Where only prefix tokens are pooled, nobody reads the last block's patches: the same logits for less work.
+        num_outputs = {"cls": 1, "cls_register": 2}.get(self.config.pool)
         tokens = self.encoder(tokens, rope, num_outputs=num_outputs)  # (B, T, D)
         return self.forward_head(tokens)  # (B, num_classes)
 
@@ -95,11 +107,16 @@ class VisionTransformer(nn.Module):
 
     def forward_head(self, tokens: Tensor) -> Tensor:
         """Encoded tokens (B, T, D) to logits (B, num_classes)."""
-        if self.config.pool == "cls":
-            pooled = tokens[:, 0]  # (B, D)
-        else:
-            pooled = tokens[:, self.config.num_prefix_tokens :].mean(dim=1)  # (B, D)
+        pooled = self.fc_norm(self._pool(tokens))  # (B, D)
         return self.head(pooled)  # (B, num_classes)
+
+    def _pool(self, tokens: Tensor) -> Tensor:
+        if self.config.pool == "cls":
+            return tokens[:, 0]  # (B, D)
+        if self.config.pool == "cls_register":
+            return tokens[:, :2].flatten(1)  # (B, 2*D)
+        mean = tokens[:, self.config.num_prefix_tokens :].mean(dim=1)  # (B, D)
+        return mean if self.config.pool == "mean" else torch.cat([tokens[:, 0], mean], dim=1)  # (B, 2*D)
 
     def embed(self, images: Tensor) -> tuple[Tensor, Rope | None]:
         """Normalized images (B, C, H, W) to the encoder's input: tokens (B, T, D), and (sin, cos) for rotary
@@ -108,9 +125,9 @@ class VisionTransformer(nn.Module):
         x = self._add_positions(x)  # (B, N, D)
         rope = (self.rope_sin, self.rope_cos) if self.config.pos_embed == "rope" else None
         x, rope = self.patch_drop(x, rope)  # (B, N, D)
-        prefix = [token.expand(len(x), -1, -1) for token in (self.cls_token, self.reg_token) if token is not None]
+        prefix = [token.expand(x.shape[0], -1, -1) for token in (self.cls_token, self.reg_token) if token is not None]
         x = torch.cat([*prefix, x], dim=1) if prefix else x  # (B, T, D)
-        return self.pos_drop(x), rope
+        return self.norm_pre(self.pos_drop(x)), rope
 
     def _add_positions(self, x: Tensor) -> Tensor:
         if self.config.pos_embed == "learned":
@@ -145,12 +162,20 @@ class VisionTransformer(nn.Module):
         config = replace(self.config, image_size=image_size)
         state = self.state_dict()
         if self.pos_embed is not None:
-            state["pos_embed"] = resample_pos_embed(state["pos_embed"], self.config.grid_size, config.grid_size)
+            grids = self.config.grid_size, config.grid_size
+            state["pos_embed"] = resample_pos_embed(state["pos_embed"], *grids, config.pos_resampling)
         reference = self.patch_embed.proj.weight
         model = VisionTransformer(config).to(device=reference.device, dtype=reference.dtype)
         model.load_state_dict(state)
         model.metadata = dict(self.metadata)
         return model.train(self.training)
+
+
+def build_head(config: ViTConfig) -> nn.Module:
+    """The part that turns what was pooled into logits, with torch's own start weights."""
+    if config.num_classes == 0:
+        return nn.Identity()
+    return (MlpHead if config.head == "mlp" else nn.Linear)(config.pooled_dim, config.num_classes)
 
 
 @torch.no_grad()
@@ -165,18 +190,17 @@ def init_weights(model: VisionTransformer) -> None:
     fixed sine and cosine table, and CLS and registers as large as a patch token: both save the first epochs the work of
     finding out what is next to what.
     """
-    for module in model.modules():
-        if isinstance(module, nn.Linear):
-            nn.init.xavier_uniform_(module.weight)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
+    if model.patch_embed.proj.weight.is_meta:
+        return  # without memory there are no values, and torch would import a great deal to draw none
+    _init_linear_layers(model)
     for block in model.encoder.blocks:
         for matrix in block.attn.qkv.weight.chunk(3):
             nn.init.xavier_uniform_(matrix)
         nn.init.zeros_(block.attn.proj.weight)
         nn.init.zeros_(block.mlp.fc2.weight)
     nn.init.xavier_uniform_(model.patch_embed.proj.weight.flatten(1))
-    nn.init.zeros_(model.patch_embed.proj.bias)
+    if model.patch_embed.proj.bias is not None:
+        nn.init.zeros_(model.patch_embed.proj.bias)
     for token in (model.cls_token, model.reg_token):
         if token is not None:
             nn.init.normal_(token)
@@ -185,6 +209,25 @@ def init_weights(model: VisionTransformer) -> None:
             model.pos_embed.copy_(sincos2d_table(model.config.grid_size, model.config.embed_dim))
         else:
             nn.init.normal_(model.pos_embed, std=0.02)
-    output = model.head.fc2 if isinstance(model.head, MlpHead) else model.head
-    if isinstance(output, nn.Linear):
-        nn.init.zeros_(output.weight)
+    _zero_last_layer(model.head)
+
+
+@torch.no_grad()
+def init_head(head: nn.Module) -> None:
+    """A head's weights before training, for a new head on a trained model."""
+    _init_linear_layers(head)
+    _zero_last_layer(head)
+
+
+def _init_linear_layers(module: nn.Module) -> None:
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.xavier_uniform_(layer.weight)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+
+def _zero_last_layer(head: nn.Module) -> None:
+    last = head.fc2 if isinstance(head, MlpHead) else head
+    if isinstance(last, nn.Linear):
+        nn.init.zeros_(last.weight)

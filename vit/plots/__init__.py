@@ -2,7 +2,7 @@
 
 from vit.plots.attention import blend, plot_attention_heads, plot_attention_view, plot_explanations, plot_queries
 from vit.plots.comparison import plot_time_to_accuracy
-from vit.plots.curves import plot_class_accuracy, plot_history
+from vit.plots.curves import plot_class_accuracy, plot_history, plot_progress
 from vit.plots.evaluation import (
     confusion_colors,
     plot_confusion_cell,
@@ -34,6 +34,8 @@ from vit.plots.patches import (
 from vit.plots.predictions import plot_top_classes
 from vit.plots.runs import plot_learning_rates, plot_runs
 from vit.plots.scaling import plot_growth
+from vit.plots.search import plot_importances, plot_trials
+from vit.plots.transfer import plot_shots
 
 __all__ = [
     "blend",
@@ -52,6 +54,7 @@ __all__ = [
     "plot_head_similarity",
     "plot_history",
     "plot_images",
+    "plot_importances",
     "plot_layer_similarity",
     "plot_learning_rates",
     "plot_logit_lens",
@@ -61,15 +64,18 @@ __all__ = [
     "plot_pos_embed_similarity",
     "plot_position_table",
     "plot_predictions",
+    "plot_progress",
     "plot_queries",
     "plot_reliability",
     "plot_robustness",
     "plot_runs",
     "plot_scores",
+    "plot_shots",
     "plot_similarity",
     "plot_time_to_accuracy",
     "plot_token_norms",
     "plot_token_pca",
     "plot_token_sequence",
     "plot_top_classes",
+    "plot_trials",
 ]

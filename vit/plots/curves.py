@@ -1,11 +1,12 @@
 """How a run went: loss, accuracy and learning rate against epochs; and how it does on each class."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from vit.plots.style import BLUE, GREY, ORANGE, new_figure, set_title
+from vit.plots.style import BLUE, GREY, ORANGE, new_figure, set_figure_title, set_title
 
 
 def plot_history(rows: Sequence[dict[str, float]], *, title: str = "") -> Figure:
@@ -30,6 +31,40 @@ def plot_history(rows: Sequence[dict[str, float]], *, title: str = "") -> Figure
         ax.legend(frameon=False)
     if title:
         figure.suptitle(title, fontsize=11, x=0.01, ha="left")
+    return figure
+
+
+def plot_progress(
+    losses: Sequence[tuple[float, float]], rows: Sequence[Mapping[str, float]], *, epochs: float, title: str = ""
+) -> Figure:
+    """A training that may still be going on: the loss as it falls, and accuracy epoch by epoch.
+
+    Args:
+        losses: pairs (epoch, mean training loss of that epoch so far), in the order of time.
+        rows: `History.rows`, one dict an epoch; empty in the first.
+        epochs: the length of the whole run.
+    """
+    figure, (left, right) = new_figure(1, 2)
+    if losses:
+        left.plot(*zip(*losses, strict=True), color=ORANGE, label="train, epoch so far")
+    ends = [row["epoch"] for row in rows]
+    for ax, quantity in ((left, "loss"), (right, "accuracy")):
+        for split, color, style in (("train", ORANGE, "--"), ("val", BLUE, "-")):
+            values = [row.get(f"{split}_{quantity}", math.nan) for row in rows]
+            if not all(map(math.isnan, values)) and not (split == "train" and ax is left and losses):
+                ax.plot(ends, values, style, color=color, marker="o", markersize=4, label=split, clip_on=False)
+        ax.set(xlabel="epoch", xlim=(0, epochs))
+        ax.xaxis.get_major_locator().set_params(integer=epochs >= 2)
+        if ax.lines:
+            ax.legend(frameon=False)
+    left.set_ylabel("cross-entropy (nats)")
+    right.set_ylabel("accuracy (%)")
+    if not rows:
+        right.set_yticks([])
+        right.text(0.5, 0.5, "after the first epoch", transform=right.transAxes, ha="center", color=GREY)
+    set_title(left, "Loss")
+    set_title(right, "Accuracy")
+    set_figure_title(figure, title)
     return figure
 
 

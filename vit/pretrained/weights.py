@@ -1,7 +1,8 @@
 """Weights in a file anyone can trust: safetensors, with the config and the facts about the model in its metadata.
 
-The format holds tensors and text only, so that loading it runs no code. Optimizer state is kept elsewhere, by the
-training loop.
+The format holds tensors and text only, so that loading it runs no code; a SHA-256 among the text makes damage show.
+`load` reads what says all about itself: files of `save`, and models that are fetched by name. Any other library's
+files are for `vit.pretrained.load_weights`. Optimizer state is kept elsewhere, by the training loop.
 """
 
 import json
@@ -10,12 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from vit.config import ViTConfig
 from vit.files import replacing
 from vit.model.vision_transformer import VisionTransformer
+from vit.pretrained.hub import is_hub_name
+from vit.pretrained.loading import fill, load_weights
+from vit.pretrained.reading import checksum
+from vit.pretrained.sources import read_source
 
 SHIPPED = Path(__file__).resolve().parent / "shipped"
 
@@ -28,6 +32,7 @@ def save(model: VisionTransformer, path: str | Path, **metadata: Any) -> Path:
     path = Path(path)
     facts = {"config": json.dumps(model.config.to_dict()), "metadata": json.dumps(model.metadata | metadata)}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    facts["sha256"] = checksum(tensors, facts)
     with replacing(path) as temporary:
         save_file(tensors, temporary, metadata=facts)
     return path
@@ -42,39 +47,40 @@ def load(path: str | Path, *, config: ViTConfig | None = None, device: torch.dev
     """The model saved at `path`, in evaluation mode.
 
     Args:
-        path: a file, or the name of weights that come with this library (`vit.pretrained.list_weights()`).
+        path: a file; the name of weights that come with this library (`vit.pretrained.list_weights()`); or one that is
+            fetched, such as "timm/vit_tiny_patch16_224.augreg_in21k" (needs timm) or
+            "hf-hub:google/vit-base-patch16-224" (needs huggingface_hub).
         config: what the file must hold; without it, whatever the file says.
 
     Raises:
+        TypeError: `path` is no path.
         FileNotFoundError: no such file; the message lists the weights beside it.
         ValueError: not a weights file of this library, or of another network than `config`: nothing is loaded then.
+        ImportError, ConnectionError: a name that needs a package, or a network, that is not there.
     """
-    if str(path) in list_weights():
-        path = SHIPPED / f"{path}.safetensors"
-    path = Path(path)
-    if not path.is_file():
-        beside = sorted(p.name for p in path.parent.glob("*.safetensors")) if path.parent.is_dir() else []
-        raise FileNotFoundError(
-            f"no weights at {path}; in that folder: {', '.join(beside) or 'none'}; "
-            f"shipped by name: {', '.join(list_weights())}"
-        )
-    try:
-        with safe_open(path, framework="pt") as file:
-            facts = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not a readable safetensors file ({error})") from error
-    if "config" not in facts:
-        raise ValueError(f"{path} has no 'config' in its metadata: it was not written by vit.save")
-    saved = ViTConfig.from_dict(json.loads(facts["config"]))
-    if config is not None and config != saved:
-        raise ValueError(
-            f"{path} holds another network than asked for; nothing was loaded\n{_differences(config, saved)}"
-        )
-    model = VisionTransformer(saved)
-    model.load_state_dict(tensors)
-    model.metadata = json.loads(facts.get("metadata", "{}"))
-    return model.to(device).eval()
+    if not isinstance(path, (str, Path)):
+        raise TypeError(f"path={path!r} must be the path of a file, or one of these names: {', '.join(list_weights())}")
+    if is_hub_name(path):
+        model = load_weights(None, path, report=None)
+    else:
+        path = SHIPPED / f"{path}.safetensors" if str(path) in list_weights() else Path(path)
+        if not path.exists():
+            beside = sorted(p.name for p in path.parent.glob("*.safetensors")) if path.parent.is_dir() else []
+            raise FileNotFoundError(
+                f"no weights at {path}; in that folder: {', '.join(beside) or 'none'}; "
+                f"shipped by name: {', '.join(list_weights())}"
+            )
+        source = read_source(path)
+        if source.format != "vit":
+            raise ValueError(
+                f"{path} has no 'config' in its metadata: it was not written by vit.save; "
+                "vit.pretrained.load_weights(None, path) reads other libraries' weights"
+            )
+        model = fill(None, source)
+    if config is not None and config != model.config:
+        table = _differences(config, model.config)
+        raise ValueError(f"{path} holds another network than asked for; nothing was loaded\n{table}")
+    return model.to(device)
 
 
 def _differences(asked: ViTConfig, saved: ViTConfig) -> str:

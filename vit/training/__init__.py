@@ -1,6 +1,6 @@
 """Training: model and batches in, trained weights out."""
 
-from vit.training.background import BackgroundRun, train_in_background
+from vit.training.background import BackgroundRun, current_run, train_in_background
 from vit.training.budget import for_budget
 from vit.training.checkpoint import load_state_weights
 from vit.training.evaluation import Evaluation, evaluate
@@ -20,6 +20,9 @@ from vit.training.runs import (
     skipped_folders,
     sort_runs,
 )
+from vit.training.search import SearchResult, importances, search
+from vit.training.search_space import Range
+from vit.training.search_trial import Trial
 
 __all__ = [
     "BackgroundRun",
@@ -27,14 +30,19 @@ __all__ = [
     "History",
     "LearningRateCurve",
     "Muon",
+    "Range",
     "Run",
+    "SearchResult",
+    "Trial",
     "build_optimizers",
     "compare_runs",
+    "current_run",
     "delete_run",
     "evaluate",
     "find_learning_rate",
     "fit",
     "for_budget",
+    "importances",
     "learning_rate_factor",
     "list_runs",
     "load_run",
@@ -42,6 +50,7 @@ __all__ = [
     "log_to_tensorboard",
     "new_run_folder",
     "rename_run",
+    "search",
     "skipped_folders",
     "sort_runs",
     "train_in_background",

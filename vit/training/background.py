@@ -16,6 +16,7 @@ from vit.config import TrainConfig
 from vit.progress import say
 from vit.training.history import History
 from vit.training.loop import LossFn, fit
+from vit.training.memory import keep_freed_memory
 
 _starting = threading.Lock()
 _current: "BackgroundRun | None" = None
@@ -25,6 +26,7 @@ class BackgroundRun:
     """A training in a thread; `train_in_background` makes and starts one.
 
     Attributes:
+        model, config: what is trained, and how. The model is the thread's while `is_running`.
         error: what ended the run before its time, or None. `wait` raises it.
         steps_done, total_steps: how far the run is.
         losses: pairs (step, mean training loss of its epoch so far), a new one every half second or slower.
@@ -32,6 +34,8 @@ class BackgroundRun:
 
     def __init__(self, run_dir: str | Path, fit_arguments: dict[str, Any]) -> None:
         self.run_dir = Path(run_dir)
+        self.model: nn.Module = fit_arguments["model"]
+        self.config: TrainConfig = fit_arguments["config"]
         self.error: BaseException | None = None
         self.steps_done = self.total_steps = 0
         self.losses: list[tuple[int, float]] = []
@@ -141,9 +145,15 @@ def train_in_background(
     with _starting:
         if _current is not None:
             raise RuntimeError(f"the training in {_current.run_dir} still goes on: stop() it and wait() for its end")
+        keep_freed_memory()  # before there is a thread
         _current = run = BackgroundRun(run_dir, arguments | {"resume": resume, "loss_fn": loss_fn})
         run._thread.start()
     return run
+
+
+def current_run() -> BackgroundRun | None:
+    """The run of this process that is training now, for whoever has lost it: a cell that was run again, say."""
+    return _current
 
 
 @atexit.register

@@ -57,6 +57,7 @@ def fit(
     resume: bool = False,
     loss_fn: LossFn | None = None,
     history: History | None = None,
+    make_optimizers: Callable[[nn.Module, TrainConfig], list[torch.optim.Optimizer]] = build_optimizers,
     make_bar: Callable[..., Any] = progress_bar,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> History:
@@ -72,6 +73,7 @@ def fit(
         resume: go on from the state in `run_dir`; the result is then the same as without the stop.
         loss_fn: what to learn instead of classification; its metrics are summed and divided by the samples seen.
         history: an empty one to fill and return, for whoever wants to watch it grow.
+        make_optimizers: what builds the optimizers, for example `partial(build_optimizers, layer_decay=0.75)`.
         make_bar: what shows the progress; called and used as `progress_bar` is.
         should_stop: asked after every step and before every val batch; a yes is like Ctrl-C.
 
@@ -88,7 +90,7 @@ def fit(
     if device.type == "cpu":
         keep_freed_memory()
     torch.manual_seed(config.seed)
-    optimizers = build_optimizers(model, config)
+    optimizers = make_optimizers(model, config)
     ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay)) if config.ema_decay else None
     network = torch.compile(model) if config.compile else model
     evaluated = ema.module if ema is not None else network

@@ -7,6 +7,7 @@ Regularization", ICLR 2019.
 """
 
 import math
+import re
 from collections import defaultdict
 from collections.abc import Iterable
 
@@ -92,42 +93,84 @@ class Muon(torch.optim.Optimizer):
         return torch._foreach_lerp(grads, buffers, momentum)
 
 
-def build_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
-    """One AdamW, or a Muon and an AdamW, holding every parameter of the model exactly once.
+def build_optimizers(model: nn.Module, config: TrainConfig, *, layer_decay: float = 1.0) -> list[torch.optim.Optimizer]:
+    """One AdamW, or a Muon and an AdamW, holding every parameter that is to be trained exactly once.
 
     Matrices decay; vectors and tables (biases, norms, CLS, positions) do not. Each group keeps its `peak_lr`, which
-    `set_learning_rate` scales.
+    `set_learning_rate` scales. Frozen parameters (`requires_grad=False`) are left out.
+
+    Args:
+        layer_decay: for fine-tuning: the rates of each layer are this share of those of the layer above, in (0, 1], so
+            that what is near the pixels, and most general, changes least; see `layer_of`. 1 gives all the same rates.
     """
-    muon, muon_qkv, decayed, plain = [], [], [], []
-    for name, p in model.named_parameters():
+    if not 0 < layer_decay <= 1:
+        raise ValueError(f"layer_decay={layer_decay} must be in (0, 1]; 1 for the same rates everywhere, 0.65 to 0.9")
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    if not named:
+        raise ValueError("all parameters of the model are frozen (requires_grad=False): there is nothing to train")
+    layers = layer_of([name for name, _ in model.named_parameters()])
+    top = max(layers.values())
+    muon, adam = defaultdict(list), defaultdict(list)
+    for name, p in named:
+        scale = layer_decay ** (top - layers[name])
         is_matrix = p.ndim == 2 or (p.ndim == 4 and "patch_embed" in name)
-        if config.optimizer == "muon" and "blocks." in name and p.ndim == 2:
-            (muon_qkv if "qkv" in name else muon).append(p)
+        # Whole weights: the thin factors of a LoRA gain nothing from equal singular values.
+        if config.optimizer == "muon" and "blocks." in name and p.ndim == 2 and name.endswith("weight"):
+            muon["qkv" in name, scale].append(p)
         else:
-            (decayed if is_matrix else plain).append(p)
-    adam_groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW(
-            [group for group in adam_groups if group["params"]],
-            lr=config.learning_rate,
-            betas=config.adam_betas,
-            fused=True,
-        )
-    ]
-    muon_groups = [{"params": muon}, {"params": muon_qkv, "num_splits": 3}]
-    if muon or muon_qkv:
-        optimizers.append(
-            Muon(
-                [group for group in muon_groups if group["params"]],
-                lr=config.muon_learning_rate,
-                momentum=config.muon_momentum,
-                weight_decay=config.weight_decay,
-            )
-        )
+            adam[not is_matrix, scale].append(p)
+    optimizers: list[torch.optim.Optimizer] = []
+    if adam:
+        groups = [
+            {
+                "params": adam[is_plain, scale],
+                "lr": config.learning_rate * scale,
+                "weight_decay": 0.0 if is_plain else config.weight_decay,
+            }
+            for is_plain, scale in sorted(adam, key=_top_first)
+        ]
+        optimizers.append(torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.adam_betas, fused=True))
+    if muon:
+        groups = [
+            {
+                "params": muon[is_qkv, scale],
+                "lr": config.muon_learning_rate * scale,
+                "num_splits": 3 if is_qkv else 1,
+            }
+            for is_qkv, scale in sorted(muon, key=_top_first)
+        ]
+        decay = {"momentum": config.muon_momentum, "weight_decay": config.weight_decay}
+        optimizers.append(Muon(groups, lr=config.muon_learning_rate, **decay))
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["peak_lr"] = group["lr"]
     return optimizers
+
+
+def _top_first(group: tuple[bool, float]) -> tuple[bool, float]:
+    """Sorts groups so that the first one has the full rate, which a history shows."""
+    kind, scale = group
+    return kind, -scale
+
+
+def layer_of(names: Iterable[str]) -> dict[str, int]:
+    """The layer of each parameter, by its name: 0 for what turns pixels into tokens, 1 for the first block, and so on;
+    the final norm is of the last block, and whatever else there is, such as the head, comes on top.
+
+    Source: Bao et al., "BEiT", ICLR 2022, as timm's `param_groups_layer_decay` counts them.
+    """
+    names = list(names)
+    blocks = {name: int(found[1]) + 1 for name in names if (found := re.search(r"(?:^|\.)blocks\.(\d+)\.", name))}
+    last = max(blocks.values(), default=0)
+    layers = {}
+    for name in names:
+        if name in blocks:
+            layers[name] = blocks[name]
+        elif re.match(r"cls_token|reg_token|pos_embed|patch_embed|norm_pre", name):
+            layers[name] = 0
+        else:
+            layers[name] = last if re.match(r"(encoder\.)?norm\b", name) else last + 1
+    return layers
 
 
 def learning_rate_factor(step: int, *, total_steps: int, warmup_steps: float, schedule: str) -> float:

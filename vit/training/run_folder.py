@@ -26,12 +26,12 @@ def new_run_folder(name: str, root: str | Path | None = None, **settings: Any) -
     Args:
         name: letters, digits, '.', '_' and '-'.
         settings: what `config.json` shall hold, by name: configs, or anything JSON can.
-        root: default $VIT_RUNS, else `runs/` in the repository. If $VIT_RUN_FOLDER is set, it is the folder itself:
-            that is how `make train` keeps the executed notebook beside its results.
+        root: default $VIT_RUNS, else `runs/` in the repository. Without a root, and if $VIT_RUN_FOLDER is set, that is
+            the folder itself: so `make train` keeps the executed notebook beside its results.
     """
     if not re.fullmatch(r"[\w.-]+", name):
         raise ValueError(f"name={name!r} may hold letters, digits, '.', '_' and '-' only: it names a folder")
-    if os.environ.get("VIT_RUN_FOLDER"):
+    if root is None and os.environ.get("VIT_RUN_FOLDER"):
         folder = Path(os.environ["VIT_RUN_FOLDER"])
         folder.mkdir(parents=True, exist_ok=True)
     else:

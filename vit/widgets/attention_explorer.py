@@ -30,7 +30,8 @@ class AttentionExplorer(widgets.VBox):
     def __init__(self, model: nn.Module, images: Tensor, class_names: Sequence[str] | None = None) -> None:
         if not isinstance(images, Tensor) or images.dtype != torch.uint8 or images.ndim != 4 or not len(images):
             raise ValueError("images must be a uint8 tensor (B, C, H, W) of at least one image")
-        self.model, self.images, self.tokens = model, images, token_layout(model)
+        self.model, self.tokens = model, token_layout(model)
+        self.images = images.clone()  # a slice would keep its whole dataset in memory for as long as the panel is open
         self.maps = attention_maps(model, images)  # (L, B, h, T, T)
         self.probabilities = predict(model, images)  # (B, K)
         names = class_names or getattr(model, "metadata", {}).get("class_names")

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 
 def side_by_side(
-    controls: Sequence[widgets.Widget], picture: widgets.Image, *, width: str | None = None
+    controls: Sequence[widgets.Widget], picture: widgets.Widget, *, width: str | None = None
 ) -> widgets.HBox:
     """Controls and picture side by side where the page is wide enough, else one below the other; neither is squeezed.
 

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from vit.analysis import METHODS, explain, predict, token_layout
+from vit.analysis.inputs import picture_options
 from vit.pictures import SUFFIXES, open_picture, picture_to_tensor
 from vit.plots.predictions import plot_top_classes
 from vit.plots.style import VERMILION
@@ -26,9 +27,13 @@ class PicturePredictor(widgets.VBox):
     Args:
         model: a Vision Transformer of this library or of timm, with its `metadata` (mean, std, class_names).
         class_names: one a class; default those the metadata names.
+
+    Attributes:
+        answer: what the last figure says, in words; the panel shows it too, for those who cannot see the picture.
     """
 
     def __init__(self, model: nn.Module, class_names: Sequence[str] | None = None) -> None:
+        self.answer = ""
         self.model, self.size = model, token_layout(model).image_size
         names = class_names or getattr(model, "metadata", {}).get("class_names")
         self.class_names = list(names) if names else None
@@ -49,10 +54,12 @@ class PicturePredictor(widgets.VBox):
             raise ValueError("choose a picture, or write the path of one or of a folder of them")
         name, source = self.pictures[self.choice.value]
         picture = open_picture(io.BytesIO(source), name) if isinstance(source, bytes) else source
-        image = picture_to_tensor(picture, self.size)  # (3, H, W)
+        image = picture_to_tensor(picture, self.size, **picture_options(self.model))  # (3, H, W)
         probabilities = predict(self.model, image[None])[0]  # (K,)
         names = self.class_names or [f"class {k}" for k in range(len(probabilities))]
         heat = explain(self.model, image[None], self.method.value)[0]  # (rows, columns)
+        guess = int(probabilities.argmax())
+        self.answer = f"{name}: {names[guess]}, {100 * probabilities[guess]:.0f} %"
         return plot_top_classes(image, heat, probabilities, names, title=name, unit=self.method.label)
 
     def draw(self) -> None:
@@ -67,7 +74,7 @@ class PicturePredictor(widgets.VBox):
         self.shown.value = to_png(figure)
         self.shown.layout.display = None
         known = f"the {len(self.class_names)} classes it knows" if self.class_names else "the classes it knows"
-        self._say(f"The model names one of {known} for any picture, be it one of them or not.")
+        self._say(f"{self.answer}. The model names one of {known} for any picture, be it one of them or not.")
 
     def _make_controls(self) -> None:
         methods = [(name.replace("_", " "), name) for name in METHODS]

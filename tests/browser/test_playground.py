@@ -1,0 +1,38 @@
+"""The playground: a slider is answered, a training is seen to run, and stops when told to."""
+
+import re
+import time
+
+import pytest
+
+pytestmark = pytest.mark.browser
+STOP_SECONDS = 3
+
+
+def test_sliders_answer_and_training_starts_and_stops(open_notebook):
+    page = open_notebook("06_playground", "panel.use(train_config=replace(train_config, epochs=2000))")
+    page.screenshot("opened")
+    for label in ("depth", "embed_dim"):
+        before = page.text("vit-estimate")
+        page.move_slider(label)
+        page.wait(lambda before=before: page.text("vit-estimate") not in ("", before), f"{label} changes no estimate")
+    runs_before = page.text("vit-runs")
+
+    page.click(page.button("Train"))
+    page.wait(lambda: "training" in page.text("vit-progress"), "no training is shown")
+    first = page.wait(lambda: steps(page), "no step is shown")
+    page.wait(lambda: steps(page) > first, "the steps do not advance")
+    page.screenshot("training")
+    page.click(page.button("Stop"))
+    pressed = time.monotonic()
+    page.wait(lambda: "stopped" in page.text("vit-progress"), "it did not stop", seconds=STOP_SECONDS)
+    print(f"stopped after {time.monotonic() - pressed:.1f} s")
+    page.wait(lambda: page.text("vit-runs") != runs_before, "the run is not in the table")
+    page.screenshot("stopped")
+    assert page.console_errors() == []
+
+
+def steps(page) -> int:
+    """The step counter: the first number of the progress line."""
+    number = re.search(r"\d[\d,]*", page.text("vit-progress"))
+    return int(number.group().replace(",", "")) if number else 0

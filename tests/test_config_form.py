@@ -1,0 +1,134 @@
+"""The form says what was put in, offers only what fits together, and explains itself with the configs' own words."""
+
+from dataclasses import fields, replace
+
+import pytest
+
+from vit.config import TrainConfig, ViTConfig
+from vit.widgets.config_form import ConfigForm, field_help
+
+
+@pytest.fixture
+def form():
+    return ConfigForm(ViTConfig(), TrainConfig())
+
+
+@pytest.mark.parametrize("name", [name for name in ViTConfig.list_presets() if name.endswith("_32")])
+def test_it_says_what_was_put_in(form, name):
+    config = ViTConfig.preset(name)
+    form.show(config, form.train_config)
+    assert form.model_config == config
+
+
+ODD = ViTConfig(
+    image_size=(24, 36),
+    patch_size=6,
+    in_chans=1,
+    num_classes=3,
+    embed_dim=84,
+    depth=21,
+    num_heads=7,
+    mlp_ratio=2.66,
+    layer_scale=2e-6,
+    pos_embed="rope",
+    drop_path_rate=0.07,
+    num_registers=11,
+    qkv_bias=False,
+)
+ODD_TRAIN = TrainConfig(
+    epochs=41.37,
+    batch_size=37,
+    learning_rate=0.3,
+    muon_learning_rate=3e-6,
+    adam_betas=(0.8, 0.9),
+    warmup_epochs=7.3,
+    ema_decay=0.995,
+    seed=12345,
+    clip_grad_norm=7.0,
+)
+
+
+def test_values_that_no_control_offers_are_added(form):
+    form.show(ODD, ODD_TRAIN)
+    assert form.model_config == ODD and form.train_config == ODD_TRAIN
+    assert form.controls["model.patch_size"].options == (
+        2,
+        3,
+        4,
+        6,
+        12,
+    )  # sides of 24 and 36 pixels, four patches or more
+    form.show(ViTConfig(), TrainConfig())
+    assert form.model_config == ViTConfig() and form.train_config == TrainConfig()
+
+
+def test_every_field_that_a_laptop_wants_has_a_control(form):
+    of_model = {f"model.{field.name}" for field in fields(ViTConfig)} - set(form.controls)
+    of_training = {f"train.{field.name}" for field in fields(TrainConfig)} - set(form.controls)
+    of_data = {"model.image_size", "model.in_chans", "model.num_classes"}
+    assert of_model == of_data | {"model.norm_eps", "model.fc_norm", "model.pos_resampling"}
+    assert of_training == {"train.adam_betas"}
+    assert form.titles == ("network", "optimization", "images")
+
+
+@pytest.mark.parametrize("pos_embed", ["learned", "sincos2d", "rope", "none"])
+def test_heads_follow_the_width(form, pos_embed):
+    """Whatever is moved, the configs accept what the form says; all numbers of heads they accept are offered, down to
+    a width of 8 a head."""
+    heads = form.controls["model.num_heads"]
+    for width in form.controls["model.embed_dim"].options:
+        form.controls["model.embed_dim"].value = width
+        form.controls["model.pos_embed"].value = pos_embed
+        config = form.model_config  # raises if refused
+        allowed = []
+        for num_heads in range(1, width // 8 + 1):
+            try:
+                replace(config, num_heads=num_heads)
+                allowed.append(num_heads)
+            except ValueError:
+                pass
+        assert list(heads.options) == allowed and heads.value in allowed
+
+
+def test_the_number_of_heads_moves_as_little_as_it_must(form):
+    form.show(replace(ViTConfig(), embed_dim=96, num_heads=6), TrainConfig())
+    form.controls["model.embed_dim"].value = 128  # 6 heads do not divide it; 4 and 8 are as near
+    assert form.model_config.num_heads in (4, 8)
+    form.controls["model.embed_dim"].value = 192
+    assert form.model_config.num_heads in (4, 8)
+
+
+def test_the_warm_up_stays_shorter_than_the_run(form):
+    form.controls["train.warmup_epochs"].value = 3.0
+    form.controls["train.epochs"].value = 1.0
+    assert form.train_config.warmup_epochs < form.train_config.epochs == 1.0
+    form.controls["train.epochs"].value = 0.1
+    assert form.train_config.epochs == 0.1 and form.train_config.warmup_epochs < 0.1
+
+
+def test_what_has_no_effect_is_greyed_out(form):
+    greyed = lambda: {name for name, control in form.controls.items() if control.disabled}  # noqa: E731
+    assert greyed() == {"train.patch_drop_until", "train.mix_probability"}
+    form.controls["train.patch_drop_rate"].value = 0.5
+    form.controls["train.cutmix_alpha"].value = 1.0
+    form.controls["train.optimizer"].value = "adamw"
+    assert greyed() == {"train.muon_learning_rate", "train.muon_momentum"}
+
+
+def test_a_change_is_told_once_and_after_those_that_follow(form):
+    told = []
+    form.on_change(lambda: told.append((form.model_config.embed_dim, form.model_config.num_heads)))
+    form.controls["model.embed_dim"].value = 160
+    assert told == [(160, 4)]  # of 1, 2, 4, 5, 8, ... the one nearest to 3
+    form.show(ODD, ODD_TRAIN)
+    assert told[1:] == [(84, 7)]
+
+
+def test_each_control_is_explained_in_the_words_of_the_config(form):
+    told = field_help(TrainConfig)
+    assert told["flip"] == '"alternating" (each image mirrored every other epoch), "random" or "none".'
+    assert told["mixup_alpha"] == told["cutmix_alpha"] and told["mixup_alpha"].startswith("Beta parameters of MixUp")
+    assert field_help(ViTConfig)["depth"].startswith("token width D, number of blocks, attention heads")
+    assert all(field_help(config).values() for config in (ViTConfig, TrainConfig) if all(field_help(config)))
+    assert form.controls["train.flip"].tooltip == told["flip"]
+    assert all(control.tooltip for control in form.controls.values())

@@ -1,0 +1,185 @@
+"""Fine-tuning: rates by layer against timm and a table by hand, fresh heads, and what a network has seen before."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import randomize
+
+import vit
+from vit.config import TrainConfig, ViTConfig
+from vit.data import DataSplits, keep_classes, sample_shots
+from vit.model import VisionTransformer
+from vit.tasks import fine_tuning, lora, prompts
+from vit.training import build_optimizers
+
+PICO = {"image_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2, "mlp_ratio": 2.0}
+
+
+def rates(model: torch.nn.Module, config: TrainConfig, layer_decay: float) -> dict[str, tuple[float, float]]:
+    """Learning rate and weight decay of every parameter."""
+    names = {p: name for name, p in model.named_parameters()}
+    groups = [g for o in build_optimizers(model, config, layer_decay=layer_decay) for g in o.param_groups]
+    assert all(g["peak_lr"] == g["lr"] for g in groups)
+    return {names[p]: (g["lr"], g["weight_decay"]) for g in groups for p in g["params"]}
+
+
+def test_rates_are_a_table_by_hand(tiny):
+    model = VisionTransformer(tiny)  # two blocks: stem 0, blocks 1 and 2, head 3
+    found = rates(model, TrainConfig(optimizer="adamw", learning_rate=0.8), 0.5)
+    expected = {"patch_embed.": 0.1, "pos_embed": 0.1, "cls_token": 0.1, "encoder.blocks.0.": 0.2,
+                "encoder.blocks.1.": 0.4, "encoder.norm.": 0.4, "head.": 0.8}  # fmt: skip
+    for prefix, rate in expected.items():
+        of_prefix = {round(lr, 9) for name, (lr, _) in found.items() if name.startswith(prefix)}
+        assert of_prefix == {rate}, prefix
+    assert sum(any(name.startswith(prefix) for prefix in expected) for name in found) == len(found)
+    muon = rates(model, TrainConfig(muon_learning_rate=0.08, learning_rate=0.8), 0.5)
+    assert muon["encoder.blocks.0.mlp.fc1.weight"][0] == pytest.approx(0.02)
+    assert muon["encoder.blocks.0.mlp.fc1.bias"][0] == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("layer_decay", [0.5, 0.75, 1.0])
+@pytest.mark.parametrize("num_classes", [10, 0])
+def test_groups_are_timms(layer_decay, num_classes):
+    timm = pytest.importorskip("timm")
+    from timm.optim import param_groups_layer_decay
+
+    options = {"embed_dim": 32, "depth": 3, "num_heads": 2, "num_classes": num_classes}
+    model = timm.models.VisionTransformer(
+        img_size=16, patch_size=4, reg_tokens=2, class_token=True, init_values=0.1, pre_norm=True, **options
+    )
+    names = {p: name for name, p in model.named_parameters()}
+    tables = ("cls_token", "reg_token", "pos_embed")
+    theirs = param_groups_layer_decay(model, 0.05, tables, layer_decay=layer_decay)
+    expected = {names[p]: (0.01 * g["lr_scale"], g["weight_decay"]) for g in theirs for p in g["params"]}
+    config = TrainConfig(optimizer="adamw", learning_rate=0.01, weight_decay=0.05)
+    found = rates(model, config, layer_decay)
+    assert found.keys() == expected.keys()
+    for name, pair in expected.items():
+        assert found[name] == pytest.approx(pair), name
+
+
+def test_our_names_and_timms_fall_into_the_same_layers(tiny):
+    timm = pytest.importorskip("timm")
+    ours = VisionTransformer(ViTConfig(**(tiny.to_dict() | {"head": "linear"})))
+    theirs = timm.models.VisionTransformer(
+        img_size=8, patch_size=4, embed_dim=16, depth=2, num_heads=2, mlp_ratio=2, num_classes=10
+    )
+    config = TrainConfig(optimizer="adamw")
+    a, b = (rates(model, config, 0.6) for model in (ours, theirs))
+    assert {name.removeprefix("encoder."): pair for name, pair in a.items()} == b
+
+
+@pytest.mark.parametrize("layer_decay", [0.0, 1.1, -1.0])
+def test_a_bad_decay_is_refused(tiny, layer_decay):
+    with pytest.raises(ValueError, match=rf"layer_decay={layer_decay} must be in \(0, 1\]"):
+        build_optimizers(VisionTransformer(tiny), TrainConfig(), layer_decay=layer_decay)
+
+
+def test_frozen_parameters_are_left_out_and_all_frozen_is_an_error(tiny):
+    model = VisionTransformer(tiny).requires_grad_(False)
+    with pytest.raises(ValueError, match="all parameters of the model are frozen"):
+        build_optimizers(model, TrainConfig())
+    model.head.requires_grad_(True)
+    assert set(rates(model, TrainConfig(), 0.5)) == {f"head.{n}" for n, _ in model.head.named_parameters()}
+    model.requires_grad_(False)
+    model.encoder.blocks[0].mlp.fc1.weight.requires_grad_(True)
+    assert len(build_optimizers(model, TrainConfig())) == 1, "Muon alone"
+
+
+@pytest.fixture(scope="module")
+def halves(shapes) -> tuple[DataSplits, DataSplits]:
+    return keep_classes(shapes, range(5)), keep_classes(shapes, range(5, 10))
+
+
+@pytest.fixture(scope="module")
+def source_model(halves) -> VisionTransformer:
+    torch.manual_seed(0)
+    model = VisionTransformer(ViTConfig(num_classes=5, **PICO))
+    model.metadata = halves[0].metadata
+    return randomize(model).eval()
+
+
+def test_a_new_head_keeps_the_body_the_normalization_and_the_past(source_model, halves):
+    source, target = halves
+    target = keep_classes(target, [0, 1, 2])
+    model = fine_tuning.with_new_head(source_model, target)
+    images = torch.randn(2, 3, 16, 16)
+    assert torch.equal(model.forward_features(images), source_model.forward_features(images))
+    assert model(images).shape == (2, 3) and isinstance(model.head, torch.nn.Linear)
+    assert model(images).abs().max() == 0, "a fresh head says nothing yet"
+    assert model.metadata["class_names"] == target.class_names
+    assert model.metadata["mean"] == source.mean != target.mean
+    sets = [{"dataset": "shapes", "class_names": source.class_names}]
+    assert model.metadata["pretrained_on"] == sets
+    again = fine_tuning.with_new_head(model, target)
+    assert again.metadata["pretrained_on"] == [*sets, {"dataset": "shapes", "class_names": target.class_names}]
+
+
+def test_seen_classes_are_refused(source_model, halves, tmp_path):
+    source, target = halves
+    fine_tuning.check_unseen(source_model, target)
+    stored = vit.load(vit.save(source_model, tmp_path / "model.safetensors"))
+    fine_tuning.check_unseen(stored, target)
+    for model in (source_model, stored, fine_tuning.with_new_head(stored, target)):
+        with pytest.raises(ValueError, match=f"learned from {source.class_names[1]} of shapes already"):
+            fine_tuning.check_unseen(model, keep_classes(source, [1]))
+    with pytest.raises(ValueError, match="learned from"):
+        fine_tuning.check_unseen(fine_tuning.with_new_head(stored, target), target)
+    with pytest.raises(ValueError, match="does not say what the weights learned from"):
+        fine_tuning.check_unseen(VisionTransformer(source_model.config), target)
+
+
+def test_the_shipped_weights_know_what_they_have_seen(shapes):
+    with pytest.raises(ValueError, match="of shapes already"):
+        fine_tuning.check_unseen(vit.load("vit_nano_patch4_32.shapes"), keep_classes(shapes, [3]))
+
+
+@pytest.mark.parametrize("kind", ["all", "lora", "prompts"])
+def test_fine_tuning_learns_and_leaves_what_is_frozen(source_model, halves, kind):
+    target = halves[1]
+    shots = replace(target, train=sample_shots(target.train, 3))
+    torch.manual_seed(0)
+    model = fine_tuning.with_new_head(source_model, shots)
+    if kind != "all":
+        model = lora.add(model) if kind == "lora" else prompts.add(model)
+    frozen = {name: p.detach().clone() for name, p in model.named_parameters() if not p.requires_grad}
+    config = TrainConfig(
+        epochs=60, batch_size=15, optimizer="adamw", learning_rate=1e-2, warmup_epochs=3, device="cpu", flip="none",
+        crop_padding=0, label_smoothing=0.0,
+    )  # fmt: skip
+    history = fine_tuning.fine_tune(model, shots, config, layer_decay=0.8, validate=False)
+    losses = [row["train_loss"] for row in history.rows]
+    assert losses[-1] < {"all": 0.2, "lora": 0.5, "prompts": 0.95}[kind] * losses[0]
+    assert "val_accuracy" not in history.last
+    assert all(torch.equal(p, frozen[name]) for name, p in model.named_parameters() if name in frozen)
+
+
+def test_fine_tuning_normalizes_as_the_network_was_trained(source_model, halves, monkeypatch):
+    seen = []
+    monkeypatch.setattr(fine_tuning, "make_loaders", lambda data, config: seen.append(data) or (None, None))
+    monkeypatch.setattr(fine_tuning, "fit", lambda *args, **options: None)
+    fine_tuning.fine_tune(fine_tuning.with_new_head(source_model, halves[1]), halves[1], TrainConfig())
+    assert seen[0].mean == halves[0].mean and seen[0].std == halves[0].std
+    with pytest.raises(ValueError, match="does not say how its images were normalized"):
+        fine_tuning.fine_tune(VisionTransformer(source_model.config), halves[1], TrainConfig())
+
+
+def test_networks_of_timm_are_fine_tuned_too(halves):
+    timm = pytest.importorskip("timm")
+    model = timm.create_model(
+        "vit_tiny_patch16_224", img_size=16, patch_size=4, embed_dim=32, depth=1, num_heads=2, num_classes=5
+    )
+    before = model.blocks[0].mlp.fc1.weight.detach().clone()
+    config = TrainConfig(epochs=1, warmup_epochs=0, optimizer="adamw", device="cpu")
+    history = fine_tuning.fine_tune(model, halves[1], config, layer_decay=0.75)
+    assert history.is_complete and history.last["val_accuracy"] > 0
+    assert not torch.equal(model.blocks[0].mlp.fc1.weight, before)
+
+
+def test_higher_resolution_has_the_same_weights_on_a_finer_grid(source_model, halves):
+    model = fine_tuning.with_new_head(source_model, halves[1]).resized(24)
+    assert model.config.grid_size == (6, 6)
+    assert torch.equal(model.encoder.blocks[0].attn.qkv.weight, source_model.encoder.blocks[0].attn.qkv.weight)
+    native = fine_tuning.with_new_head(source_model, halves[1]).resized(16)
+    assert torch.equal(native.pos_embed, source_model.pos_embed), "at its own grid nothing is resampled"

@@ -1,0 +1,76 @@
+"""A forecast from configs alone against what is counted, measured and timed on the real model."""
+
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+
+from vit.analysis import count_parameters, forward_flops, train_flops, training_memory
+from vit.analysis.forecast import Speed, forecast, measure_speed
+from vit.config import TrainConfig, ViTConfig
+from vit.data import make_loaders
+from vit.model.vision_transformer import VisionTransformer
+from vit.training import build_optimizers, fit
+
+MODEL = ViTConfig(image_size=16, embed_dim=48, depth=5, num_heads=3, mlp_ratio=2.0)
+TRAIN = TrainConfig(batch_size=8, epochs=1.5, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("model_changes", "train_changes"),
+    [
+        ({}, {}),
+        ({"depth": 1}, {"optimizer": "adamw", "patch_drop_rate": 0.5}),
+        ({"pool": "mean", "pos_embed": "rope", "qk_norm": True}, {"patch_drop_rate": 0.75, "patch_drop_until": 0.8}),
+        ({"num_registers": 3, "layer_scale": 1e-4, "qkv_bias": False, "head": "linear"}, {"batch_size": 3}),
+    ],
+)
+def test_it_tells_what_the_real_model_would(model_changes, train_changes):
+    model_config, train_config = replace(MODEL, **model_changes), replace(TRAIN, **train_changes)
+    told = forecast(model_config, train_config, 1000)
+    model = VisionTransformer(model_config)
+    assert told.num_parameters == count_parameters(model)
+    assert told.flops_per_image == forward_flops(model)
+    drop = {name: getattr(train_config, name) for name in ("patch_drop_rate", "patch_drop_until")}
+    assert told.train_flops == pytest.approx(train_flops(model, 1500, **drop), abs=1)
+    real = training_memory(
+        model, train_config.batch_size, make_optimizers=lambda model: build_optimizers(model, train_config)
+    )
+    assert told.memory == real
+    assert told.seconds is None
+
+
+def test_the_time_follows_from_the_speed():
+    """Half-way between two widths on a logarithmic scale lie the means of their overheads and of their rates."""
+    speed = Speed(widths=(12, 192), overheads=(1e-3, 3e-3), rates=(1e9, 3e9))
+    model = VisionTransformer(MODEL)
+    steps, validations = 1.5 * 125, 2
+    expected = steps * 5 * 2e-3 + (1.5 * 3 * 1000 + validations * 300) * forward_flops(model) / 2e9
+    assert forecast(MODEL, TRAIN, 1000, num_val_images=300, speed=speed).seconds == pytest.approx(expected)
+    assert speed.seconds(1e9, 6) == 1 and speed.seconds(3e9, 1000) == 1  # beyond what was measured, the nearest
+
+
+def test_a_measured_speed_forecasts_a_real_training(shapes):
+    config = replace(TRAIN, batch_size=25, epochs=2, warmup_epochs=0.1)
+    model = VisionTransformer(MODEL)
+    loaders = make_loaders(shapes, config)
+    speed = measure_speed(config, seconds=0.6)
+    assert all(overhead >= 0 for overhead in speed.overheads) and all(1e8 < rate < 1e14 for rate in speed.rates)
+    told = forecast(MODEL, config, len(shapes.train), num_val_images=len(shapes.val), speed=speed).seconds
+    started = time.perf_counter()
+    fit(model, *loaders, config)
+    # Wide, for busy machines: it must find the order of magnitude, here and on a machine ten times as fast.
+    assert told / 5 < time.perf_counter() - started < told * 5
+
+
+def test_it_leaves_random_numbers_to_a_training_that_runs_beside(monkeypatch):
+    """It neither draws any nor puts the state back to what it was."""
+    config = replace(MODEL, drop_rate=0.2, attn_drop_rate=0.2, drop_path_rate=0.2, depth=4)
+    state = torch.get_rng_state()
+    monkeypatch.setattr(torch, "set_rng_state", None)
+    told = forecast(config, replace(TRAIN, patch_drop_rate=0.3, batch_size=5), 100)
+    assert torch.equal(torch.get_rng_state(), state)
+    monkeypatch.undo()
+    real = training_memory(VisionTransformer(config), 5, make_optimizers=lambda model: build_optimizers(model, TRAIN))
+    assert 0.7 * real.total < told.memory.total < real.total  # less the masks of dropout

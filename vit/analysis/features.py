@@ -1,0 +1,88 @@
+"""What a network knows of an image, as one vector: the input of its head.
+
+With them come two ways to see how good they are without training the network: nearest neighbors and a linear probe
+(probes.py). It reads this library's models and timm's.
+"""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vit.analysis.eval_mode import eval_mode
+from vit.analysis.inputs import prepare_images
+from vit.analysis.layout import unwrap
+from vit.files import replacing
+from vit.progress import progress_bar
+
+BATCH = 500
+_SILENT = 20  # batches without a progress bar
+_PROBE = 4  # images whose features are computed anew to see whether a stored file is still right
+
+
+def features(model: nn.Module, images: Any, *, cache: str | Path | None = None) -> Tensor:
+    """What the head reads of every image, (B, D) on the CPU in float32: CLS, or the mean of the patches.
+
+    Args:
+        images: a uint8 or normalized batch (B, C, H, W), or pictures, as `prepare_images` takes them.
+        cache: a folder that keeps the features, so that the same weights never see the same images twice; needs a
+            batch. A file is used only if it still agrees with the model on the first images.
+
+    Raises:
+        TypeError: a model without a `head`, or pictures with `cache`.
+    """
+    model = unwrap(model)
+    if not isinstance(getattr(model, "head", None), nn.Module):
+        raise TypeError(f"{type(model).__name__} has no module `head` whose input could be read")
+    if cache is None:
+        return _compute(model, images)
+    if not isinstance(images, Tensor):
+        raise TypeError(f"cache={str(cache)!r} needs images as a tensor (B, C, H, W), got {type(images).__name__}")
+    path = Path(cache) / f"features-{_fingerprint(model, images)}.npy"
+    if (stored := _read(path)) is not None and len(stored) == len(images):
+        first = _compute(model, images[:_PROBE])
+        if torch.allclose(stored[:_PROBE], first, rtol=1e-4, atol=1e-5):
+            return stored
+    computed = _compute(model, images)
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        np.save(file, computed.numpy(), allow_pickle=False)
+    return computed
+
+
+def _read(path: Path) -> Tensor | None:
+    """Stored features (B, D), or None where there is no file, or none that can be read."""
+    try:
+        return torch.from_numpy(np.load(path, allow_pickle=False))
+    except (OSError, ValueError, EOFError):
+        return None
+
+
+@torch.no_grad()
+def _compute(model: nn.Module, images: Any) -> Tensor:
+    readings = []
+    hook = model.head.register_forward_pre_hook(lambda module, args: readings.append(args[0].float().cpu()))
+    parts = images.split(BATCH) if isinstance(images, Tensor) else [images]
+    try:
+        with eval_mode(model):
+            for part in progress_bar(parts, desc="features") if len(parts) > _SILENT else parts:
+                model(prepare_images(model, part))
+    finally:
+        hook.remove()
+    return torch.cat(readings)  # (B, D)
+
+
+def _fingerprint(model: nn.Module, images: Tensor) -> str:
+    """Of the weights and the images; what else decides the features, `features` checks on the first images."""
+    digest = hashlib.sha256(f"{images.dtype} {tuple(images.shape)}".encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(_bytes(tensor))
+    digest.update(_bytes(images))
+    return digest.hexdigest()[:32]
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    return memoryview(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())

@@ -1,0 +1,87 @@
+"""Datasets made of another: some of its classes, a few images of each, or all at another size.
+
+Which images are drawn depends on the labels, the seed and the number of the draw alone. Normalization is that of the
+images that are kept: a model that is to know nothing of the other classes must not know their mean either.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from vit.data.splits import DataSplits, Split, channel_statistics
+
+
+def keep_classes(data: DataSplits, classes: Sequence[str | int]) -> DataSplits:
+    """The dataset without its other classes.
+
+    Args:
+        classes: names or numbers, each once; they become 0, 1, ... in this order.
+
+    Raises:
+        ValueError: a class that the data does not have, one named twice, or a split left without an image.
+    """
+    names = data.class_names
+    known = {**{name: i for i, name in enumerate(names)}, **{i: i for i in range(len(names))}}
+    if isinstance(classes, str) or not len(classes) or any(c not in known for c in classes):
+        raise ValueError(f"classes={classes!r} must be some of {', '.join(names)}, or of 0..{len(names) - 1}")
+    kept = [known[c] for c in classes]
+    if len(set(kept)) < len(kept):
+        raise ValueError(f"classes={classes!r} names a class twice")
+    new_label = torch.full((len(names),), -1)
+    new_label[kept] = torch.arange(len(kept))
+    splits = {}
+    for name in ("train", "val", "test"):
+        split = getattr(data, name)
+        chosen = split.subset((new_label[split.labels] >= 0).nonzero().flatten())
+        if not len(chosen):
+            raise ValueError(f"classes={classes!r} leave no image in the {name} split")
+        splits[name] = replace(chosen, labels=new_label[chosen.labels])
+    mean, std = channel_statistics(splits["train"].images)
+    return replace(data, **splits, class_names=tuple(names[i] for i in kept), mean=mean, std=std)
+
+
+def sample_shots(split: Split, shots: int, *, draw: int = 0, seed: int = 0) -> Split:
+    """`shots` images of every class, class by class.
+
+    One draw is nested: its 5 shots are among its 10. Different draws are independent of each other and may overlap.
+
+    Args:
+        shots: images of each class, 1 up to what the rarest class has.
+        draw, seed: which random choice, each 0 or more.
+    """
+    for name, value, least in (("shots", shots, 1), ("draw", draw, 0), ("seed", seed, 0)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ValueError(f"{name}={value!r} must be an integer of {least} or more")
+    counts = torch.bincount(split.labels)
+    fewest = int(counts[counts > 0].min())
+    if shots > fewest:
+        raise ValueError(f"shots={shots} is more than the {fewest} images of the rarest class")
+    random = np.random.default_rng((seed, draw))
+    chosen = []
+    for label in counts.nonzero().flatten():
+        members = (split.labels == label).nonzero().flatten()
+        chosen.append(members[torch.from_numpy(random.permutation(len(members))[:shots])])
+    return split.subset(torch.cat(chosen))
+
+
+def resize(data: DataSplits, image_size: int | tuple[int, int]) -> DataSplits:
+    """The same images at another size (bicubic, antialiased), as a network of that size takes them; masks follow.
+
+    Args:
+        image_size: pixels, one side of a square or (height, width), each 1 or more.
+    """
+    size = image_size if isinstance(image_size, tuple) else (image_size, image_size)
+    if len(size) != 2 or any(type(side) is not int or side < 1 for side in size):
+        raise ValueError(f"image_size={image_size!r} must be one or two integers of 1 pixel or more; try 48")
+
+    def resized(split: Split) -> Split:
+        images = F.interpolate(split.images, size=size, mode="bicubic", antialias=True)  # (N, C, H, W)
+        masks = split.masks
+        if masks is not None:
+            masks = F.interpolate(masks[:, None].float(), size=size, mode="nearest-exact")[:, 0] > 0.5  # (N, H, W)
+        return Split(images, split.labels, masks)
+
+    return replace(data, **{name: resized(getattr(data, name)) for name in ("train", "val", "test")})

@@ -1,0 +1,57 @@
+"""The config of the model to fill: source, caller and model agree, except where the caller says otherwise."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from vit.config import ViTConfig
+from vit.model.vision_transformer import VisionTransformer
+from vit.pretrained.assembly import num_heads_of
+from vit.pretrained.report import Report
+
+# Settled elsewhere: by size, by the shapes of tensors, or a matter of training.
+_NOT_COMPARED = {"image_size", "num_classes", "head", "mlp_ratio", "layer_scale", "pos_resampling"}
+_NOT_COMPARED |= {"drop_rate", "attn_drop_rate", "drop_path_rate"}
+
+
+def agree(
+    described: dict[str, Any], changes: Mapping[str, Any], model: VisionTransformer | None, log: Report
+) -> ViTConfig:
+    """The config of `model`, or of a new one.
+
+    Args:
+        described: the fields that the source has.
+        changes: the fields that the caller named, which may differ.
+
+    Raises:
+        ValueError: they are of different networks; a table says in what.
+    """
+    if model is None:
+        if "num_heads" not in described:
+            described["num_heads"] = num_heads_of(described["embed_dim"])
+            log.notes.append(f"num_heads={described['num_heads']}, as usual at this width; the source does not say")
+        asked = {name: changes[name] for name in ("image_size", "num_classes") if name in changes}
+        if "image_size" not in described | asked:
+            raise ValueError("it has no position table to tell the size of its images: pass image_size=")
+        has_new_head = asked.get("num_classes", described["num_classes"]) != described["num_classes"]
+        head = "linear" if has_new_head and "head" not in changes else described.get("head", "linear")
+        return ViTConfig(**{**described, **asked, "head": head})
+    config = model.config.to_dict()
+    for name, value in changes.items():
+        if value != config[name]:
+            raise ValueError(f"{name}={value!r} was asked for, but the model has {name}={config[name]!r}")
+    differing = [n for n in described if n not in _NOT_COMPARED | set(changes) and described[n] != config[n]]
+    if differing:
+        rows = [("field", "source", "model"), *((n, str(described[n]), str(config[n])) for n in differing)]
+        table = "\n".join(f"  {name:<16} {theirs:<20} {ours}" for name, theirs, ours in rows)
+        raise ValueError(f"the model is another network; model=None builds the right one\n{table}")
+    if described["num_classes"] != config["num_classes"] and "num_classes" not in changes:
+        raise ValueError(
+            f"it has {described['num_classes']} classes, the model {config['num_classes']}: "
+            f"pass num_classes={config['num_classes']} to give the model a new head"
+        )
+    its, ours = described.get("image_size"), config["image_size"]
+    if described["pos_embed"] == "learned" and its not in (None, ours) and "image_size" not in changes:
+        raise ValueError(
+            f"it is for images of {its} pixels, the model for {ours}: pass image_size={ours} to resample it"
+        )
+    return model.config

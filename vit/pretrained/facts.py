@@ -1,0 +1,122 @@
+"""What a source says about itself, in this library's words.
+
+Two dictionaries come out of every configuration: facts, which are fields of ViTConfig, and metadata, which is how
+images were prepared (`mean`, `std`, `interpolation`, `crop`, `squash`; see `vit.pictures`) and the classes' names.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+_ACTIVATIONS = {
+    "gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "quick_gelu": "quick_gelu",
+    "GELU": "gelu", "GELUActivation": "gelu", "GELUTanh": "gelu_tanh", "QuickGELU": "quick_gelu",
+    "QuickGELUActivation": "quick_gelu", "SiLU": "swiglu",
+}  # fmt: skip
+_OTHER_ACTIVATIONS = ("ReLU", "ReLU6", "Mish", "Hardswish", "ELU", "LeakyReLU", "PReLU", "SELU")
+_TIMM_POOLS = {"token": "cls", "": "cls", "avg": "mean"}
+_PIL_INTERPOLATIONS = {1: "lanczos", 2: "bilinear", 3: "bicubic"}
+
+Facts = tuple[dict[str, Any], dict[str, Any]]
+
+
+def of_transformers(config: Mapping[str, Any], processor: Mapping[str, Any] | None = None) -> Facts:
+    """From config.json and preprocessor_config.json of transformers."""
+    names = config.get("id2label", {}).values()
+    config = config.get("vision_config") or config
+    facts = {}
+    if "num_attention_heads" in config:
+        facts["num_heads"] = config["num_attention_heads"]
+    if "layer_norm_eps" in config:
+        facts["norm_eps"] = config["layer_norm_eps"]
+    if "hidden_act" in config:
+        facts["act"] = _activation(config["hidden_act"])
+    if config.get("use_swiglu_ffn"):
+        facts["act"] = "swiglu"
+    if isinstance(config.get("image_size"), int | list | tuple):
+        facts["image_size"] = _pair(config["image_size"])
+    metadata = _of_processor(processor or {})
+    if names and not all(str(name).startswith("LABEL_") for name in names):
+        metadata["class_names"] = list(names)
+    return facts, metadata
+
+
+def of_timm(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Preprocessing, from a `pretrained_cfg` of timm."""
+    metadata = {key: list(config[key]) for key in ("mean", "std") if key in config}
+    if config.get("interpolation") in _PIL_INTERPOLATIONS.values():
+        metadata["interpolation"] = config["interpolation"]
+    if "crop_pct" in config:
+        metadata["crop"] = config["crop_pct"]
+    if config.get("crop_mode") == "squash":
+        metadata["squash"] = True
+    return metadata
+
+
+def of_module(module: nn.Module) -> Facts:
+    """From a module of transformers, timm, torchvision or vit-pytorch, or of anything that is built like them."""
+    config = getattr(module, "config", None)
+    if hasattr(config, "to_dict") and "model_type" in config.to_dict():
+        return of_transformers(config.to_dict())
+    parts = list(module.modules())
+    facts = {
+        "norm_eps": _only("LayerNorm's eps", {part.eps for part in parts if isinstance(part, nn.LayerNorm)}),
+        "num_heads": _only(
+            "number of heads",
+            {getattr(part, name) for part in parts for name in ("num_heads", "heads") if hasattr(part, name)}
+            & set(range(1, 1000)),
+        ),
+        "act": _only("activation", {_activation_of(part) for part in parts} - {None}),
+    }
+    if isinstance(getattr(module, "global_pool", None), str):
+        if module.global_pool not in _TIMM_POOLS:
+            raise ValueError(f"global_pool={module.global_pool!r} is not supported; only token and avg are")
+        facts["pool"] = _TIMM_POOLS[module.global_pool]
+    size = getattr(getattr(module, "patch_embed", None), "img_size", None) or getattr(module, "image_size", None)
+    if size is not None:
+        facts["image_size"] = _pair(size)
+    metadata = of_timm(getattr(module, "pretrained_cfg", None) or {})
+    return {name: fact for name, fact in facts.items() if fact is not None}, metadata
+
+
+def _of_processor(processor: Mapping[str, Any]) -> dict[str, Any]:
+    metadata = {}
+    if processor.get("do_normalize", True) and "image_mean" in processor and "image_std" in processor:
+        metadata |= {"mean": list(processor["image_mean"]), "std": list(processor["image_std"])}
+    if processor.get("resample") in _PIL_INTERPOLATIONS:
+        metadata["interpolation"] = _PIL_INTERPOLATIONS[processor["resample"]]
+    size = processor.get("size")
+    edges = size if isinstance(size, Mapping) else {"height": size, "width": size} if size else {}
+    if "height" in edges:  # resized without regard to its shape
+        metadata["squash"] = True
+    cut = processor.get("crop_size")
+    cut = cut["height"] if isinstance(cut, Mapping) else cut
+    if processor.get("do_center_crop") and cut and edges:
+        metadata["crop"] = cut / (edges.get("shortest_edge") or edges["height"])
+    return metadata
+
+
+def _activation(name: str) -> str:
+    if name not in _ACTIVATIONS:
+        raise ValueError(f"the activation {name!r} is not supported; supported: {', '.join(_ACTIVATIONS)}")
+    return _ACTIVATIONS[name]
+
+
+def _activation_of(part: nn.Module) -> str | None:
+    name = type(part).__name__
+    if name in _OTHER_ACTIVATIONS:
+        return _activation(name)  # says that it is not supported
+    if name == "GELU" and getattr(part, "approximate", "none") == "tanh":
+        return "gelu_tanh"
+    return _ACTIVATIONS.get(name)
+
+
+def _only(what: str, values: set) -> Any:
+    if len(values) > 1:
+        raise ValueError(f"the module has more than one {what} ({', '.join(map(str, sorted(values)))}): not supported")
+    return values.pop() if values else None
+
+
+def _pair(size: Any) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else tuple(size)

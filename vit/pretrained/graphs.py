@@ -1,0 +1,72 @@
+"""Models as graphs that run without this library: torch.export's programs, and ONNX.
+
+Both take any batch size. They hold the network alone: whoever runs one prepares the images as `model.metadata` says.
+"""
+
+from pathlib import Path
+
+import torch
+
+from vit.files import replacing
+from vit.model.vision_transformer import VisionTransformer
+
+_BATCHES = (1, 3)
+_TOLERANCE = 1e-4
+
+
+def to_program(model: VisionTransformer) -> torch.export.ExportedProgram:
+    """The model, in evaluation mode, as a program of torch.export. `torch.export.save` writes one to a file; such
+    files run code when they are loaded, so open your own only."""
+    was_training = model.training
+    images = _images(model, 2)
+    try:
+        batch = torch.export.Dim("batch")
+        return torch.export.export(model.eval(), (images,), dynamic_shapes=({0: batch},))
+    finally:
+        model.train(was_training)
+
+
+def to_onnx(model: VisionTransformer, path: str | Path) -> Path:
+    """Writes the model as ONNX, with input "images" (batch, C, H, W) and output "logits", and compares it with itself.
+
+    Raises:
+        ImportError: onnx, onnxscript or onnxruntime is missing; the message says how to get them.
+        RuntimeError: onnxruntime's logits are not the model's; the file is not written then.
+    """
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ImportError(f"to_onnx needs {error.name}: pip install 'vit-notebooks[export]'") from error
+    program = to_program(model)
+    path = Path(path)
+    with replacing(path) as temporary:
+        torch.onnx.export(
+            program,
+            f=str(temporary),
+            dynamo=True,
+            input_names=["images"],
+            output_names=["logits"],
+            external_data=False,
+            verbose=False,
+        )
+        session = onnxruntime.InferenceSession(str(temporary), providers=["CPUExecutionProvider"])
+        for batch in _BATCHES:
+            images = _images(model, batch)
+            (found,) = session.run(None, {"images": images.cpu().numpy()})
+            expected = program.module()(images).detach().cpu()
+            difference = (torch.from_numpy(found) - expected).abs().max().item()
+            if not difference <= _TOLERANCE * max(1.0, expected.abs().max().item()):
+                raise RuntimeError(
+                    f"with {batch} images, the logits of ONNX differ from the model's by {difference:.1e}"
+                )
+    return path
+
+
+def _images(model: VisionTransformer, batch: int) -> torch.Tensor:
+    """Random images, whose generator leaves everyone else's alone."""
+    reference = model.patch_embed.proj.weight
+    generator = torch.Generator().manual_seed(0)
+    shape = (batch, model.config.in_chans, *model.config.image_size)
+    return torch.randn(shape, generator=generator).to(reference.device, reference.dtype)

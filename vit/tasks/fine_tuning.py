@@ -1,0 +1,103 @@
+"""A trained network, trained on for other classes; and how to be sure that it has never seen them.
+
+The classes that weights have learned from are in their metadata, so that an experiment can refuse a network that
+already knows its answers. What is trained is what `requires_grad` says: everything, or what `vit.tasks.lora` and
+`vit.tasks.prompts` leave unfrozen. Sources: Dosovitskiy et al., ICLR 2021, section 3.2 (a fresh linear head, and
+higher resolution); Bao et al., "BEiT", ICLR 2022 (layer-wise decay of the rates).
+"""
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from torch import nn
+
+from vit.config import TrainConfig
+from vit.data import DataSplits, make_loaders
+from vit.model import VisionTransformer
+from vit.training import History, build_optimizers, fit
+
+
+def with_new_head(model: VisionTransformer, data: DataSplits) -> VisionTransformer:
+    """A copy of the model with a fresh linear head for the classes of `data`, all of it to be trained.
+
+    Its metadata names the new classes, keeps the model's normalization, and lists under "pretrained_on" what the
+    weights have learned from so far.
+    """
+    copy = VisionTransformer(replace(model.config, num_classes=data.num_classes, head="linear"))
+    body = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("head.")}
+    copy.load_state_dict(body | {f"head.{name}": tensor for name, tensor in copy.head.state_dict().items()})
+    copy.metadata = model.metadata | {
+        "dataset": data.name,
+        "class_names": data.class_names,
+        "pretrained_on": pretraining_sets(model),
+    }
+    reference = next(model.parameters())
+    return copy.to(device=reference.device, dtype=reference.dtype)
+
+
+def pretraining_sets(model: nn.Module) -> list[dict]:
+    """What the weights have learned from, first to last: dictionaries with "dataset" and "class_names".
+
+    Raises:
+        ValueError: the metadata does not say it.
+    """
+    facts = model.metadata
+    if "dataset" not in facts or "class_names" not in facts:
+        raise ValueError(
+            "model.metadata does not say what the weights learned from: set model.metadata = data.metadata before "
+            "vit.save, with the data of the training"
+        )
+    newest = {"dataset": facts["dataset"], "class_names": tuple(facts["class_names"])}
+    return [*facts.get("pretrained_on", []), newest]
+
+
+def check_unseen(model: nn.Module, data: DataSplits) -> None:
+    """Raises ValueError if the weights have learned from any class of `data`, or do not say what they learned from."""
+    for seen in pretraining_sets(model):
+        both = [name for name in data.class_names if name in seen["class_names"]]
+        if both and seen["dataset"] == data.name:
+            raise ValueError(
+                f"the model has learned from {', '.join(both)} of {data.name} already: what it knows of them is no "
+                "transfer; take weights of other classes"
+            )
+
+
+def fine_tune(
+    model: nn.Module,
+    data: DataSplits,
+    config: TrainConfig,
+    *,
+    layer_decay: float = 1.0,
+    validate: bool = True,
+    run_dir: str | Path | None = None,
+) -> History:
+    """Trains the model in place on `data`, with the normalization that the model was made with.
+
+    Args:
+        model: of `with_new_head`, so that its head fits the data; or a network of timm, which says in its
+            `pretrained_cfg` how its images were normalized.
+        config: how; small rates and few epochs. Muon forgets faster than AdamW, which is what all LoRA work uses.
+        layer_decay: rates fall by this factor from each layer to the one below; see `build_optimizers`.
+        validate: whether to measure the val split after every epoch.
+        run_dir: as for `vit.fit`.
+
+    Raises:
+        ValueError: the model does not say how its images were normalized.
+    """
+    facts = getattr(model, "metadata", None) or getattr(model, "pretrained_cfg", None) or {}
+    if "mean" not in facts or "std" not in facts:
+        raise ValueError(
+            "the model does not say how its images were normalized: set model.metadata = data.metadata, with the data "
+            "that it was trained on"
+        )
+    data = replace(data, mean=tuple(facts["mean"]), std=tuple(facts["std"]))
+    train_loader, val_loader = make_loaders(data, config)
+    return fit(
+        model,
+        train_loader,
+        val_loader if validate else None,
+        config,
+        run_dir=run_dir,
+        make_optimizers=partial(build_optimizers, layer_decay=layer_decay),
+    )
