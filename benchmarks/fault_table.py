@@ -36,7 +36,8 @@ ROWS: dict[int, tuple[str, str | NotApplicable]] = {
     8: ("classes of model and data differ", "loop::test_classes_are_compared_before_the_first_step"),
     9: ("warm-up longer than the run, no epochs", TRAIN),
     10: ("settings as code", "config::test_text_is_never_run_as_code safe_loads::test_nothing_is_loaded_unsafely"),
-    11: ("settings of another network", "weights::test_another_network_is_refused_with_a_table_of_what_differs"),
+    11: ("settings of another network", "weights::test_another_network_is_refused_with_a_table_of_what_differs "
+         "load_weights::test_another_network_is_refused_with_a_table"),
     12: ("uint8 images to the model", IMAGES),
     13: ("pixels that were not normalized", "predict::test_floats_that_were_not_normalized_bring_a_warning"),
     14: ("float64 or float16 images", IMAGES),
@@ -69,29 +70,43 @@ ROWS: dict[int, tuple[str, str | NotApplicable]] = {
          "cifar10::test_real_splits_are_disjoint_and_complete"),
     37: ("file missing", f"{NO_STATES} weights::test_files_that_are_no_weights_are_refused"),
     38: ("empty file", OTHER_STATES),
-    39: ("file cut off", "state_file::test_cut_off_anywhere"),
+    39: ("file cut off", "state_file::test_cut_off_anywhere "
+         "reading::test_a_file_that_was_cut_off_is_refused"),
     40: ("flipped bit",
          "state_file::test_any_flipped_bit_is_seen "
-         "resume::test_a_damaged_newest_state_is_set_aside_and_the_one_before_it_taken"),
+         "resume::test_a_damaged_newest_state_is_set_aside_and_the_one_before_it_taken "
+         "reading::test_a_flipped_bit_is_found "
+         "reading::test_a_changed_text_is_found"),
     41: ("web page or text under the name of weights",
          f"{OTHER_STATES} "
          "weights::test_files_that_are_no_weights_are_refused"),
-    42: ("folder instead of a file", NO_STATES),
-    43: ("hostile pickle", "state_file::test_a_hostile_pickle_runs_nothing"),
-    44: ("whole module, TorchScript", "state_file::test_whole_modules_are_no_states"),
+    42: ("folder instead of a file", f"{NO_STATES} "
+         "reading::test_missing_files_folders_and_other_types"),
+    43: ("hostile pickle", "state_file::test_a_hostile_pickle_runs_nothing "
+         "reading::test_a_hostile_file_is_refused_and_not_run"),
+    44: ("whole module, TorchScript", "state_file::test_whole_modules_are_no_states "
+         "reading::test_whole_modules_and_programs_are_refused"),
     45: ("loading from an address, unsafely", "safe_loads::test_nothing_is_loaded_unsafely"),
-    46: ("names with the prefix of a wrapper", "resume::test_a_compiled_model_is_saved_under_its_own_names"),
+    46: ("names with the prefix of a wrapper", "resume::test_a_compiled_model_is_saved_under_its_own_names "
+         "load_weights::test_prefixes_and_wrappers_are_taken_off_and_named"),
     47: ("other shapes",
          f"{RESUME_OTHER} "
-         "vision_transformer::test_resized_keeps_the_function_at_the_native_size_and_runs_at_others"),
-    48: ("NaN in weights", RESUME_OTHER),
-    49: ("weights of another type", "resume::test_weights_of_another_type_are_refused"),
+         "vision_transformer::test_resized_keeps_the_function_at_the_native_size_and_runs_at_others "
+         "load_weights::test_another_shape_is_refused "
+         "load_weights::test_a_head_is_replaced_on_request_only "
+         "load_weights::test_positions_are_resized_on_request_only"),
+    48: ("NaN in weights", f"{RESUME_OTHER} "
+         "load_weights::test_values_that_are_no_weights_are_refused"),
+    49: ("weights of another type", "resume::test_weights_of_another_type_are_refused "
+         "load_weights::test_values_that_are_no_weights_are_refused "
+         "load_weights::test_half_precision_is_reported"),
     50: ("optimizer state of another order", RESUME_OTHER),
     51: ("state of another optimizer", f"{RESUME_OTHER} loop::test_resume_refuses_another_run"),
     52: ("setting changed between stop and resume",
          "loop::test_resume_refuses_another_run "
          "resume::test_what_differs_and_may_is_said"),
-    53: ("file of a newer version", "state_file::test_a_newer_format_asks_for_an_upgrade"),
+    53: ("file of a newer version", "state_file::test_a_newer_format_asks_for_an_upgrade "
+         "reading::test_a_config_of_the_future_says_so"),
     54: ("disk full while saving",
          "state_file::test_a_write_that_fails_anywhere_leaves_a_whole_state "
          "resume::test_a_full_disk_in_between_is_said_and_training_goes_on "
