@@ -2,8 +2,8 @@
 
     python .ci/audit.py
 
-Asks pip-audit, which asks PyPI. A version that is known to be weak is asked about too: if nothing is known of that,
-the answer "no known weakness" means nothing, and this program says so.
+Asks pip-audit, which asks the package registry. A version that is known to be weak is asked about too: if nothing is
+known of that, the answer "no known weakness" means nothing, and this program says so.
 """
 
 import json
@@ -52,8 +52,10 @@ def audit_versions(versions: dict[str, str]) -> dict[str, list[str] | None]:
 
 def main() -> int:
     if not any(audit_versions(dict([CONTROL])).values()):
-        print(f"not audited: nothing is known of {' '.join(CONTROL)}, which has known weaknesses, so PyPI's database")
-        print("cannot be reached from here. Run this where https://pypi.org answers.")
+        print(
+            f"not audited: nothing is known of {' '.join(CONTROL)}, which has known weaknesses, so the database of the"
+        )
+        print("package registry cannot be reached from here. Run this where it answers.")
         return 2
     found = audit_versions(floors()) | audit("--skip-editable")
     for name, weaknesses in found.items():
