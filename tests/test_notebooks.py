@@ -31,8 +31,8 @@ FAST = {
     ],
     "05_inside_the_vit": ['data_name, weights, num_images = "shapes", "vit_nano_patch4_32.shapes", 16'],
     "06_playground": [
-        'data_name, num_images, num_trials = "shapes", 300, 10',
-        'train_config = TrainConfig.preset("quick", device="cpu")',
+        'data_name, num_images, num_trials = "shapes", 600, 8',
+        'train_config = TrainConfig.preset("quick", device="cpu", batch_size=20)',
     ],
     "07_transfer": [
         'data_name, all_shots, num_draws, num_test, shots = "shapes", (1, 5), 2, 60, 2',
@@ -94,9 +94,6 @@ facts = {"memory": process.memory_info().rss, "threads": process.num_threads()}
 print(json.dumps(facts | {"children": len(process.children()), "figures": len(matplotlib.pyplot.get_fignums())}))
 """
 MAX_GROWTH = 50_000_000  # bytes
-# The playground's trainings run in threads, for which glibc keeps stores of freed memory of their own: the second run
-# grows by 65 to 110 MB and the third by 25, of which nothing is held by Python.
-MAX_GROWTH_WITH_THREADS = 200_000_000
 
 
 def run_twice(notebook: nbformat.NotebookNode, folder: Path) -> tuple[nbformat.NotebookNode, list, list]:
@@ -123,13 +120,11 @@ def outline(cell: nbformat.NotebookNode) -> list[tuple]:
     ]
 
 
-def leftovers(
-    first: Sequence[nbformat.NotebookNode], second: Sequence[nbformat.NotebookNode], max_growth: int = MAX_GROWTH
-) -> list[str]:
+def leftovers(first: Sequence[nbformat.NotebookNode], second: Sequence[nbformat.NotebookNode]) -> list[str]:
     """What is wrong after a second run, in words."""
     before, after = (json.loads(cells[-1].outputs[0].text) for cells in (first, second))
     found = []
-    if after["memory"] > before["memory"] + max_growth:
+    if after["memory"] > before["memory"] + MAX_GROWTH:
         found.append(f"memory grew by {(after['memory'] - before['memory']) / 1e6:.0f} MB")
     if after["threads"] > before["threads"]:
         found.append(f"threads: {before['threads']}, then {after['threads']}")
@@ -147,7 +142,7 @@ def test_a_notebook_runs_twice_and_leaves_nothing_behind(name, tmp_path):
     insert_changes(notebook, FAST[name])
     early, first, second = run_twice(notebook, tmp_path)
     assert early.outputs[-1].get("ename") == "NameError", "out of order, a cell must say what is missing"
-    assert leftovers(first, second, MAX_GROWTH_WITH_THREADS if name == "06_playground" else MAX_GROWTH) == []
+    assert leftovers(first, second) == []
     if name == "02_train_cifar10":
         runs = list(tmp_path.iterdir())
         assert len(runs) == 2, "the second run must not write over the first"

@@ -5,11 +5,13 @@ else draws from torch's random numbers, which a process has only one set of: dro
 """
 
 import atexit
+import queue
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from vit.config import TrainConfig
@@ -19,6 +21,8 @@ from vit.training.loop import LossFn, fit
 
 _starting = threading.Lock()
 _current: "BackgroundRun | None" = None
+_waiting: "queue.SimpleQueue[BackgroundRun]" = queue.SimpleQueue()
+_worker: threading.Thread | None = None
 
 
 class BackgroundRun:
@@ -46,11 +50,13 @@ class BackgroundRun:
             "make_bar": lambda **counts: _LiveBar(self, **counts),
             "should_stop": self._should_stop.is_set,
         }
-        self._thread = threading.Thread(target=self._train, args=(arguments,), daemon=True)
+        self._fit_arguments = arguments
+        self._num_threads = torch.get_num_threads()
+        self._has_ended = threading.Event()
 
     @property
     def is_running(self) -> bool:
-        return self._thread.is_alive()
+        return not self._has_ended.is_set()
 
     @property
     def history(self) -> History:
@@ -74,22 +80,24 @@ class BackgroundRun:
             TimeoutError: the run goes on.
             BaseException: what ended the run, if something did.
         """
-        self._thread.join(timeout)
-        if self.is_running:
+        if not self._has_ended.wait(timeout):
             raise TimeoutError(f"the training in {self.run_dir} still goes on after {timeout} s")
         if self.error is not None:
             raise self.error
         return self.history
 
-    def _train(self, fit_arguments: dict[str, Any]) -> None:
+    def _train(self) -> None:
         global _current
+        torch.set_num_threads(self._num_threads)  # what the starter has; a thread keeps a number of its own
         try:
-            fit(**fit_arguments)
+            fit(**self._fit_arguments)
         except BaseException as error:
             self.error = error
             say(f"the training in {self.run_dir} has ended: {type(error).__name__}: {error}")
         finally:
+            del self._fit_arguments  # the loaders hold the images
             _current = None
+            self._has_ended.set()
 
 
 class _LiveBar:
@@ -139,14 +147,23 @@ def train_in_background(
     Raises:
         RuntimeError: another run of this process is still training.
     """
-    global _current
+    global _current, _worker
     arguments = {"model": model, "train_loader": train_loader, "val_loader": val_loader, "config": config}
     with _starting:
         if _current is not None:
             raise RuntimeError(f"the training in {_current.run_dir} still goes on: stop() it and wait() for its end")
         _current = run = BackgroundRun(run_dir, arguments | {"resume": resume, "loss_fn": loss_fn})
-        run._thread.start()
+        if _worker is None or not _worker.is_alive():
+            _worker = threading.Thread(target=_work, daemon=True)
+            _worker.start()
+        _waiting.put(run)
     return run
+
+
+def _work() -> None:
+    """The one thread of all trainings: torch and the allocator keep memory for every thread that has ever computed."""
+    while True:
+        _waiting.get()._train()
 
 
 def current_run() -> BackgroundRun | None:
@@ -158,4 +175,4 @@ def current_run() -> BackgroundRun | None:
 def _stop_current() -> None:
     if (run := _current) is not None:
         run.stop()
-        run._thread.join()
+        run._has_ended.wait()

@@ -29,7 +29,7 @@ from vit.training.epoch import (
 from vit.training.evaluation import evaluate
 from vit.training.history import History
 from vit.training.interrupt import stop_on_interrupt
-from vit.training.memory import keep_freed_memory
+from vit.training.memory import keeping_freed_memory
 from vit.training.optim import build_optimizers
 from vit.training.run_files import HISTORY_FILE, STATE_FILE, RunFiles
 from vit.training.run_lock import being_written
@@ -87,8 +87,6 @@ def fit(
     _check(model, train_loader, val_loader, run_dir, resume)
     device = resolve_device(config.device)
     model.to(device)
-    if device.type == "cpu":
-        keep_freed_memory()
     torch.manual_seed(config.seed)
     optimizers = make_optimizers(model, config)
     ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay)) if config.ema_decay else None
@@ -97,7 +95,7 @@ def fit(
     history = History() if history is None else history
     run = RunFiles(run_dir, history, train_loader, model=model, optimizers=optimizers, ema=ema, config=config)
     num_steps, total_steps = len(train_loader), run_steps(config, len(train_loader))
-    with being_written(run_dir):
+    with being_written(run_dir), keeping_freed_memory(device):
         epoch, step, sums = run.resume(device) if resume else run.start()
         with (
             # One bar for the whole run, so that the time it says is left is the time until the result.
@@ -179,5 +177,6 @@ def _check(model: nn.Module, train_loader: Any, val_loader: Any, run_dir: str | 
     if resume and run_dir is None:
         raise ValueError("resume=True needs run_dir, the folder of the run to go on with")
     state = Path(run_dir or ".") / STATE_FILE
-    if run_dir is not None and not resume and (state.exists() or previous_of(state).exists()):
-        raise FileExistsError(f"{run_dir} holds a run already: go on with resume=True, or take another folder")
+    with being_written(run_dir):  # a run that still goes on is named first, whatever it has saved yet
+        if run_dir is not None and not resume and (state.exists() or previous_of(state).exists()):
+            raise FileExistsError(f"{run_dir} holds a run already: go on with resume=True, or take another folder")
