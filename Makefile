@@ -20,7 +20,7 @@ train: setup
 test: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 test-browser: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m browser -rs tests/browser $(ARGS)
