@@ -10,10 +10,12 @@ import hashlib
 import io
 import os
 import re
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
+from torch import Tensor, nn
 
 from vit.files import also_name, replacing
 from vit.progress import say
@@ -22,6 +24,8 @@ FORMAT = 1
 _SEAL = re.compile(rb"vit-state (\d{1,9}) ([0-9a-f]{64})\Z")
 _SEAL_BYTES = 100  # at the end of a file, enough to hold the seal
 _CHUNK_BYTES = 1 << 20
+# What torch.load reads without running code. Exactly these: a float of numpy is a float, too.
+_PLAIN = (Tensor, nn.Parameter, str, bytes, bool, int, float, type(None))
 
 
 class DamagedStateError(ValueError):
@@ -47,8 +51,10 @@ def write_state(path: Path, state: dict[str, Any], *, is_best: bool = False) -> 
 
     Raises:
         OSError: the disk is full or will not be written; the states of before are untouched.
-        DamagedStateError: the state could not be read again; likewise.
+        DamagedStateError: the state could not be read again, or holds something else; likewise.
     """
+    if odd := _odd_part(state, "state"):
+        raise DamagedStateError(f"{path} would hold something else than tensors and plain values ({odd})")
     # By way of memory: on a full disk torch.save raises an error that does not say so.
     buffer = io.BytesIO()
     torch.save(state, buffer)
@@ -57,11 +63,23 @@ def write_state(path: Path, state: dict[str, Any], *, is_best: bool = False) -> 
             file.writelines(sealed(buffer.getbuffer()))
             file.flush()
             os.fsync(file.fileno())
-        read_state(temporary)
+        with open(temporary, "rb") as file:
+            _check(file, path)
         if path.exists():
             also_name(path, previous_of(path))
         if is_best:
             also_name(temporary, best_of(path))
+
+
+def _odd_part(value: Any, place: str) -> str | None:
+    """The place and type of a first part that is neither a tensor nor a plain value; None if there is none."""
+    if type(value) in (dict, OrderedDict):
+        parts = [(key, f"{place}[key {key!r}]") for key in value] + [(v, f"{place}[{k!r}]") for k, v in value.items()]
+    elif type(value) in (list, tuple):
+        parts = [(part, f"{place}[{i}]") for i, part in enumerate(value)]
+    else:
+        return None if type(value) in _PLAIN else f"{place}: {type(value).__module__}.{type(value).__qualname__}"
+    return next((odd for part, name in parts if (odd := _odd_part(part, name))), None)
 
 
 def sealed(archive: bytes | memoryview) -> list[bytes | memoryview]:
