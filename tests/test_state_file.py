@@ -121,7 +121,7 @@ def test_a_hostile_pickle_runs_nothing(tmp_path, is_sealed):
 
 def test_what_could_not_be_read_again_is_not_kept(path):
     """A loss function that counts with numpy would be found out at the resume, too late."""
-    with pytest.raises(DamagedStateError, match=r"tensors and plain values \(state\[.sums.\]\[.loss.\]: numpy.float64\)"):
+    with pytest.raises(DamagedStateError, match=r"plain values \(state\[.sums.\]\[.loss.\]: numpy.float64\)"):
         write_state(path, {"sums": {"loss": np.float64(0.5)}})
     assert read_state(path)["number"] == 1 and os.listdir(path.parent) == ["state.pt"]
 
