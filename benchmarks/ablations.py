@@ -23,23 +23,14 @@ import time
 import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import report
-from ablation_variants import (
-    BASES,
-    QUICK_BASE,
-    ROUNDS,
-    VARIANTS,
-    Setup,
-    changes_of,
-    setups_of,
-    step_seconds,
-    train,
-)
+from ablation_results import merged, stored, table
+from ablation_training import ROUNDS, step_seconds, train
+from ablation_variants import BASES, QUICK_BASE, VARIANTS, Setup, changes_of, setups_of
 
 import vit
 from vit.data import DataSplits
@@ -174,52 +165,6 @@ def claims_of(cells: list[Cell], base: Setup, num_train: int, command: str) -> l
     return claims
 
 
-def stored(minutes: float) -> list[dict]:
-    """The stored claims at a budget, the base first; empty if there are none yet."""
-    if not (report.RESULTS / "ablations.json").exists():
-        return []
-    return [claim for claim in report.load("ablations").values() if claim["minutes"] == minutes]
-
-
-def merged(claims: list[dict]) -> list[dict]:
-    """New claims among the stored ones. Those of the same minutes stay only if they are of the same base."""
-    [new_base] = [claim for claim in claims if "setup" in claim]
-    kept = {}
-    for minutes in BASES:
-        old = stored(minutes)
-        if minutes != new_base["minutes"] or (old and old[0].get("setup") == new_base["setup"]):
-            kept |= {claim["name"]: claim for claim in old}
-    kept |= {claim["name"]: claim for claim in claims}
-    return sorted(kept.values(), key=lambda claim: (claim["minutes"], "setup" not in claim))
-
-
-def table(claims: list[dict]) -> str:
-    """Accuracy and difference from the base, best first."""
-    form = "{:<30} {:>7} {:>7} {:>7} {:>6} {:>6} {:>7}"
-    lines = [form.format("variant", "val %", "differs", "spread", "seeds", "steps", "passes")]
-    [base] = [claim for claim in claims if "setup" in claim]
-    for c in sorted(claims, key=lambda c: -c["value"]):
-        spread = f"{c['spread']:.2f}" if len(c["values"]) > 1 else "-"
-        numbers = f"{c['value']:.2f} {c['value'] - base['value']:+.2f} {spread} {len(c['values'])}"
-        lines.append(form.format(c["label"], *numbers.split(), c["steps"], f"{c['passes']:.2f}"))
-    return "\n".join(lines)
-
-
-def figure(minutes: float) -> Any:
-    """The stored differences at a budget, drawn; where there are none, says so and returns None."""
-    from vit import plots  # here, since no training needs matplotlib
-
-    claims = stored(minutes)
-    if not claims:
-        print(f"no results of {minutes:g} minutes yet: python benchmarks/ablations.py --minutes {minutes:g}")
-        return None
-    machine, seeds = claims[0]["measured"]["hardware"], {len(claim["values"]) for claim in claims}
-    counted = " to ".join(str(n) for n in sorted({min(seeds), max(seeds)}))
-    title = f"{minutes:g} minutes on {machine}; seeds: {counted}"
-    results = {claim["label"]: claim["values"] for claim in claims}
-    return plots.plot_differences(results, VARIANTS["base"].label, title=title)
-
-
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=int, choices=sorted(BASES), default=5, help="time budget of a training")
@@ -286,8 +231,8 @@ def main() -> None:
     claims = claims_of(timed, base, num_train, command)
     if not any("setup" in claim for claim in claims):
         sys.exit("the base has no result yet: nothing to compare with")
-    report.publish("ablations", everything := merged(claims))
-    print("", table([claim for claim in everything if claim["minutes"] == options.minutes]), sep="\n")
+    report.publish("ablations", merged(claims))
+    print("", table(stored(options.minutes)), sep="\n")
 
 
 if __name__ == "__main__":

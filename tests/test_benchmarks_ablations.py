@@ -11,10 +11,13 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
+import ablation_results
+import ablation_training
 import ablation_variants
 import ablations
 import report
-from ablation_variants import BASES, VARIANTS, Setup, Variant, changes_of, new_model, setups_of, step_seconds, train
+from ablation_training import new_model, step_seconds, train
+from ablation_variants import BASES, VARIANTS, Setup, Variant, changes_of, setups_of
 
 import vit
 from vit.model import init_mimetic, init_whitened_patches
@@ -130,8 +133,8 @@ def test_a_mean_step_is_weighted_by_the_parts_of_the_training(shapes, monkeypatc
         order.append((size, is_dropping))
         Timer.now += {8: 1.0, 16: 10.0}[size] * (0.5 if is_dropping else 1) * (1 + 100 * (next(clock) < 6))
 
-    monkeypatch.setattr(ablation_variants.vit, "train_one_epoch", one_step)
-    monkeypatch.setattr(ablation_variants, "time", SimpleNamespace(perf_counter=lambda: Timer.now))
+    monkeypatch.setattr(ablation_training.vit, "train_one_epoch", one_step)
+    monkeypatch.setattr(ablation_training, "time", SimpleNamespace(perf_counter=lambda: Timer.now))
     dropping = replace(TINY, train=replace(TINY.train, patch_drop_rate=0.5, patch_drop_until=0.3), start_size=8)
     found = step_seconds([dropping, TINY], shapes, rounds=3)
     assert found == pytest.approx([0.3 * 0.5 + 0.2 * 1 + 0.5 * 10, 10])
@@ -213,7 +216,7 @@ def test_a_stopped_training_leaves_no_result_and_goes_on(table, monkeypatch, sha
     whole.unlink()
     fit, asked = vit.fit, itertools.count()
     stopping = {"should_stop": lambda: next(asked) > 1}
-    monkeypatch.setattr(ablation_variants.vit, "fit", lambda *args, **options: fit(*args, **options, **stopping))
+    monkeypatch.setattr(ablation_training.vit, "fit", lambda *args, **options: fit(*args, **options, **stopping))
     with pytest.raises(SystemExit, match="base-seed0 was stopped: it goes on next time"):
         table("--variants", "base", "--seeds", "0")
     assert not whole.exists()
@@ -223,7 +226,7 @@ def test_a_stopped_training_leaves_no_result_and_goes_on(table, monkeypatch, sha
         seen.append(options["resume"])
         return fit(*args, **options)
 
-    monkeypatch.setattr(ablation_variants.vit, "fit", resumed)
+    monkeypatch.setattr(ablation_training.vit, "fit", resumed)
     table("--variants", "base", "--seeds", "0")
     assert seen == [True] and json.loads(whole.read_text())["val_accuracy"] == expected
 
@@ -282,5 +285,5 @@ def test_a_failure_ends_the_others_too(children):
 
 def test_no_results_are_said(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(report, "RESULTS", tmp_path)
-    assert ablations.figure(20) is None
+    assert ablation_results.figure(20) is None
     assert capsys.readouterr().out == "no results of 20 minutes yet: python benchmarks/ablations.py --minutes 20\n"
