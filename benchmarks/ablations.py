@@ -142,6 +142,11 @@ def start(cell: Cell) -> subprocess.Popen:
     return subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1", "VIT_PROGRESS": "none"})
 
 
+def seeds_on_disk(minutes: float) -> set[int]:
+    """The seeds of finished cells, so that a run with a few of them does not forget the others."""
+    return {int(path.stem.rpartition("-seed")[2]) for path in (RUNS / f"{minutes:g}min").glob("*-seed*.json")}
+
+
 def claims_of(cells: list[Cell], base: Setup, num_train: int, command: str) -> list[dict]:
     """A claim of every variant with a result, over the seeds it has."""
     claims = []
@@ -211,8 +216,9 @@ def main() -> None:
         return
     base = BASES[options.minutes]
     setups = setups_of(base)
-    cells = [Cell(options.minutes, name, seed, setup) for seed in options.seeds for name, setup in setups.items()]
-    chosen = [cell for cell in cells if cell.name in options.variants]
+    seeds = sorted({*options.seeds, *seeds_on_disk(options.minutes)})
+    cells = [Cell(options.minutes, name, seed, setup) for seed in seeds for name, setup in setups.items()]
+    chosen = [cell for cell in cells if cell.name in options.variants and cell.seed in options.seeds]
     if untimed := [cell.name for cell in chosen if cell.steps is None]:
         sys.exit(f"no time of a step is stored for {', '.join(dict.fromkeys(untimed))}: first --measure, when idle")
     if options.child:

@@ -195,6 +195,7 @@ def test_a_cell_is_trained_once_and_anew_with_other_settings(table, tmp_path, mo
     table("--measure")
     assert len(table(*CHOSEN)) == 6
     assert table(*CHOSEN) == [] and table(*CHOSEN[:-1]) == []
+    assert report.load("ablations")["5min.adamw"]["seeds"] == [0, 1], "a run with one seed keeps the other"
     assert [path.name for path in (tmp_path / "runs" / "5min").iterdir() if path.is_dir()] == [], "no state is left"
     stored = json.loads(table.cell("base-seed1").read_text())
     assert stored["settings"]["setup"]["train"]["seed"] == 1 and stored["settings"]["steps"] == 5

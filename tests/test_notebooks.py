@@ -45,7 +45,7 @@ FAST = {
     ],
     "09_what_matters": [
         'data_name, live_minutes = "shapes", 0.005',
-        'base = make_base("vit_pico_patch8_32", "quick")',
+        "base = ablation_variants.QUICK_BASE",
     ],
 }
 
