@@ -174,7 +174,7 @@ CHOSEN = ("--variants", "base", "progressive", "adamw", "--seeds", "0", "1")
 
 
 def test_steps_are_those_that_fit_and_need_a_measured_time(table, tmp_path, monkeypatch):
-    with pytest.raises(SystemExit, match="no time of a step is stored for base, progressive, adamw: first --measure"):
+    with pytest.raises(SystemExit, match="no time of a step is stored for base, adamw, progressive: first --measure"):
         table(*CHOSEN)
     table("--measure")
     rows = json.loads((tmp_path / "runs" / "step_times.json").read_text())
