@@ -1,5 +1,6 @@
 """Plots: numbers in, matplotlib Figures out. Never runs a model."""
 
+from vit.plots.ablations import plot_differences
 from vit.plots.attention import blend, plot_attention_heads, plot_attention_view, plot_explanations, plot_queries
 from vit.plots.comparison import plot_time_to_accuracy
 from vit.plots.curves import plot_class_accuracy, plot_history, plot_progress
@@ -48,6 +49,7 @@ __all__ = [
     "plot_confusion_cell",
     "plot_confusion_matrix",
     "plot_deletion_insertion",
+    "plot_differences",
     "plot_errors",
     "plot_explanations",
     "plot_growth",

@@ -1,0 +1,119 @@
+"""Starts of the weights do what their papers say, computed a second time with numpy in float64."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import randomize
+
+from vit.config import ViTConfig
+from vit.model import VisionTransformer, init_mimetic, init_whitened_patches
+
+WIDE = ViTConfig(image_size=8, patch_size=4, embed_dim=100, depth=1, num_heads=2)  # 48 numbers a patch
+
+
+@pytest.fixture(scope="module")
+def images() -> torch.Tensor:
+    """Neighboring pixels are alike, as in pictures, channels have different sizes, and the mean is not zero."""
+    noise = torch.randn(500, 3, 9, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    smooth = noise[..., :8, :8] + noise[..., 1:, :8] + noise[..., :8, 1:]
+    return smooth * torch.tensor([1.0, 0.5, 2.0])[:, None, None] + 0.3
+
+
+def patches_of(images: torch.Tensor, p: int) -> np.ndarray:
+    """Every patch as a row, cut out one by one."""
+    array = images.numpy()
+    sides = range(0, array.shape[2], p)
+    return np.stack([image[:, y : y + p, x : x + p].ravel() for image in array for y in sides for x in sides])
+
+
+def test_responses_to_patches_are_white(images):
+    model = VisionTransformer(WIDE).double()
+    before = model.patch_embed.proj.weight.detach().clone()
+    init_whitened_patches(model, images, eps=0.0)
+    tokens = model.patch_embed(images).flatten(0, 1).detach().numpy()
+    np.testing.assert_allclose(np.cov(tokens[:, :48], rowvar=False, bias=True), np.eye(48), atol=1e-8)
+    np.testing.assert_array_equal(tokens[:, 48:96], -tokens[:, :48])
+    assert torch.equal(model.patch_embed.proj.weight[96:], before[96:]), "rows beyond two a pixel and channel stay"
+
+
+def test_filters_are_scaled_principal_components_of_most_variance_first(images):
+    model = VisionTransformer(replace(WIDE, embed_dim=20)).double()
+    init_whitened_patches(model, images, eps=0.1)
+    filters = model.patch_embed.proj.weight.detach().flatten(1).numpy()
+    patches = patches_of(images, 4)
+    _, singular, components = np.linalg.svd(patches - patches.mean(axis=0), full_matrices=False)
+    expected = components[:10] / np.sqrt(singular[:10, None] ** 2 / len(patches) + 0.1)
+    np.testing.assert_allclose(np.abs(filters[:10]), np.abs(expected), atol=1e-8)  # a component has no sign
+    np.testing.assert_array_equal(filters[10:], -filters[:10])
+
+
+def test_patches_are_whitened_as_the_embedding_sees_them(images):
+    model = randomize(VisionTransformer(replace(WIDE, patch_norm=True)).double())
+    with torch.no_grad():
+        model.patch_embed.norm_out = torch.nn.Identity()
+        init_whitened_patches(model, images, eps=1e-12)
+        tokens = model.patch_embed(images).flatten(0, 1).numpy()
+    variances = np.var(tokens[:, :48], axis=0)
+    np.testing.assert_allclose(variances[:45], 1, atol=1e-6)
+
+
+def test_images_must_be_those_of_the_model(images):
+    model = VisionTransformer(WIDE)
+    with pytest.raises(TypeError, match="images are uint8"):
+        init_whitened_patches(model, torch.zeros(2, 3, 8, 8, dtype=torch.uint8))
+    with pytest.raises(ValueError, match="eps=-1.0 must be 0 or more"):
+        init_whitened_patches(model, images.float(), eps=-1.0)
+
+
+@pytest.fixture(scope="module")
+def mimetic() -> VisionTransformer:
+    torch.manual_seed(0)
+    model = VisionTransformer(ViTConfig(embed_dim=96, num_heads=3, depth=2)).double()
+    init_mimetic(model)
+    return model
+
+
+def test_products_are_identities_and_noise_of_the_published_sizes(mimetic):
+    D, d = 96, 32
+    for block in mimetic.encoder.blocks:
+        q, k, v = block.attn.qkv.weight.detach().numpy().reshape(3, 3, d, D)
+        for product in np.einsum("hdi,hdj->hij", q, k):
+            assert np.linalg.matrix_rank(product) == d
+            # The largest third of the directions keeps more than its share of 0.7, and not all of it.
+            assert 0.7 / 3 < np.diag(product).mean() < 0.7
+        gathered = v.reshape(D, D).T @ block.attn.proj.weight.detach().numpy().T
+        assert np.diag(gathered).mean() == pytest.approx(-0.4, abs=0.02)
+        others = gathered[~np.eye(D, dtype=bool)]
+        assert others.std() == pytest.approx(0.4 / D**0.5, rel=0.03) and abs(others.mean()) < 0.002
+
+
+def test_with_known_noise_they_are_the_best_matrices_of_their_rank(monkeypatch):
+    """numpy's own SVD, cut off at the head's width; no matrix of that rank is nearer (Eckart & Young, 1936)."""
+    model, D, d, drawn = VisionTransformer(ViTConfig(embed_dim=24, num_heads=3, depth=2)).double(), 24, 8, []
+    randn = torch.randn
+    monkeypatch.setattr(torch, "randn", lambda *shape, **kind: drawn.append(randn(*shape, **kind)) or drawn[-1])
+    init_mimetic(model)
+    noise = iter(z.numpy() / D**0.5 for z in drawn)
+    assert len(drawn) == 2 * (3 + 1), "every head and block has its own"
+    for block in model.encoder.blocks:
+        q, k, v = block.attn.qkv.weight.detach().numpy().reshape(3, 3, d, D)
+        for h in range(3):
+            U, S, Vh = np.linalg.svd(0.7 * next(noise) + 0.7 * np.eye(D))
+            np.testing.assert_allclose(q[h].T @ k[h], (U[:, :d] * S[:d]) @ Vh[:d], atol=1e-12)
+            np.testing.assert_allclose(np.linalg.norm(q[h], axis=1), np.linalg.norm(k[h], axis=1), atol=1e-12)
+        out = block.attn.proj.weight.detach().numpy()
+        np.testing.assert_allclose(v.reshape(D, D).T @ out.T, 0.4 * next(noise) - 0.4 * np.eye(D), atol=1e-12)
+
+
+def test_with_mimetic_weights_a_token_attends_to_what_is_like_it_and_loses_it(mimetic):
+    """The products are meant as scores x W_q^T W_k x^T and outputs x W_v^T W_proj^T: a transposed weight would fail."""
+    attn = mimetic.encoder.blocks[0].attn.requires_grad_(False)
+    x = torch.randn(1, 200, 96, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    q, k, v = attn._qkv(x, None)
+    scores = (q @ k.mT).mean(dim=1)[0]
+    own, others = scores.diagonal().mean(), scores[~torch.eye(200, dtype=torch.bool)].mean()
+    assert own > 30 and others.abs() < 1
+    alone = attn.proj(v.transpose(1, 2).flatten(2))  # as if every token saw itself alone
+    assert (alone * x).mean() / (x * x).mean() == pytest.approx(-0.4, abs=0.02)

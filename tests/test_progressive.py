@@ -1,0 +1,69 @@
+"""Progressive image sizes: the two ends are plain training, bit for bit, and one schedule spans both sizes."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+import vit
+from vit.data import make_loaders, resize
+from vit.tasks import progressive
+from vit.tasks.progressive import train_progressively
+
+MODEL = vit.ViTConfig(image_size=16, patch_size=4, embed_dim=16, depth=1, num_heads=2)
+CONFIG = vit.TrainConfig(epochs=1.6, batch_size=50, warmup_epochs=0.25, device="cpu", patch_drop_rate=0.5, seed=4)
+
+
+def new_model() -> vit.VisionTransformer:
+    torch.manual_seed(CONFIG.seed)
+    return vit.VisionTransformer(MODEL)
+
+
+def same(one: torch.nn.Module, other: torch.nn.Module) -> bool:
+    return all(torch.equal(p, q) for p, q in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
+
+
+def test_without_small_images_it_is_fit(shapes):
+    fitted, model = new_model(), new_model()
+    vit.fit(fitted, make_loaders(shapes, CONFIG)[0], None, CONFIG)
+    train_progressively(model, shapes, CONFIG, start_size=8, until=0.0)
+    assert same(model, fitted) and not same(model, new_model())
+    assert model.patch_drop.rate == 0
+
+
+def test_with_small_images_alone_it_is_fit_at_that_size(shapes):
+    """Positions come back at the full size, through one resampling."""
+    fitted, model = new_model().resized(8), new_model()
+    vit.fit(fitted, make_loaders(resize(shapes, 8), CONFIG)[0], None, CONFIG)
+    train_progressively(model, shapes, CONFIG, start_size=8, until=1.0)
+    assert same(model, fitted.resized(16))
+
+
+def test_one_schedule_and_one_order_of_images_span_both_sizes(shapes, monkeypatch):
+    seen = []
+    epoch = progressive.train_one_epoch
+
+    def spy(model, loader, optimizers, config, **options):
+        def loss_fn(model, batch):
+            rates = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
+            seen.append((batch[0].shape[-1], batch[1].tolist(), rates, model.patch_drop.rate))
+            return model(batch[0]).square().mean(), {}
+
+        return epoch(model, loader, optimizers, config, loss_fn=loss_fn, **options)
+
+    monkeypatch.setattr(progressive, "train_one_epoch", spy)
+    train_progressively(new_model(), shapes, CONFIG, start_size=12, until=0.7)
+    two_sizes = list(seen)
+    seen.clear()
+    train_progressively(new_model(), shapes, CONFIG, start_size=12, until=0.0)
+    assert [size for size, *_ in two_sizes] == [12] * 9 + [16] * 4
+    assert [rest for _, *rest in two_sizes] == [rest for _, *rest in seen]
+
+
+def test_what_it_cannot_do_is_refused(shapes):
+    with pytest.raises(ValueError, match="until=1.5 must be a share"):
+        train_progressively(new_model(), shapes, CONFIG, start_size=8, until=1.5)
+    with pytest.raises(ValueError, match="ema_decay=0.9"):
+        train_progressively(new_model(), shapes, replace(CONFIG, ema_decay=0.9), start_size=8)
+    with pytest.raises(ValueError, match="is not a multiple of patch_size=4"):
+        train_progressively(new_model(), shapes, CONFIG, start_size=10)

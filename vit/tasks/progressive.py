@@ -1,0 +1,72 @@
+"""Small pictures first: the first part of a training sees shrunken images, whose steps are cheaper, the rest full ones.
+
+One schedule of rates spans both parts. The small network is the large one resized, and hands its weights back.
+Source: Tan & Le, "EfficientNetV2", ICML 2021, section 4 (progressive learning).
+Differs: two sizes alone, and the same augmentation at both.
+"""
+
+from typing import Any
+
+import torch
+
+from vit.config import TrainConfig
+from vit.data import DataSplits, Loader, make_loaders, resize
+from vit.device import resolve_device
+from vit.model import VisionTransformer
+from vit.progress import progress_bar
+from vit.training.epoch import run_steps, set_patch_drop, train_one_epoch
+from vit.training.memory import keep_freed_memory
+from vit.training.optim import build_optimizers
+
+
+def train_progressively(
+    model: VisionTransformer, data: DataSplits, config: TrainConfig, *, start_size: int, until: float = 0.5
+) -> None:
+    """Trains `model` in place, on images of `start_size` pixels for the first steps and of its own size after them.
+
+    Every batch holds the images that `fit` would show at that step. Momentum starts anew at the change. Nothing is
+    saved on the way, and nothing measured: `vit.evaluate` does that at the end.
+
+    Args:
+        start_size: side of the small images in pixels, a multiple of the patch size.
+        until: up to which share of the steps images are small, in [0, 1].
+
+    Raises:
+        ValueError: `until` is no share, or the config asks for averaged weights, which would mix two image sizes.
+    """
+    if not 0 <= until <= 1:
+        raise ValueError(f"until={until} must be a share of the run in [0, 1]; try 0.5")
+    if config.ema_decay:
+        raise ValueError(f"ema_decay={config.ema_decay}: weights are not averaged over two image sizes; use 0")
+    device = resolve_device(config.device)
+    model.to(device)
+    if device.type == "cpu":
+        keep_freed_memory()
+    small = model.resized(start_size)
+    loader, _ = make_loaders(data, config)
+    total_steps = run_steps(config, len(loader))
+    switch = round(until * total_steps)
+    torch.manual_seed(config.seed)
+    with progress_bar(total=total_steps, unit="step") as bar:
+        if switch:
+            small_loader, _ = make_loaders(resize(data, start_size), config)
+            _train_steps(small, small_loader, config, range(switch), bar)
+            model.load_state_dict(small.resized(model.config.image_size).state_dict())
+        _train_steps(model, loader, config, range(switch, total_steps), bar)
+    set_patch_drop(model, 0.0)
+
+
+def _train_steps(model: VisionTransformer, loader: Loader, config: TrainConfig, steps: range, bar: Any) -> None:
+    """These steps of the run that the config describes, with new optimizers."""
+    optimizers = build_optimizers(model, config)
+    network = torch.compile(model) if config.compile else model
+    step, end = steps.start, steps.stop
+    while step < end:
+        epoch, start_step = divmod(step, len(loader))
+        # Asked once after every step; a yes after the last one of these.
+        answers = iter([False] * (end - step - 1) + [True])
+        next_step, _ = train_one_epoch(
+            network, loader, optimizers, config, epoch=epoch, start_step=start_step, bar=bar,
+            should_stop=answers.__next__,
+        )  # fmt: skip
+        step = epoch * len(loader) + next_step
