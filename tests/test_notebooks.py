@@ -43,10 +43,6 @@ FAST = {
         'model_config = ViTConfig.preset("vit_pico_patch8_32")',
         'train_config = TrainConfig.preset("quick", device="cpu")',
     ],
-    "09_what_matters": [
-        'data_name, live_minutes = "shapes", 0.005',
-        "base = ablation_variants.QUICK_BASE",
-    ],
 }
 
 
