@@ -6,6 +6,8 @@ on to fine-tuning. Source: He et al., "Masked Autoencoders Are Scalable Vision L
 Differs: hidden patches alone are painted, since the loss counts no others; positions are those of the encoder's config.
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
@@ -41,7 +43,7 @@ class MaskedAutoencoder(nn.Module):
         decoder_heads: int = 3,
     ) -> None:
         super().__init__()
-        self.vit = VisionTransformer(ViTConfig(**(config.to_dict() | {"num_classes": 0, "head": "linear"})))
+        self.vit = VisionTransformer(replace(config, num_classes=0, head="linear"))
         N = config.num_patches
         self.num_kept = N - round(N * mask_rate)
         if not 0 < mask_rate < 1 or not 0 < self.num_kept < N:
