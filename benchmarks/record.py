@@ -12,10 +12,11 @@ left: start the same one again, and it goes on.
     python benchmarks/speedrun.py                    7. seconds to 90, 93, 95 and 96 %
     python benchmarks/record.py --quick              seconds, on a CPU, with the built-in set; stores nothing
 
-The minutes are all: from the start of each process to its end, imports, compiling, planning, saving and the test
-included. How many epochs fit is measured once, when a stage begins, and the learning rate is zero at their end. Weights
-of the last step are tested, once for a seed, with the mean over an image and its mirror image, and plain beside it. No
-teacher, no other data. One file, long for its protocol; what --ceiling measures is in ceiling.py.
+The minutes are all: from the start of each process until it stops or the accuracy is known, imports, compiling,
+planning, saving and the test included. How many epochs fit is measured once, when a stage begins, and the learning rate
+is zero at their end. What is tested, once for a seed, is the last step's average of the weights, with the mean over an
+image and its mirror image, and plain beside it. No teacher, no other data. One file, long for its protocol; what
+--ceiling measures is in ceiling.py.
 """
 
 import argparse

@@ -15,8 +15,9 @@ run on weights that are thrown away. A run that is longer than a command is kept
 A target is reached if the mean over all seeds is at least that accuracy; every seed that was started counts.
 
 What is trained. `RECIPES`, below. Settings are chosen with --val, which trains on 45,000 images and measures on the
-other 5,000, and is not told of the test images. Without it all 50,000 are trained on, and the weights of the last step
-are tested; the accuracy that counts is with the mean over an image and its mirror image, the plain one is given too.
+other 5,000, and is not told of the test images. Without it all 50,000 are trained on, and the last step's weights, or
+their average where the recipe has one, are tested; the accuracy that counts is with the mean over an image and its
+mirror image, the plain one is given too. One file, long for that: it is the protocol.
 """
 
 import argparse
