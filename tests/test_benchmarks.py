@@ -17,7 +17,10 @@ import report  # noqa: E402
 FIELDS = {"name", "value", "unit", "spread", "seeds", "command", "hardware", "versions", "commit", "date"}
 
 
-WITH_QUICK_FORM = ["train_cifar10", "startup", "attention_maps", "playground", "loop_overhead", "load_weights"]
+WITH_QUICK_FORM = [
+    *["train_cifar10", "startup", "attention_maps", "playground", "loop_overhead", "load_weights"],
+    "speedrun",
+]
 
 
 @pytest.mark.parametrize("name", WITH_QUICK_FORM)

@@ -61,6 +61,8 @@ def test_a_bad_model_setting_is_refused(values, message):
         ({"batch_size": 0}, r"batch_size=0 must be an integer"),
         ({"seed": -1}, r"seed=-1 must be an integer of 0 or more"),
         ({"mix_probability": 1.1}, r"mix_probability=1.1 must be a number in \[0.0, 1.0\]"),
+        ({"mix_until": -0.1}, r"mix_until=-0.1 must be a number in \[0.0, 1.0\]"),
+        ({"flat_until": 1.0}, r"flat_until=1.0 must be a number in \[0.0, 1.0\)"),
     ],
 )
 def test_a_bad_training_setting_is_refused(values, message):

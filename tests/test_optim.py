@@ -7,7 +7,9 @@ import torch
 from torch import nn
 
 from vit.config import TrainConfig, ViTConfig
+from vit.data import make_loaders
 from vit.model.vision_transformer import VisionTransformer
+from vit.training import train_one_epoch
 from vit.training.optim import (
     NS_COEFFICIENTS,
     Muon,
@@ -115,6 +117,51 @@ def test_the_schedule_is_its_closed_form_at_each_step(schedule):
     assert factors[4] == 1.0
     assert factors[-1] > 0, "the last step must still learn"
     assert learning_rate_factor(0, total_steps=5, warmup_steps=0, schedule=schedule) == 1.0
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
+@pytest.mark.parametrize("flat_steps", [0, 3, 12.5, 19])
+def test_the_rates_stay_at_their_peak_before_they_fall(schedule, flat_steps):
+    total, warmup = 20, 4
+    options = {"total_steps": total, "warmup_steps": warmup, "schedule": schedule}
+    factors = [learning_rate_factor(step, **options, flat_steps=flat_steps) for step in range(total)]
+    start = max(4, flat_steps)
+    assert factors[:4] == pytest.approx([0.2, 0.4, 0.6, 0.8])
+    for step in range(4, 20):
+        left = min(1.0, (20 - step) / (20 - start))
+        expected = {"linear": left, "cosine": math.sin(math.pi / 2 * left) ** 2, "constant": 1.0}[schedule]
+        assert factors[step] == pytest.approx(expected), step
+    if flat_steps <= warmup:
+        assert factors == [learning_rate_factor(step, **options) for step in range(total)]
+
+
+def test_training_follows_the_flat_schedule(shapes):
+    """Up over two steps of ten, flat to the sixth, then down by quarters."""
+    config = TrainConfig.preset("quick", device="cpu", batch_size=40, epochs=1, warmup_epochs=0.2, flat_until=0.6)
+    model = VisionTransformer(ViTConfig(image_size=16, embed_dim=8, depth=1, num_heads=1))
+    optimizers, rates = build_optimizers(model, config), []
+    optimizers[0].register_step_pre_hook(lambda o, *_: rates.append(o.param_groups[0]["lr"] / config.learning_rate))
+    train_one_epoch(model, make_loaders(shapes, config)[0], optimizers, config)
+    assert rates == pytest.approx([1 / 3, 2 / 3, 1, 1, 1, 1, 1, 3 / 4, 2 / 4, 1 / 4])
+
+
+def test_groups_of_one_shape_and_several_rates_equal_optimizers_of_their_own():
+    """They are orthogonalized together."""
+    settings = [{"lr": 0.1}, {"lr": 0.02, "weight_decay": 0.5}, {"lr": 0.1, "weight_decay": 0.2}]
+    torch.manual_seed(0)
+    together, alone = ([nn.Parameter(torch.randn(6, 4, dtype=torch.float64)) for _ in range(3)] for _ in range(2))
+    for a, b in zip(alone, together, strict=True):
+        a.data.copy_(b.data)
+    one = Muon([{"params": [p], **setting} for p, setting in zip(together, settings, strict=True)], lr=1.0)
+    three = [Muon([p], **setting) for p, setting in zip(alone, settings, strict=True)]
+    for _ in range(3):
+        for a, b in zip(alone, together, strict=True):
+            a.grad = torch.randn(6, 4, dtype=torch.float64)
+            b.grad = a.grad.clone()
+        for optimizer in (one, *three):
+            optimizer.step()
+    for a, b in zip(alone, together, strict=True):
+        torch.testing.assert_close(a.data, b.data, rtol=0, atol=1e-12)
 
 
 def test_setting_the_rate_scales_each_groups_own_peak():

@@ -249,11 +249,15 @@ def test_32_images_are_learned_by_heart(shapes, labels):
 # --- counts, names and stored outputs -----------------------------------------------------------------------------
 
 
-def hand_count(D: int, depth: int, mlp_dim: int, patch: int, patches: int, classes: int, head: str) -> int:
-    embedding = 3 * patch * patch * D + D + patches * D + D  # kernel, bias, positions, CLS
+def hand_count(c: ViTConfig) -> int:
+    D, mlp_dim = c.embed_dim, c.mlp_dim
+    embedding = 3 * c.patch_size**2 * D + D  # kernel, bias
+    embedding += c.num_patches * D if c.pos_embed == "learned" else 0
+    embedding += D if c.pool == "cls" else 0
     block = 2 * D + (3 * D * D + 3 * D) + (D * D + D) + 2 * D + (D * mlp_dim + mlp_dim) + (mlp_dim * D + D)
-    hidden = D * D + D if head == "mlp" else 0
-    return embedding + depth * block + 2 * D + hidden + D * classes + classes
+    block += (4 * D // c.num_heads if c.qk_norm else 0) - (0 if c.qkv_bias else 3 * D)
+    hidden = D * D + D if c.head == "mlp" else 0
+    return embedding + c.depth * block + 2 * D + hidden + D * c.num_classes + c.num_classes
 
 
 @pytest.mark.parametrize("name", ViTConfig.list_presets())
@@ -261,8 +265,7 @@ def test_parameters_of_the_presets_are_as_counted_by_hand(name):
     c = ViTConfig.preset(name)
     with torch.device("meta"):
         model = VisionTransformer(c)
-    expected = hand_count(c.embed_dim, c.depth, c.mlp_dim, c.patch_size, c.num_patches, c.num_classes, c.head)
-    assert sum(p.numel() for p in model.parameters()) == expected
+    assert sum(p.numel() for p in model.parameters()) == hand_count(c)
 
 
 @pytest.mark.parametrize(

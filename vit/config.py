@@ -90,6 +90,17 @@ def _sizes(image_size: int, patch_size: int, embed_dim: int, depth: int, num_hea
     }
 
 
+# Without CLS the tokens are a multiple of 64, which fused attention likes.
+_GPU_OPTIONS = {
+    "pool": "mean",
+    "head": "linear",
+    "pos_embed": "rope",
+    "qk_norm": True,
+    "qkv_bias": False,
+    "drop_path_rate": 0.1,
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class ViTConfig(_Config):
     """A Vision Transformer, complete: the same config always builds the same network.
@@ -131,6 +142,9 @@ class ViTConfig(_Config):
         "vit_micro_patch4_32": _sizes(32, 4, 128, 6, 4),
         "vit_mini_patch4_32": _sizes(32, 4, 192, 9, 3),
         "vit_small_patch4_32": _sizes(32, 4, 384, 6, 6),
+        # To be trained on a GPU, see TrainConfig's "gpu_10min". Starting points: no result has been measured yet.
+        "vit_gpu_patch4_32": _sizes(32, 4, 384, 12, 6, **_GPU_OPTIONS),
+        "vit_gpu_patch2_32": _sizes(32, 2, 384, 8, 6, **_GPU_OPTIONS),
         "vit_tiny_patch16_224": _sizes(224, 16, 192, 12, 3, num_classes=1000, head="linear"),
         "vit_small_patch16_224": _sizes(224, 16, 384, 12, 6, num_classes=1000, head="linear"),
         "vit_base_patch16_224": _sizes(224, 16, 768, 12, 12, num_classes=1000, head="linear"),
@@ -263,6 +277,8 @@ class TrainConfig(_Config):
         weight_decay: decoupled decay of weight matrices; vectors and position tables have none.
         warmup_epochs: the rates rise linearly from 0 over this many epochs (a fraction is fine).
         schedule: the fall to 0 that follows: "linear", "cosine", or "constant" for none.
+        flat_until: up to which share of the run the rates stay at their peak before they fall, in [0, 1); a warm-up
+            that takes longer ends first.
         label_smoothing: probability given to the other classes, in [0, 1).
         clip_grad_norm: longest allowed gradient, 0 for no clipping.
         ema_decay: decay per step of the averaged weights that are then evaluated, 0 for none, in [0, 1).
@@ -274,6 +290,7 @@ class TrainConfig(_Config):
         auto_augment: "trivial" (TrivialAugmentWide) or "rand" (RandAugment) for long runs, or "none".
         mixup_alpha, cutmix_alpha: Beta parameters of MixUp and CutMix, 0 for off; with both on each batch takes one.
         mix_probability: share of the batches that are mixed, in [0, 1].
+        mix_until: up to which share of the run batches are mixed, in [0, 1]; the rest of it sees whole images.
         test_time_augmentation: "flip" averages the probabilities of an image and its mirror image, or "none".
         seed: decides the weights, the order of the images and every augmentation.
         device: "auto" takes a GPU if there is one; else "cpu", "cuda" or "mps".
@@ -284,6 +301,26 @@ class TrainConfig(_Config):
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "cpu_10min": {},
         "quick": {"epochs": 2, "batch_size": 50, "warmup_epochs": 0.2},
+        # For one GPU and the networks "vit_gpu_...". A starting point that no run has tested yet; `for_budget` makes
+        # the number of epochs that of your GPU. The batch divides 45,000 and 50,000: compiled for one size only.
+        "gpu_10min": {
+            "epochs": 150,
+            "batch_size": 1000,
+            "muon_learning_rate": 0.01,
+            "weight_decay": 0.02,
+            "warmup_epochs": 4.5,
+            "flat_until": 0.6,
+            "clip_grad_norm": 1.0,
+            "ema_decay": 0.999,
+            "crop_padding": 4,
+            "patch_drop_rate": 0.5,
+            "patch_drop_until": 0.75,
+            "auto_augment": "trivial",
+            "cutmix_alpha": 1.0,
+            "mix_probability": 0.5,
+            "mix_until": 0.92,
+            "compile": True,
+        },
     }
 
     epochs: float = 5
@@ -296,6 +333,7 @@ class TrainConfig(_Config):
     weight_decay: float = 0.05
     warmup_epochs: float = 0.5
     schedule: str = "linear"
+    flat_until: float = 0.0
     label_smoothing: float = 0.1
     clip_grad_norm: float = 0.0
     ema_decay: float = 0.0
@@ -308,6 +346,7 @@ class TrainConfig(_Config):
     mixup_alpha: float = 0.0
     cutmix_alpha: float = 0.0
     mix_probability: float = 1.0
+    mix_until: float = 1.0
     test_time_augmentation: str = "none"
     seed: int = 0
     device: str = "auto"
@@ -323,11 +362,11 @@ class TrainConfig(_Config):
             self._check_int(name, 0)
         for name in ("learning_rate", "muon_learning_rate", "weight_decay", "warmup_epochs", "clip_grad_norm"):
             self._check_float(name, 0.0)
-        for name in ("muon_momentum", "label_smoothing", "ema_decay", "patch_drop_rate"):
+        for name in ("muon_momentum", "label_smoothing", "ema_decay", "patch_drop_rate", "flat_until"):
             self._check_float(name, 0.0, 1.0)
         for name in ("mixup_alpha", "cutmix_alpha"):
             self._check_float(name, 0.0)
-        for name in ("mix_probability", "patch_drop_until"):
+        for name in ("mix_probability", "mix_until", "patch_drop_until"):
             self._check_float(name, 0.0, 1.0, open_end=False)
         self._check_choice("optimizer", ("muon", "adamw"))
         self._check_choice("schedule", ("linear", "cosine", "constant"))
@@ -342,3 +381,7 @@ class TrainConfig(_Config):
             self._fail("adam_betas", "must be a tuple of two numbers in [0, 1)")
         if self.warmup_epochs >= self.epochs:
             self._fail("warmup_epochs", f"must be shorter than the run of epochs={self.epochs}")
+
+    def mixed_steps(self, steps_per_epoch: int) -> float:
+        """How many first steps of the run may be mixed: see `mix_until`; without an end where it is 1."""
+        return self.mix_until * self.epochs * steps_per_epoch if self.mix_until < 1 else math.inf

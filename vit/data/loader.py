@@ -83,6 +83,7 @@ class Loader:
         # Made once: a copy to the device at every batch would make a GPU wait.
         self.shift, self.scale = _shift_and_scale(mean, std, self.device)
         self.augment, self.mix = augment, mix
+        self.mixed_steps = math.inf  # of the run, from its start; `make_loaders` knows how long it will be
         self.shuffle, self.seed = shuffle, seed
         self.num_classes = num_classes
         self.num_steps = math.ceil(len(split) / batch_size)
@@ -125,7 +126,7 @@ class Loader:
         sample_idx = self.batch_indices(epoch, step)
         images = torch.addcmul(self.shift, self.augmented(sample_idx, epoch, step).float(), self.scale)  # (B, C, H, W)
         labels = self.labels[sample_idx]
-        if self.mix is None:
+        if self.mix is None or epoch * len(self) + step >= self.mixed_steps:
             return images, labels
         return self.mix(images, labels, _mix_seeds(self.seed, epoch, step))
 
@@ -205,6 +206,7 @@ def make_loaders(data: DataSplits, config: TrainConfig) -> tuple[Loader, Loader]
         device=resolve_device(config.device),
         num_classes=data.num_classes,
     )
+    train.mixed_steps = config.mixed_steps(len(train))
     return train, make_eval_loader(data, data.val, device=config.device)
 
 

@@ -15,6 +15,7 @@ from torch import nn
 
 from vit.config import TrainConfig
 from vit.device import resolve_device
+from vit.training.epoch import LossFn
 from vit.training.evaluation import evaluate
 from vit.training.loop import train_one_epoch
 from vit.training.memory import keep_freed_memory
@@ -31,16 +32,18 @@ def for_budget(
     *,
     minutes: float,
     probe_seconds: float = 8.0,
+    loss_fn: LossFn | None = None,
 ) -> TrainConfig:
     """The config with as many epochs as fit into `minutes`, its warm-up the same share of them as before.
 
     Times real steps of a copy of the model, with and without dropped patches where the config drops some, and one pass
     over the val loader, which `fit` makes after every epoch. The model, the loaders and the random state stay as they
-    are.
+    are; with `mix_until` below 1 make the loaders anew for the new config.
 
     Args:
         minutes: wall-clock time of the training, validation included.
         probe_seconds: how long to time steps, in all.
+        loss_fn: what is learned instead of classification, see `fit`.
 
     Raises:
         ValueError: `minutes` is not more than 0, or too short for a single step.
@@ -60,7 +63,7 @@ def for_budget(
         for until, share in shares.items():
             if share:
                 timed = replace(config, epochs=1, warmup_epochs=0.0, patch_drop_until=until)
-                step += share * _step_seconds(probe, train_loader, timed, probe_seconds / len(shares))
+                step += share * _step_seconds(probe, train_loader, timed, probe_seconds / len(shares), loss_fn)
         started = time.perf_counter()
         if val_loader is not None:
             evaluate(probe, val_loader, config)
@@ -79,7 +82,7 @@ def _epochs_that_fit(seconds: float, epoch: float, val: float) -> float:
     return whole + math.floor(100 * min(rest, 1)) / 100
 
 
-def _step_seconds(model: nn.Module, loader: Any, config: TrainConfig, seconds: float) -> float:
+def _step_seconds(model: nn.Module, loader: Any, config: TrainConfig, seconds: float, loss_fn: LossFn | None) -> float:
     """Mean duration of a step, over so many seconds or an epoch, whichever ends first."""
     optimizers = build_optimizers(model, config)
     network = torch.compile(model) if config.compile else model
@@ -94,7 +97,7 @@ def _step_seconds(model: nn.Module, loader: Any, config: TrainConfig, seconds: f
         return count > warm_up and time.perf_counter() - started > seconds
 
     started = time.perf_counter()
-    train_one_epoch(network, loader, optimizers, config, bar=_NoBar(), should_stop=should_stop)
+    train_one_epoch(network, loader, optimizers, config, loss_fn=loss_fn, bar=_NoBar(), should_stop=should_stop)
     _wait_for_device()
     return (time.perf_counter() - started) / (count - warm_up)
 

@@ -16,6 +16,7 @@ from torch.optim.swa_utils import AveragedModel
 from vit.config import TrainConfig
 from vit.device import autocast
 from vit.progress import progress_bar
+from vit.training.finite import LAG, FiniteCheck
 from vit.training.optim import learning_rate_factor, set_learning_rate
 
 LossFn = Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, dict[str, Tensor]]]
@@ -62,6 +63,8 @@ def train_one_epoch(
     loss_fn = loss_fn or classification_loss(config.label_smoothing)
     device = next(model.parameters()).device
     total_steps, warmup_steps = run_steps(config, len(loader)), config.warmup_epochs * len(loader)
+    lag = LAG.get(device.type, 0)
+    finite = FiniteCheck(lag, lambda *facts: _not_finite(*facts, loader, epoch, was_taken=lag > 0))
     end_step = epoch_steps(config, len(loader), epoch)
     sums = dict(sums or {})
     parameters = list(model.parameters())
@@ -73,7 +76,11 @@ def train_one_epoch(
         for step, batch in zip(range(start_step, end_step), loader.epoch(epoch, start_step), strict=False):
             steps_done = epoch * len(loader) + step
             factor = learning_rate_factor(
-                steps_done, total_steps=total_steps, warmup_steps=warmup_steps, schedule=config.schedule
+                steps_done,
+                total_steps=total_steps,
+                warmup_steps=warmup_steps,
+                schedule=config.schedule,
+                flat_steps=config.flat_until * total_steps,
             )
             set_learning_rate(optimizers, factor)
             set_patch_drop(model, config.patch_drop_rate if steps_done < config.patch_drop_until * total_steps else 0.0)
@@ -81,11 +88,7 @@ def train_one_epoch(
                 loss, metrics = loss_fn(model, batch)
             loss.backward()
             gradient_norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-            # The one place where Python waits for a GPU: a step that is not finite could not be undone.
-            if not torch.isfinite(loss.detach() + gradient_norm):
-                raise FloatingPointError(
-                    _not_finite(loss, gradient_norm, loader, epoch, step, config.learning_rate * factor)
-                )
+            finite.look(loss.detach(), gradient_norm, step, config.learning_rate * factor)
             if config.clip_grad_norm:
                 nn.utils.clip_grads_with_norm_(parameters, config.clip_grad_norm, gradient_norm)
             for optimizer in optimizers:
@@ -99,7 +102,9 @@ def train_one_epoch(
             if bar.update():  # true only when the bar is redrawn, so that a GPU is not made to wait at every step
                 bar.set_postfix(loss=f"{float(sums['loss']) / sums['samples']:.3f}", refresh=False)
             if should_stop():
+                finite.finish()
                 return step + 1, sums
+    finite.finish()
     return end_step, sums
 
 
@@ -140,15 +145,19 @@ def set_patch_drop(model: nn.Module, rate: float) -> None:
         raise ValueError(f"patch_drop_rate={rate}: {type(model).__name__} has no `patch_drop` to set; use 0")
 
 
-def _not_finite(loss: Tensor, gradient_norm: Tensor, loader: Any, epoch: int, step: int, learning_rate: float) -> str:
+def _not_finite(
+    loss: Tensor, gradient_norm: Tensor, step: int, learning_rate: float, loader: Any, epoch: int, *, was_taken: bool
+) -> str:
     """What to say of a step whose loss or gradient is not finite."""
     samples = ""
     if hasattr(loader, "batch_indices"):
         first = ", ".join(map(str, loader.batch_indices(epoch, step)[:8].tolist()))
         samples = f". Its samples are train_loader.batch_indices({epoch}, {step}): {first}, ..."
-    values = f"the loss is {float(loss.detach()):.4g} and the gradient's norm {float(gradient_norm):.4g}"
+    values = f"the loss is {float(loss):.4g} and the gradient's norm {float(gradient_norm):.4g}"
+    stopped = "stopped before that step, and what was saved last is good"
+    if was_taken:
+        stopped = "seen after that step, so the weights in memory are spoiled, but what was saved last is good"
     return (
-        f"{values} in step {step + 1} of epoch {epoch + 1}, at learning_rate {learning_rate:.3g}: stopped before that "
-        "step, and what was saved last is good; try a lower learning_rate or muon_learning_rate, or "
-        f"clip_grad_norm=1.0{samples}"
+        f"{values} in step {step + 1} of epoch {epoch + 1}, at learning_rate {learning_rate:.3g}: {stopped}; try a "
+        f"lower learning_rate or muon_learning_rate, or clip_grad_norm=1.0{samples}"
     )

@@ -60,6 +60,7 @@ def fit(
     make_optimizers: Callable[[nn.Module, TrainConfig], list[torch.optim.Optimizer]] = build_optimizers,
     make_bar: Callable[..., Any] = progress_bar,
     should_stop: Callable[[], bool] = lambda: False,
+    save_seconds: float = 0.0,
 ) -> History:
     """Trains `model` in place for `config.epochs` epochs, measuring it on the val loader after each.
 
@@ -76,15 +77,18 @@ def fit(
         make_optimizers: what builds the optimizers, for example `partial(build_optimizers, layer_decay=0.75)`.
         make_bar: what shows the progress; called and used as `progress_bar` is.
         should_stop: asked after every step and before every val batch; a yes is like Ctrl-C.
+        save_seconds: an epoch that ends sooner after the last save is not saved, unless it is the last: for a GPU whose
+            epochs take no longer than a save.
 
     Raises:
         RuntimeError: another training is writing into `run_dir`.
         FileExistsError: `run_dir` holds a run already, and `resume` is not asked for.
         OSError: `run_dir` cannot be written, at the start or at a stop; in between that is said, and tried again.
         ValueError: the model's classes are not the data's, or the state to resume is not of this run.
-        FloatingPointError: loss or gradient is no longer finite; the step was not taken, the last state is good.
+        FloatingPointError: loss or gradient is no longer finite; the last state is good. On a CPU the step was not
+            taken; a GPU is not waited for at every step, so there the model is spoiled.
     """
-    _check(model, train_loader, val_loader, run_dir, resume)
+    _check(model, train_loader, val_loader, config, run_dir, resume)
     device = resolve_device(config.device)
     model.to(device)
     torch.manual_seed(config.seed)
@@ -95,6 +99,7 @@ def fit(
     history = History() if history is None else history
     run = RunFiles(run_dir, history, train_loader, model=model, optimizers=optimizers, ema=ema, config=config)
     num_steps, total_steps = len(train_loader), run_steps(config, len(train_loader))
+    num_epochs = math.ceil(total_steps / num_steps)
     with being_written(run_dir), keeping_freed_memory(device):
         epoch, step, sums = run.resume(device) if resume else run.start()
         with (
@@ -102,7 +107,7 @@ def fit(
             make_bar(total=total_steps, initial=epoch * num_steps + step, unit="step") as bar,
             stop_on_interrupt(should_stop) as should_stop,
         ):
-            while epoch < math.ceil(total_steps / num_steps):
+            while epoch < num_epochs:
                 _describe(bar, epoch + 1, config, history)
                 with explaining_memory(config):
                     step, sums = train_one_epoch(
@@ -134,8 +139,10 @@ def fit(
                 history.rows.append(row | {"seconds": run.seconds})
                 _describe(bar, epoch + 1, config, history)
                 epoch, step, sums = epoch + 1, 0, {}
-                run.save(epoch, step, sums, is_last=should_stop(), is_best=_is_best(history))
-                if should_stop() and epoch < config.epochs:
+                is_stopping, is_over = should_stop(), epoch >= num_epochs
+                if is_stopping or is_over or run.is_save_due(save_seconds):
+                    run.save(epoch, step, sums, is_last=is_stopping, is_best=_is_best(history))
+                if is_stopping and not is_over:
                     return history
     set_patch_drop(model, 0.0)
     if ema is not None:
@@ -163,7 +170,14 @@ def _is_best(history: History) -> bool:
     return accuracies[-1] > max(accuracies[:-1], default=-math.inf)
 
 
-def _check(model: nn.Module, train_loader: Any, val_loader: Any, run_dir: str | Path | None, resume: bool) -> None:
+def _check(
+    model: nn.Module,
+    train_loader: Any,
+    val_loader: Any,
+    config: TrainConfig,
+    run_dir: str | Path | None,
+    resume: bool,
+) -> None:
     """Raises for what would fail later, or destroy something."""
     for name, loader in (("train_loader", train_loader), ("val_loader", val_loader)):
         if loader is not None and not hasattr(loader, "epoch"):
@@ -174,6 +188,12 @@ def _check(model: nn.Module, train_loader: Any, val_loader: Any, run_dir: str | 
     of_data = getattr(train_loader, "num_classes", None)
     if of_model and of_data and of_model != of_data:
         raise ValueError(f"the model has num_classes={of_model}, the data {of_data} classes: build it with the data's")
+    mixed_steps = getattr(train_loader, "mixed_steps", None)
+    if mixed_steps is not None and mixed_steps != config.mixed_steps(len(train_loader)):
+        raise ValueError(
+            f"train_loader mixes the first {mixed_steps:g} steps, but with mix_until={config.mix_until} and epochs="
+            f"{config.epochs} it should be {config.mixed_steps(len(train_loader)):g}: make the loaders with this config"
+        )
     if resume and run_dir is None:
         raise ValueError("resume=True needs run_dir, the folder of the run to go on with")
     state = Path(run_dir or ".") / STATE_FILE

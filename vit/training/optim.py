@@ -76,12 +76,17 @@ class Muon(torch.optim.Optimizer):
                 continue
             for update, p in zip(self._momentum_updates(params, group["momentum"]), params, strict=True):
                 for matrix, target in zip(update.chunk(group["num_splits"]), p.chunk(group["num_splits"]), strict=True):
-                    same_shape[matrix.shape, group["lr"], group["weight_decay"]].append((matrix, target))
-        for (shape, lr, weight_decay), pairs in same_shape.items():
-            matrices, targets = zip(*pairs, strict=True)
-            updates = orthogonalize(torch.stack(matrices)).unbind(0)
-            torch._foreach_mul_(targets, 1 - lr * weight_decay)
-            torch._foreach_add_(targets, updates, alpha=-lr * math.sqrt(max(1, shape[0] / shape[1])))
+                    same_shape[matrix.shape].append((matrix, target, group["lr"], group["weight_decay"]))
+        for shape, members in same_shape.items():
+            # Of all rates at once: with a rate for each layer there would be as many small products as layers.
+            updates = orthogonalize(torch.stack([matrix for matrix, *_ in members])).unbind(0)
+            same_rate = defaultdict(list)
+            for update, (_, target, *rates) in zip(updates, members, strict=True):
+                same_rate[tuple(rates)].append((update, target))
+            for (lr, weight_decay), pairs in same_rate.items():
+                of_rate, targets = zip(*pairs, strict=True)
+                torch._foreach_mul_(targets, 1 - lr * weight_decay)
+                torch._foreach_add_(targets, of_rate, alpha=-lr * math.sqrt(max(1, shape[0] / shape[1])))
 
     def _momentum_updates(self, params: list[Tensor], momentum: float) -> list[Tensor]:
         for p in params:
@@ -173,12 +178,15 @@ def layer_of(names: Iterable[str]) -> dict[str, int]:
     return layers
 
 
-def learning_rate_factor(step: int, *, total_steps: int, warmup_steps: float, schedule: str) -> float:
-    """The share of its peak that the rate has in step 0..total_steps-1: a linear rise, then a fall that would reach
-    zero in step total_steps."""
+def learning_rate_factor(
+    step: int, *, total_steps: int, warmup_steps: float, schedule: str, flat_steps: float = 0.0
+) -> float:
+    """The share of its peak that the rate has in step 0..total_steps-1: a linear rise, the peak until step
+    `flat_steps`, then a fall that would reach zero in step total_steps."""
     if step < warmup_steps:
         return (step + 1) / (warmup_steps + 1)
-    progress = (step - warmup_steps) / (total_steps - warmup_steps)
+    start = max(warmup_steps, flat_steps)
+    progress = max(0.0, (step - start) / (total_steps - start))
     if schedule == "linear":
         return 1 - progress
     if schedule == "cosine":

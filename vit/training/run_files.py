@@ -61,8 +61,10 @@ class RunFiles:
             for path in (state, previous_of(state), best_of(state), self.folder / HISTORY_FILE):
                 remove_leftovers(path)
 
-    def is_save_due(self) -> bool:
-        return self.folder is not None and time.perf_counter() - self.saved > SAVE_SECONDS
+    def is_save_due(self, seconds: float | None = None) -> bool:
+        """Whether the last save is longer ago, by default than a crash in a long epoch may cost."""
+        longest = SAVE_SECONDS if seconds is None else seconds
+        return self.folder is not None and time.perf_counter() - self.saved > longest
 
     def save(self, epoch: int, step: int, sums: Sums, *, is_last: bool, is_best: bool = False) -> None:
         """Saves the state, and the history for people.

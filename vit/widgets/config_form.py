@@ -73,6 +73,7 @@ _PAGES: dict[str, dict[str, Callable[[], widgets.Widget]]] = {
         "train.weight_decay": _slider(0.0, 0.5, 0.01),
         "train.warmup_epochs": _slider(0.0, 1.0, 0.1, ".1f"),
         "train.schedule": _choice("linear", "cosine", "constant"),
+        "train.flat_until": _slider(0.0, 0.95, 0.05),
         "train.clip_grad_norm": _slider(0.0, 5.0, 0.1, ".1f"),
         "train.ema_decay": _choice(0.0, 0.9, 0.99, 0.999, 0.9999),
         "train.seed": lambda: widgets.BoundedIntText(0, min=0, max=2**31 - 1),
@@ -90,6 +91,7 @@ _PAGES: dict[str, dict[str, Callable[[], widgets.Widget]]] = {
         "train.mixup_alpha": _slider(0.0, 1.0, 0.1, ".1f"),
         "train.cutmix_alpha": _slider(0.0, 1.0, 0.1, ".1f"),
         "train.mix_probability": _slider(0.0, 1.0, 0.1, ".1f"),
+        "train.mix_until": _slider(0.0, 1.0, 0.01),
         "train.label_smoothing": _slider(0.0, 0.5, 0.05),
         "train.test_time_augmentation": _choice("none", "flip"),
     },
@@ -167,11 +169,14 @@ class ConfigForm(widgets.Tab):
             self._offer_heads(value["model.embed_dim"], value["model.pos_embed"], value["model.num_heads"])
             epochs, warmup = value["train.epochs"], self.controls["train.warmup_epochs"]
             warmup.max = max(0.9 * epochs, warmup.value if warmup.value < epochs else 0)
+            is_mixing = value["train.mixup_alpha"] or value["train.cutmix_alpha"]
             meaningless = {
                 "train.muon_learning_rate": value["train.optimizer"] != "muon",
                 "train.muon_momentum": value["train.optimizer"] != "muon",
                 "train.patch_drop_until": not value["train.patch_drop_rate"],
-                "train.mix_probability": not (value["train.mixup_alpha"] or value["train.cutmix_alpha"]),
+                "train.mix_probability": not is_mixing,
+                "train.mix_until": not is_mixing,
+                "train.flat_until": value["train.schedule"] == "constant",
             }
             for name, is_meaningless in meaningless.items():
                 self.controls[name].disabled = is_meaningless

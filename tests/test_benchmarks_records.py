@@ -1,0 +1,251 @@
+"""The benchmarks that wait for a GPU: their small forms, clocks and plans, and runs that go on where they stopped."""
+
+import argparse
+import json
+import multiprocessing
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import vit
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
+import ceiling
+import libraries
+import record
+import report
+import speedrun
+
+from vit.tasks.mae import MaskedAutoencoder
+
+FOREVER = ["--minutes-per-command", "1e9"]  # the command began when pytest did
+
+
+@pytest.fixture
+def run_quick(monkeypatch, capsys, tmp_path):
+    """Runs a benchmark's quick form in a folder of its own; returns the names it printed, or its exit status."""
+    monkeypatch.setattr(record, "RUNS", tmp_path)
+
+    def run(module, *arguments: str) -> list[str] | int:
+        before = {path.name: path.read_bytes() for path in report.RESULTS.glob("*.json")}
+        monkeypatch.setattr(sys, "argv", [module.__name__, "--quick", *arguments])
+        try:
+            module.main()
+        except SystemExit as end:
+            return end.code
+        finally:
+            assert {path.name: path.read_bytes() for path in report.RESULTS.glob("*.json")} == before
+        return [line.split()[0] for line in capsys.readouterr().out.splitlines() if "spread" in line]
+
+    return run
+
+
+def result_of(folder: Path) -> dict:
+    (path,) = folder.glob("quick/*/result.json")
+    return json.loads(path.read_text())["values"]
+
+
+@pytest.mark.parametrize("pretrain", ["none", "mae"])
+def test_a_record_goes_on_where_it_was_stopped(run_quick, tmp_path, pretrain):
+    arguments = ["--pretrain", pretrain, "--minutes", "7"]
+    name = f"{'supervised' if pretrain == 'none' else 'mae'}.7min.vit_gpu_patch2_32"
+    assert run_quick(record, *arguments, "--minutes-per-command", "1e-9") == speedrun.UNFINISHED
+    (clock,) = tmp_path.glob("quick/*/clock.json")
+    first = json.loads(clock.read_text())["values"]
+    assert len(first) == 1 and not list(tmp_path.glob("quick/*/result.json"))
+    names = run_quick(record, *arguments, *FOREVER)
+    assert names == [f"{name}.{key}" for key in ("accuracy", "accuracy_plain", "seconds")]
+    stopped = result_of(tmp_path)
+    assert stopped["commands"] == 2 and stopped["seconds"] > first[0]
+    assert stopped["epochs"] == dict.fromkeys(("train",) if pretrain == "none" else ("pretrain", "train"), 2.0)
+    assert [row["epoch"] for row in stopped["curves"]["train"]] == [1, 2]
+    # The same run without a stop ends in the same place.
+    for path in sorted(tmp_path.rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+    assert run_quick(record, *arguments, *FOREVER) == names
+    whole = result_of(tmp_path)
+    assert whole["commands"] == 1
+    for key in ("accuracy", "accuracy_plain", "train_flops", "parameters"):
+        assert whole[key] == stopped[key], key
+    losses = [[row["train_loss"] for row in result["curves"]["train"]] for result in (whole, stopped)]
+    assert losses[0] == losses[1]
+
+
+def test_pretraining_is_counted(run_quick, tmp_path):
+    assert len(run_quick(record, *FOREVER)) == 3
+    supervised = result_of(tmp_path)
+    network = vit.ViTConfig.preset("vit_pico_patch8_32", depth=1, pool="mean")
+    model, config = vit.VisionTransformer(network), record.SUPERVISED
+    drop = {"patch_drop_rate": config.patch_drop_rate, "patch_drop_until": config.patch_drop_until}
+    assert supervised["train_flops"] == vit.train_flops(model, 2 * (400 + 100), **drop), "the val images are trained on"
+
+
+def test_operations_of_an_autoencoder_are_as_counted_by_hand():
+    c = vit.ViTConfig.preset("vit_pico_patch8_32", pool="mean")
+    model = MaskedAutoencoder(c, mask_rate=0.75, decoder_dim=32, decoder_depth=2, decoder_heads=2)
+
+    def blocks(depth: int, T: int, D: int, mlp_dim: int) -> int:
+        return depth * (T * 4 * D * D + 2 * T * T * D + 2 * T * D * mlp_dim)
+
+    N, K, D, pixels = 16, 4, c.embed_dim, 3 * 8 * 8
+    multiply_adds = N * pixels * D + blocks(c.depth, K, D, c.mlp_dim) + K * D * 32
+    multiply_adds += blocks(2, N, 32, 4 * 32) + (N - K) * 32 * pixels
+    assert libraries.forward_operations(model, c) == 2 * multiply_adds
+
+
+def options(**changes) -> argparse.Namespace:
+    fields = {"quick": False, "val": False, "pretrain": "none", "network": "vit_gpu_patch2_32", "minutes": 30.0}
+    return argparse.Namespace(**(fields | {"minutes_per_command": 9.5} | changes))
+
+
+@pytest.mark.parametrize(
+    ("minutes", "spent", "before", "expected"),
+    [(10.0, 60, 0, 600 - 60 - 20 - 45), (30.0, 100, 0, 1800 - 100 - 20 - 3 * 45), (30.0, 10, 1200, 590 - 20 - 45)],
+)
+def test_what_is_planned_leaves_room_for_the_rest(monkeypatch, tmp_path, minutes, spent, before, expected):
+    """`spent` seconds of this command, `before` of those before it; 45 for each command that will have to follow."""
+    monkeypatch.setattr(record, "RUNS", tmp_path)
+    monkeypatch.setattr(record, "STARTED", time.time() - spent)
+    run = record.Run(0, options(minutes=minutes))
+    if before:
+        run.store("clock.json", [before - 200, 200])
+    assert run.seconds_to_train() == pytest.approx(expected, abs=1)
+
+
+def test_no_stage_begins_at_the_end_of_a_command(monkeypatch, tmp_path):
+    monkeypatch.setattr(record, "RUNS", tmp_path)
+    run = record.Run(0, options())
+    assert run.train(run.stages[0], None, None, time.time() + record.PLANNING - 5) is None
+    assert not list(tmp_path.rglob("plan-*.json"))
+
+
+def test_other_settings_are_another_run(monkeypatch, tmp_path):
+    monkeypatch.setattr(record, "RUNS", tmp_path)
+    record.Run(0, options()).store("result.json", {"accuracy": 1.0})
+    assert record.Run(0, options()).stored("result.json") == {"accuracy": 1.0}
+    for changes in ({"minutes": 10.0}, {"val": True}, {"network": "vit_gpu_patch4_32"}, {"pretrain": "mae"}):
+        assert record.Run(0, options(**changes)).stored("result.json") is None
+    assert record.Run(1, options()).stored("result.json") is None
+    monkeypatch.setattr(record, "SUPERVISED", replace(record.SUPERVISED, weight_decay=0.7))
+    assert record.Run(0, options()).stored("result.json") is None
+
+
+def test_too_few_minutes_are_refused(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["record", "--minutes", "3"])
+    with pytest.raises(SystemExit):
+        record.parse()
+    assert "must be 4 or more: compiling and planning take some of them" in capsys.readouterr().err
+
+
+def test_the_probe_and_the_ceiling_in_small(run_quick, monkeypatch):
+    assert run_quick(record, "--probe") == ["probe.vit_gpu_patch2_32", "probe.vit_gpu_patch4_32"]
+    claims = []
+    monkeypatch.setattr(record, "publish", lambda name, found, options: claims.extend(found))
+    run_quick(record, "--ceiling")
+    by_name = {c["name"]: c for c in claims}
+    assert set(by_name) == {
+        "matrix_product",
+        *(f"pico_half.{n}" for n in ("seconds_per_epoch", "share_of_matrix_product", "data_share", "optimizer_share")),
+        *(f"step.{n}" for n in ("vit", "vit_every_token", "timm", "vit/timm", "vit_every_token/timm")),
+    }
+    seconds, share, product = (
+        by_name[name]["value"]
+        for name in ("pico_half.seconds_per_epoch", "pico_half.share_of_matrix_product", "matrix_product")
+    )
+    # A train step is three forward passes, of 8 patches of 16: rate = operations / seconds.
+    config = ceiling.QUICK_NETWORKS["pico_half"][0]
+    operations = 3 * vit.analysis.cost.forward_flops(vit.VisionTransformer(config), patch_drop_rate=0.5)
+    assert share / 100 * product * 1e12 == pytest.approx(operations * 400 / seconds, rel=0.02)
+    ratio = by_name["step.vit"]["value"] / by_name["step.timm"]["value"]
+    assert by_name["step.vit/timm"]["value"] == pytest.approx(ratio, rel=0.01)
+
+
+def test_turns_rotate_and_the_first_round_is_not_counted():
+    said = []
+    measures = {name: (lambda name=name: said.append(name) or len(said)) for name in "abc"}
+    assert ceiling.in_turns(measures, 2) == {"a": [6, 8], "b": [4, 9], "c": [5, 7]}
+    assert "".join(said) == "abcbcacab"
+
+
+# The speedrun
+
+
+def test_a_speedrun_in_parts_adds_up_and_ends_as_if_it_were_whole(monkeypatch, tmp_path):
+    recipe = replace(speedrun.QUICK, seconds=1000.0)
+    assert recipe.in_parts and not speedrun.QUICK.in_parts
+    quick, steps = options(quick=True), iter(range(100))
+    whole = speedrun.train_and_test(recipe, 3, tmp_path / "whole", quick, lambda: False)
+    assert whole["parts"] == 1 and 0 < whole["from_first_step"] < whole["from_process_start"]
+    parts = tmp_path / "parts"
+    assert speedrun.train_and_test(recipe, 3, parts, quick, lambda: next(steps) >= 4) is None
+    (first,) = json.loads((parts / "clock.json").read_text())
+    last = speedrun.train_and_test(recipe, 3, parts, quick, lambda: False)
+    assert last["parts"] == 2
+    for clock in ("from_first_step", "from_process_start"):
+        assert last[clock] > first[clock] > 0
+    for key in ("accuracy", "accuracy_plain", "train_flops", "parameters"):
+        assert last[key] == whole[key], key
+
+
+@pytest.mark.parametrize(("accuracies", "is_reached"), [([92.9, 93.1], True), ([93.5, 92.4], False)])
+def test_a_target_is_reached_by_the_mean_over_all_seeds(monkeypatch, tmp_path, accuracies, is_reached):
+    monkeypatch.setattr(speedrun, "RUNS", tmp_path)
+    runs = [speedrun.Run(93, seed, options()) for seed in (0, 1)]
+    facts = {"accuracy_plain": 90.0, "parameters": 5, "train_flops": 2e15, "hardware": "a card", "torch": "2"}
+    for run, accuracy in zip(runs, accuracies, strict=True):
+        result = facts | {"accuracy": accuracy, "from_first_step": accuracy / 2, "from_process_start": 80.0}
+        run.folder.mkdir(parents=True)
+        values = {"settings": run.settings, "result": result}
+        (run.folder / "result.json").write_text(json.dumps(values))
+    claims = speedrun.claims_of(runs)
+    assert [c["name"] for c in claims] == [
+        f"93.{name}" for name in ("from_first_step", "from_process_start", "accuracy", "accuracy_plain")
+    ]
+    assert {c["is_reached"] for c in claims} == {is_reached} and claims[0]["seeds"] == [0, 1]
+    assert claims[0]["value"] == pytest.approx(sum(accuracies) / 4) and claims[0]["run_on"] == ["a card, torch 2"]
+    assert ("not reached" in speedrun.table(claims)) == (not is_reached)
+    json.dumps(claims)
+    assert speedrun.Run(93, 2, options()).result() is None
+    monkeypatch.setitem(speedrun.RECIPES, 93, replace(speedrun.RECIPES[93], train=speedrun.LONG))
+    assert speedrun.Run(93, 0, options()).result() is None, "of another recipe"
+
+
+def test_all_training_images_are_those_of_train_and_val_and_no_other(shapes):
+    joined = speedrun.with_all_training_images(shapes)
+    assert torch.equal(joined.train.images, torch.cat([shapes.train.images, shapes.val.images]))
+    assert torch.equal(joined.train.labels, torch.cat([shapes.train.labels, shapes.val.labels]))
+    assert joined.test is shapes.test
+    data, measured = speedrun.load(quick=True, val=True)
+    assert (len(data.train), len(measured)) == (400, 100) and measured is data.val
+
+
+def test_warming_up_leaves_the_network_as_it_is(shapes):
+    config = replace(speedrun.QUICK.train, batch_size=100)
+    model = vit.VisionTransformer(vit.ViTConfig(image_size=16, embed_dim=8, depth=1, num_heads=1))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    speedrun.warm_up(model, shapes, config)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert model.patch_drop.rate == 0
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux")
+def test_a_process_knows_when_it_began():
+    earliest = time.time()
+    time.sleep(0.1)
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        time.sleep(0.2)
+        began = pool.apply(speedrun.process_start)
+    assert earliest < began < time.time() - 0.15
+
+
+@pytest.mark.parametrize("recipe", speedrun.RECIPES.values(), ids=map(str, speedrun.RECIPES))
+def test_the_recipes_build_and_their_batches_have_one_size(recipe):
+    with torch.device("meta"):
+        model = vit.VisionTransformer(recipe.model)
+    assert 10e6 < sum(p.numel() for p in model.parameters()) < 25e6
+    assert all(count % recipe.train.batch_size == 0 for count in (45_000, 50_000))
+    assert recipe.train.test_time_augmentation == "flip" and recipe.train.compile

@@ -1,0 +1,284 @@
+"""What keeps a GPU busy: no step waits for it, answers are read late but never too late, and one graph for each phase.
+
+Without a GPU what would wait is seen in the operations that were asked for; with one, torch itself raises.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from vit.config import TrainConfig, ViTConfig
+from vit.data import DataSplits, make_loaders
+from vit.data.augment import cutmix_mixup
+from vit.model.vision_transformer import VisionTransformer
+from vit.training import build_optimizers, fit, train_one_epoch
+from vit.training.epoch import classification_loss
+from vit.training.finite import LAG, FiniteCheck
+from vit.training.loop import STATE_FILE
+from vit.training.state_file import read_state
+
+NETWORK = ViTConfig(
+    image_size=16, embed_dim=24, depth=2, num_heads=2, mlp_ratio=2.0, pool="mean", pos_embed="rope", qk_norm=True,
+    drop_path_rate=0.1,
+)  # fmt: skip
+EVERYTHING = TrainConfig.preset("gpu_10min", device="cpu", compile=False, epochs=2, warmup_epochs=0.1, batch_size=50)
+QUICK = TrainConfig.preset("quick", device="cpu", batch_size=50)
+
+
+def make_model(depth: int = 2) -> VisionTransformer:
+    torch.manual_seed(0)
+    return VisionTransformer(replace(NETWORK, depth=depth))
+
+
+def same_weights(a: nn.Module, b: nn.Module) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+# Answers that come late
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("is_gradient", [False, True])
+@pytest.mark.parametrize("lag", [0, 1, 4])
+def test_a_bad_step_is_named_after_its_lag(lag, is_gradient, bad):
+    check, fine, wrong = FiniteCheck(lag, "{} {} {}".format), torch.tensor(1.5), torch.tensor(bad)
+    for step in range(3):
+        check.look(fine, fine, step)
+    check_bad = (fine, wrong) if is_gradient else (wrong, fine)
+    with pytest.raises(FloatingPointError, match=f"^{'1.5 ' if is_gradient else ''}-?(nan|inf).* 3$"):
+        check.look(*check_bad, 3)
+        assert lag, "without a lag it is known before the step is taken"
+        for later in range(lag):
+            check.look(wrong, wrong, 10 + later)
+            assert later < lag - 1, "known no later than so many steps after"
+
+
+def test_what_is_left_is_read_at_the_end_and_no_value_is_read_twice():
+    check, loss = FiniteCheck(4, "{} {} {}".format), torch.tensor(2.0)
+    for step in range(6):
+        check.look(loss, loss, step)
+    check.finish()
+    check.look(loss, torch.tensor(torch.inf), 6)
+    loss.fill_(float("nan"))  # what happens to it later is not of that step
+    with pytest.raises(FloatingPointError, match="2.0 inf 6"):
+        check.finish()
+    check.finish()
+
+
+def diverging_in_step(number: int):
+    """A loss whose gradient is infinite once."""
+    learn, count = classification_loss(), 0
+
+    def loss_fn(model: nn.Module, batch: tuple[Tensor, ...]) -> tuple[Tensor, dict]:
+        nonlocal count
+        count += 1
+        loss, metrics = learn(model, batch)
+        return loss * (float("inf") if count == number else 1.0), metrics
+
+    return loss_fn
+
+
+def test_training_takes_the_same_steps_with_late_answers(shapes, monkeypatch):
+    models = []
+    for lag in (0, 4):
+        monkeypatch.setitem(LAG, "cpu", lag)
+        models.append(make_model())
+        fit(models[-1], *make_loaders(shapes, QUICK), QUICK)
+    assert same_weights(*models)
+
+
+@pytest.mark.parametrize("stop_after", [None, 4])
+def test_a_late_answer_comes_before_the_state_is_saved(shapes, monkeypatch, tmp_path, stop_after):
+    """Step 12 is the 4th of the second epoch: the state of the first must stay, at the epoch's end and at a stop."""
+    monkeypatch.setitem(LAG, "cpu", 20)
+    loaders, steps = make_loaders(shapes, QUICK), 0
+
+    def should_stop() -> bool:
+        nonlocal steps
+        steps += 1
+        return stop_after is not None and steps > 8 + stop_after
+
+    model = make_model()
+    seen = r"inf.* in step 4 of epoch 2, .*: seen after that step, so the weights in memory are spoiled, but what was"
+    with pytest.raises(FloatingPointError, match=seen):
+        fit(model, *loaders, QUICK, run_dir=tmp_path, loss_fn=diverging_in_step(12), should_stop=should_stop)
+    assert not all(p.isfinite().all() for p in model.parameters())
+    state = read_state(tmp_path / STATE_FILE)
+    assert (state["progress"]["epoch"], state["progress"]["step"]) == (1, 0)
+    assert all(tensor.isfinite().all() for tensor in state["model"].values() if tensor.is_floating_point())
+    resumed = make_model()
+    assert fit(resumed, *loaders, QUICK, run_dir=tmp_path, resume=True, loss_fn=classification_loss()).is_complete
+
+
+def test_a_check_that_reads_nothing_would_be_noticed(shapes, monkeypatch, tmp_path):
+    monkeypatch.setitem(LAG, "cpu", 20)
+    monkeypatch.setattr(FiniteCheck, "finish", lambda self: None)
+    fit(make_model(), *make_loaders(shapes, QUICK), QUICK, run_dir=tmp_path, loss_fn=diverging_in_step(12))
+    state = read_state(tmp_path / STATE_FILE)
+    assert not all(tensor.isfinite().all() for tensor in state["model"].values() if tensor.is_floating_point())
+
+
+# No step waits
+
+
+class Waits(TorchDispatchMode):
+    """Notes the operations for which a GPU would be waited for: those whose value, or whose result's size, Python asks
+    for, and copies of Python's numbers."""
+
+    NAMES = (
+        *("_local_scalar_dense", "item", "is_nonzero", "equal", "nonzero", "masked_select", "lift_fresh"),
+        *("_unique2", "unique_dim", "unique_consecutive", "bincount", "repeat_interleave"),
+    )
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.overloadpacket.__name__ in self.NAMES:
+            self.found.append(function.overloadpacket.__name__)
+        return function(*args, **(kwargs or {}))
+
+
+def epoch_of(data: DataSplits, config: TrainConfig, *, is_averaged: bool = False) -> Callable[[], int]:
+    """What trains over one and the same epoch, whose order is drawn once."""
+    model = make_model().to(config.device)
+    ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9)) if is_averaged else None
+    loader, optimizers = make_loaders(data, config)[0], build_optimizers(model, config)
+    return lambda: train_one_epoch(model, loader, optimizers, config, ema=ema)[0]
+
+
+@pytest.mark.parametrize("auto_augment", ["trivial", "rand"])
+def test_no_operation_of_a_step_waits(shapes, monkeypatch, auto_augment):
+    """But for mixing and averaging, which read numbers that are on the CPU: see below."""
+    monkeypatch.setitem(LAG, "cpu", 20)
+    monkeypatch.setattr(FiniteCheck, "finish", lambda self: None)
+    run = epoch_of(shapes, replace(EVERYTHING, cutmix_alpha=0.0, erase_size=4, auto_augment=auto_augment))
+    assert run() == 8
+    with Waits() as waits:
+        assert run() == 8
+    assert waits.found == []
+
+
+def test_what_waits_is_found(shapes):
+    """Such as the look at every step, which a CPU has no reason to put off."""
+    run = epoch_of(shapes, replace(EVERYTHING, cutmix_alpha=0.0))
+    run()
+    with Waits() as waits:
+        run()
+    assert waits.found == 8 * ["_local_scalar_dense"]
+    with Waits() as waits:
+        torch.tensor([1.0, 2.0]).nonzero()
+    assert sorted(waits.found) == ["lift_fresh", "nonzero"]
+
+
+@pytest.mark.parametrize(("cutmix", "mixup"), [(1.0, 0.0), (0.0, 0.8)])
+def test_mixing_reads_nothing_back(cutmix, mixup):
+    """Tensors without values cannot be waited for."""
+    images, labels = torch.empty(8, 3, 16, 16, device="meta"), torch.empty(8, dtype=torch.int64, device="meta")
+    for seed in range(8):
+        mixed, soft = cutmix_mixup(
+            images, labels, 10, cutmix_alpha=cutmix, mixup_alpha=mixup, probability=1.0, seed=seed
+        )
+        assert mixed.device.type == soft.device.type == "meta" and soft.shape == (8, 10)
+
+
+def test_averaging_reads_nothing_back():
+    model = make_model().to("meta")
+    ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9))
+    for count in (1, 2):
+        ema.update_parameters(model)
+        assert int(ema.n_averaged) == count
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_torch_sees_no_step_wait_for_the_gpu(shapes):
+    run = epoch_of(shapes, replace(EVERYTHING, device="cuda", erase_size=4), is_averaged=True)
+    run()  # loads kernels, which waits
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        assert run() == 8
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+# One graph for each phase
+
+
+def test_a_run_compiles_once_for_dropped_and_once_for_all_patches():
+    """A rate that became a variable of the graph would make every shape in it one too."""
+    sizes = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list) -> object:
+        sizes.append({type(side) for tensor in inputs if isinstance(tensor, Tensor) for side in tensor.shape})
+        return graph.forward
+
+    torch._dynamo.reset()
+    images = torch.randn(4, 3, 16, 16)
+    for _ in range(2):  # a second network of the same kind, such as the one that the budget was measured with
+        model = make_model(depth=1).train()
+        network = torch.compile(model, backend=backend)
+        for rate in (0.5, 0.5, 0.0, 0.0, 0.5):
+            model.patch_drop.rate = rate
+            network(images).sum().backward()
+    assert sizes == [{int}, {int}]
+    network(torch.randn(5, 3, 16, 16))
+    assert len(sizes) > 2, "another batch size is another graph, so sizes of a run must be equal"
+
+
+@pytest.mark.parametrize("num_images", [45_000, 50_000])
+def test_all_batches_of_the_gpu_recipe_have_one_size(num_images):
+    assert num_images % TrainConfig.preset("gpu_10min").batch_size == 0
+
+
+# What a GPU's short epochs need
+
+
+@pytest.mark.parametrize(("save_seconds", "num_saves"), [(0.0, 5), (1e6, 2)])
+def test_short_epochs_need_not_be_saved(shapes, monkeypatch, tmp_path, save_seconds, num_saves):
+    import vit.training.run_files as run_files
+
+    saved, save = [], run_files.save_training_state
+    monkeypatch.setattr(
+        run_files, "save_training_state", lambda *a, **k: saved.append(k["progress"]["epoch"]) or save(*a, **k)
+    )
+    config = replace(QUICK, epochs=4)
+    fit(make_model(), *make_loaders(shapes, config), config, run_dir=tmp_path, save_seconds=save_seconds)
+    assert len(saved) == num_saves and saved[0] == 0 and saved[-1] == 4
+
+
+def test_a_stop_is_saved_however_short_the_epochs_are(shapes, tmp_path):
+    config, calls = replace(QUICK, epochs=4), iter(range(100))
+    loader, whole, model = make_loaders(shapes, config)[0], make_model(), make_model()
+    fit(whole, loader, None, config)
+    options = {"run_dir": tmp_path, "save_seconds": 1e6}
+    history = fit(model, loader, None, config, should_stop=lambda: next(calls) >= 8, **options)  # after epoch 1
+    assert not history.is_complete and len(history) == 1
+    assert fit(model, loader, None, config, resume=True, **options).is_complete and same_weights(model, whole)
+
+
+def test_mixing_ends_with_its_share_of_the_run(shapes):
+    config = replace(QUICK, epochs=2, cutmix_alpha=1.0, mix_until=0.7)
+    loader, plain = make_loaders(shapes, config)[0], make_loaders(shapes, replace(config, cutmix_alpha=0.0))[0]
+    assert len(loader) == 8
+    kinds = [loader.batch(epoch, step)[1].ndim for epoch in range(2) for step in range(8)]
+    assert kinds == [2] * 12 + [1] * 4  # 11.2 steps of 16
+    for mine, theirs in zip(loader.batch(1, 5), plain.batch(1, 5), strict=True):
+        assert torch.equal(mine, theirs)
+    assert make_loaders(shapes, replace(config, mix_until=1.0))[0].batch(9, 7)[1].ndim == 2, "all, however long"
+    seen = []
+
+    def loss_fn(model, batch):
+        seen.append(batch[1].ndim)
+        return classification_loss()(model, batch)
+
+    fit(make_model(), loader, None, config, loss_fn=loss_fn)
+    assert seen == kinds
+    longer = replace(config, epochs=4)
+    with pytest.raises(ValueError, match="the first 11.2 steps, but with mix_until=0.7 and epochs=4 it should be 22.4"):
+        fit(make_model(), loader, None, longer)
