@@ -6,16 +6,19 @@ Knows nothing of files; `fit` in loop.py strings epochs together. What is learne
 
 import contextlib
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from vit.config import TrainConfig
 from vit.device import autocast
 from vit.progress import progress_bar
+from vit.training.distributed import ALONE, World
 from vit.training.optim import learning_rate_factor, set_learning_rate
 
 LossFn = Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, dict[str, Tensor]]]
@@ -48,19 +51,20 @@ def train_one_epoch(
     ema: AveragedModel | None = None,
     bar: Any = None,
     should_stop: Callable[[], bool] = lambda: False,
+    world: World = ALONE,
 ) -> tuple[int, Sums]:
     """Trains over one epoch, or from `start_step` of it on with the sums so far.
 
     Args:
         bar: a progress bar to move on, one step at a time; without it the epoch shows its own.
-        should_stop: asked after every step.
+        should_stop: asked after every step; the answer must be the same in all processes.
+        world: the processes that share each batch; `model` is then what `world.wrap` has made of it.
 
     Returns:
         The step to go on with (`epoch_steps(config, len(loader), epoch)` when the epoch is over) and sums over its
         samples: "samples", "loss" and whatever `loss_fn` counts.
     """
     loss_fn = loss_fn or classification_loss(config.label_smoothing)
-    device = next(model.parameters()).device
     total_steps, warmup_steps = run_steps(config, len(loader)), config.warmup_epochs * len(loader)
     end_step = epoch_steps(config, len(loader), epoch)
     sums = dict(sums or {})
@@ -77,12 +81,12 @@ def train_one_epoch(
             )
             set_learning_rate(optimizers, factor)
             set_patch_drop(model, config.patch_drop_rate if steps_done < config.patch_drop_until * total_steps else 0.0)
-            with autocast(config, device):
-                loss, metrics = loss_fn(model, batch)
-            loss.backward()
+            counts = _backward(model, batch, loss_fn, config, world)
+            loss = counts["loss"] / len(batch[0])
             gradient_norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+            gradient_norm = gradient_norm.full_tensor() if hasattr(gradient_norm, "full_tensor") else gradient_norm
             # The one place where Python waits for a GPU: a step that is not finite could not be undone.
-            if not torch.isfinite(loss.detach() + gradient_norm):
+            if not torch.isfinite(loss + gradient_norm):
                 raise FloatingPointError(
                     _not_finite(loss, gradient_norm, loader, epoch, step, config.learning_rate * factor)
                 )
@@ -93,14 +97,46 @@ def train_one_epoch(
                 optimizer.zero_grad(set_to_none=True)
             if ema is not None:
                 ema.update_parameters(model)
-            samples = len(batch[0])
-            for name, value in {"samples": samples, "loss": loss.detach() * samples, **metrics}.items():
+            for name, value in {"samples": len(batch[0]), **counts}.items():
                 sums[name] = sums.get(name, 0) + value
             if bar.update():  # true only when the bar is redrawn, so that a GPU is not made to wait at every step
                 bar.set_postfix(loss=f"{float(sums['loss']) / sums['samples']:.3f}", refresh=False)
             if should_stop():
                 return step + 1, sums
     return end_step, sums
+
+
+def _backward(
+    model: nn.Module, batch: tuple[Tensor, ...], loss_fn: LossFn, config: TrainConfig, world: World
+) -> dict[str, Tensor]:
+    """Adds the gradient of the mean loss over the whole batch, and returns the sums of its loss and metrics.
+
+    This process computes its part of the batch, in `config.accumulation_steps` smaller ones of nearly equal size. Each
+    enters with its share of the samples, so that uneven parts give the same mean.
+    """
+    samples, device = len(batch[0]), next(model.parameters()).device
+    if samples < world.size:
+        raise ValueError(
+            f"a batch of {samples} images cannot be divided over {world.size} processes, from "
+            f"batch_size={config.batch_size}: make it larger, or start fewer processes"
+        )
+    own = world.part(samples)
+    # As many in every process, also where the parts are uneven.
+    num_parts = min(config.accumulation_steps, samples // world.size)
+    bounds = [own.start + i * (own.stop - own.start) // num_parts for i in range(num_parts + 1)]
+    sums: dict[str, Tensor] = {}
+    for number, (start, stop) in enumerate(pairwise(bounds), 1):
+        part = batch if stop - start == samples else tuple(tensor[start:stop] for tensor in batch)
+        # Processes exchange gradients once a step, with those of the last part.
+        waits = number < num_parts and hasattr(model, "no_sync")
+        with model.no_sync() if waits else contextlib.nullcontext():
+            with autocast(config, device):
+                loss, metrics = loss_fn(model, part)
+            share = world.size * (stop - start) / samples  # of their sum, since they then take the mean
+            (loss if share == 1 else loss * share).backward()
+        for name, value in {"loss": loss.detach() * (stop - start), **metrics}.items():
+            sums[name] = sums[name] + value if name in sums else value
+    return world.total(sums)
 
 
 @contextlib.contextmanager
@@ -111,8 +147,9 @@ def explaining_memory(config: TrainConfig) -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error):
             error.add_note(
-                f"out of memory at batch_size={config.batch_size}: what was saved last is good. Try a smaller batch, a "
-                'smaller model or precision="bf16"; vit.analysis.estimate.training_memory tells beforehand'
+                f"out of memory at batch_size={config.batch_size}: what was saved last is good. Go on with more "
+                'accumulation_steps, or try a smaller model or precision="bf16"; '
+                "vit.analysis.estimate.training_memory tells beforehand"
             )
         raise
 
@@ -131,9 +168,11 @@ def set_patch_drop(model: nn.Module, rate: float) -> None:
     """Sets the share of patches that a model drops in training.
 
     Raises:
-        ValueError: `rate` is not 0 and the model, or what `torch.compile` wrapped, has no `patch_drop`.
+        ValueError: `rate` is not 0 and the model, within what wraps it, has no `patch_drop`.
     """
-    patch_drop = getattr(getattr(model, "_orig_mod", model), "patch_drop", None)
+    model = getattr(model, "_orig_mod", model)  # torch.compile's name
+    model = model.module if isinstance(model, DistributedDataParallel) else model
+    patch_drop = getattr(model, "patch_drop", None)
     if patch_drop is not None:
         patch_drop.rate = rate
     elif rate:
@@ -146,7 +185,7 @@ def _not_finite(loss: Tensor, gradient_norm: Tensor, loader: Any, epoch: int, st
     if hasattr(loader, "batch_indices"):
         first = ", ".join(map(str, loader.batch_indices(epoch, step)[:8].tolist()))
         samples = f". Its samples are train_loader.batch_indices({epoch}, {step}): {first}, ..."
-    values = f"the loss is {float(loss.detach()):.4g} and the gradient's norm {float(gradient_norm):.4g}"
+    values = f"the loss is {float(loss):.4g} and the gradient's norm {float(gradient_norm):.4g}"
     return (
         f"{values} in step {step + 1} of epoch {epoch + 1}, at learning_rate {learning_rate:.3g}: stopped before that "
         "step, and what was saved last is good; try a lower learning_rate or muon_learning_rate, or "
