@@ -31,6 +31,7 @@ RECIPE = TrainConfig(
 AUGMENTED = {"cutmix_alpha": 1.0, "mixup_alpha": 0.5, "auto_augment": "trivial", "erase_size": 4, "flip": "random"}
 MUON = {"optimizer": "muon", "ema_decay": 0.8, "clip_grad_norm": 0.0}
 RANDOM = {"drop_rate": 0.2, "drop_path_rate": 0.2}  # what each process draws for itself
+SHARDED, SHARDED_RECIPE = {"depth": 1}, replace(RECIPE, epochs=1)  # small: every tensor travels at every save
 # `fit` asks whether to stop after two steps, before the val batch, twice after the epoch, and after the third step.
 STOP = 6
 
@@ -119,14 +120,14 @@ def random_draws(world: World, folder: Path) -> dict[str, Any]:
     return {"drawn": drawn}
 
 
-def stopped_by(rank: int) -> Callable[[], bool]:
-    """Says yes from the STOP-th question on, in one process only: in the middle of the second epoch."""
+def stopped_by(rank: int, question: int = STOP) -> Callable[[], bool]:
+    """Says yes from that question on, by default in the middle of the second epoch, in one process only."""
     count = 0
 
     def should_stop() -> bool:
         nonlocal count
         count += 1
-        return count >= STOP and int(os.environ.get("RANK", 0)) == rank
+        return count >= question and int(os.environ.get("RANK", 0)) == rank
 
     return should_stop
 
@@ -189,10 +190,12 @@ def evaluation(world: World, folder: Path) -> dict[str, Any]:
 
 
 def sharded(world: World, folder: Path) -> dict[str, Any]:
-    train(RECIPE, shard_model(network(seed=world.rank)), run_dir=folder / "run", should_stop=stopped_by(1))
-    model = shard_model(network(9))
+    """Stopped by the second process after one step of two; both go on."""
+    begun = shard_model(network(seed=world.rank, **SHARDED))
+    train(SHARDED_RECIPE, begun, run_dir=folder / "run", should_stop=stopped_by(1, question=1))
+    model = shard_model(network(9, **SHARDED))
     held = sum(p.to_local().numel() for p in model.parameters())
-    history = fit(model, *loaders(RECIPE), RECIPE, run_dir=folder / "run", resume=True)
+    history = fit(model, *loaders(SHARDED_RECIPE), SHARDED_RECIPE, run_dir=folder / "run", resume=True)
     weights = {name: tensor.full_tensor() for name, tensor in model.state_dict().items()}
     return {"held": held, **result(model, history), "weights": weights}
 

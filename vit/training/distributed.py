@@ -130,8 +130,7 @@ class World:
                     f"{name} normalizes over the batch, of which each process sees a part: "
                     "use nn.SyncBatchNorm.convert_sync_batchnorm(model)"
                 )
-        # Buffers need no broadcast: they are fixed tables.
-        return DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+        return DistributedDataParallel(model, gradient_as_bucket_view=True)
 
 
 ALONE = World()
