@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from vit.training.sharding import is_sharded
 
-MEET_SECONDS = 120  # longest wait for the others at the start
+MEET_SECONDS = 300  # longest wait for the others at the start
 WAIT_SECONDS = 1800  # longest wait for one that is alive and silent: it may be writing a state
 
 
