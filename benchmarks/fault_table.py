@@ -14,7 +14,6 @@ class NotApplicable:
 
 
 NO_WORKERS = NotApplicable("there are no worker processes: a batch is a few gathers in memory (vit/data/loader.py)")
-ONE_PROCESS = NotApplicable("a training is one process; trainings over several are not part of this library")
 CONFIG, TRAIN = "config::test_a_bad_model_setting_is_refused", "config::test_a_bad_training_setting_is_refused"
 IMAGES = "patch_embed::test_wrong_images_are_named"
 RESUME_OTHER = "resume::test_other_optimizers_orders_and_shapes_are_refused_before_anything_changes"
@@ -116,7 +115,8 @@ ROWS: dict[int, tuple[str, str | NotApplicable]] = {
     57: ("state from a GPU on a machine without", "resume::test_a_state_from_a_gpu_is_read_without_one"),
     58: ("saved with other data or in other surroundings",
          "resume::test_other_data_other_order_and_other_loaders "
-         "resume::test_what_differs_and_may_is_said"),
+         "resume::test_what_differs_and_may_is_said "
+         "distributed::test_another_number_of_processes_goes_on_and_says_what_is_not_exact"),
     59: ("loss not finite", NOT_FINITE),
     60: ("gradient not finite", NOT_FINITE),
     61: ("out of memory", "resume::test_want_of_memory_comes_with_a_way_out"),
@@ -174,12 +174,20 @@ ROWS: dict[int, tuple[str, str | NotApplicable]] = {
     91: ("package missing", "runs::test_without_tensorboard_the_error_says_what_to_do"),
     92: ("no GPU, or an unknown device", f"loop::test_devices {TRAIN}"),
     93: ("kernel restarted", f"background::test_the_end_of_python_saves_the_state {KILLS}"),
-    94: ("one process of several fails", ONE_PROCESS),
-    95: ("batch that processes do not divide", ONE_PROCESS),
+    94: ("one process of several fails",
+         "distributed::test_one_that_fails_ends_all_and_is_named "
+         "distributed::test_the_launcher_ends_all_in_bounded_time"),
+    95: ("batch that processes do not divide",
+         "distributed::test_two_processes_equal_a_loop_by_hand_over_the_whole_batches "
+         "distributed::test_other_parts_or_other_weights_of_them_are_seen "
+         "distributed::test_an_evaluation_is_shared_and_each_has_the_whole"),
     96: ("all processes write",
+         "distributed::test_the_first_process_alone_writes "
          "runs::test_a_run_that_is_being_written_stays "
          "cifar10::test_row_34_two_processes_at_once"),
-    97: ("processes with different settings", ONE_PROCESS),
-    98: ("port in use, open interface", ONE_PROCESS),
-    99: ("several processes from a notebook", ONE_PROCESS),
+    97: ("processes with different settings", "distributed::test_what_cannot_be_one_training_is_refused_by_all"),
+    98: ("port in use, open interface",
+         "distributed::test_a_port_in_use_is_named "
+         "distributed::test_nothing_listens_but_on_the_loopback_interface"),
+    99: ("several processes from a notebook", "distributed::test_alone_nothing_is_exchanged"),
 }  # fmt: skip

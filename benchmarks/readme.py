@@ -33,6 +33,7 @@ ROWS = {
     "load_weights": {"own_seconds": ("a ViT-B/16 of 86.6 M parameters loaded, with every check", 2),
                      "timm_seconds": ("the same from a file of timm", 2),
                      "timm_memory": ("peak memory of that, relative to the weights", 2)},
+    "scaling": {"weak_scaling": ("speed of two processes that train together, of two that train apart", 1)},
     "faults": {"rows_pass": ("known faults, of 99, that end well; 6 others cannot happen here", 0),
                "sigkill_same_bits": ("trainings killed by SIGKILL, of 100, resumed to the same bits", 0),
                "fuzz_wrong": ("damaged files, of 24,000, that ended other than they should", 0)},

@@ -11,6 +11,7 @@ import pytest
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
+import imagenet_plan  # noqa: E402
 import readme  # noqa: E402
 import report  # noqa: E402
 
@@ -19,7 +20,7 @@ FIELDS = {"name", "value", "unit", "spread", "seeds", "command", "hardware", "ve
 
 WITH_QUICK_FORM = [
     *["train_cifar10", "startup", "attention_maps", "playground", "loop_overhead", "load_weights"],
-    "speedrun",
+    *["speedrun", "scaling"],
 ]
 
 
@@ -48,6 +49,12 @@ def test_stored_results_are_complete():
         for c in json.loads(path.read_text()):
             assert set(c) >= FIELDS, path.name
             assert c["commit"] != "unknown" and not c["commit"].endswith("+"), f"{path.name}: not of a commit"
+
+
+def test_the_plan_for_imagenet_is_what_its_command_writes():
+    text = imagenet_plan.PAGE.read_text()
+    written = text.split(imagenet_plan.START)[1].split(imagenet_plan.END)[0].strip()
+    assert written == imagenet_plan.tables(), "run: python benchmarks/imagenet_plan.py"
 
 
 def test_the_readme_quotes_the_stored_results():

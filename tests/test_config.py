@@ -59,6 +59,8 @@ def test_a_bad_model_setting_is_refused(values, message):
         ({"ema_decay": 1.0}, r"ema_decay=1.0 must be a number in \[0.0, 1.0\)"),
         ({"adam_betas": (0.9, 1.0)}, r"adam_betas=\(0.9, 1.0\) must be a tuple of two numbers in \[0, 1\)"),
         ({"batch_size": 0}, r"batch_size=0 must be an integer"),
+        ({"accumulation_steps": 0}, r"accumulation_steps=0 must be an integer of 1 or more"),
+        ({"batch_size": 4, "accumulation_steps": 8}, r"accumulation_steps=8 must be at most batch_size=4"),
         ({"seed": -1}, r"seed=-1 must be an integer of 0 or more"),
         ({"mix_probability": 1.1}, r"mix_probability=1.1 must be a number in \[0.0, 1.0\]"),
         ({"mix_until": -0.1}, r"mix_until=-0.1 must be a number in \[0.0, 1.0\]"),

@@ -1,5 +1,6 @@
 """A forecast from configs alone against what is counted, measured and timed on the real model."""
 
+import math
 import time
 from dataclasses import replace
 
@@ -24,6 +25,7 @@ TRAIN = TrainConfig(batch_size=8, epochs=1.5, device="cpu")
         ({"depth": 1}, {"optimizer": "adamw", "patch_drop_rate": 0.5}),
         ({"pool": "mean", "pos_embed": "rope", "qk_norm": True}, {"patch_drop_rate": 0.75, "patch_drop_until": 0.8}),
         ({"num_registers": 3, "layer_scale": 1e-4, "qkv_bias": False, "head": "linear"}, {"batch_size": 3}),
+        ({}, {"accumulation_steps": 3}),
     ],
 )
 def test_it_tells_what_the_real_model_would(model_changes, train_changes):
@@ -34,9 +36,8 @@ def test_it_tells_what_the_real_model_would(model_changes, train_changes):
     assert told.flops_per_image == forward_flops(model)
     drop = {name: getattr(train_config, name) for name in ("patch_drop_rate", "patch_drop_until")}
     assert told.train_flops == pytest.approx(train_flops(model, 1500, **drop), abs=1)
-    real = training_memory(
-        model, train_config.batch_size, make_optimizers=lambda model: build_optimizers(model, train_config)
-    )
+    at_a_time = math.ceil(train_config.batch_size / train_config.accumulation_steps)
+    real = training_memory(model, at_a_time, make_optimizers=lambda model: build_optimizers(model, train_config))
     assert told.memory == real
     assert told.seconds is None
 

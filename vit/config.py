@@ -268,7 +268,9 @@ class TrainConfig(_Config):
 
     Args:
         epochs: passes over the training images; a fraction ends the last one early.
-        batch_size: images per step.
+        batch_size: images per step, those of all processes together.
+        accumulation_steps: in how many parts a process computes a step, one after another: less memory, the same
+            gradient.
         optimizer: "muon" for the weight matrices of the blocks with AdamW on the rest, or "adamw" for all.
         learning_rate: AdamW's peak rate.
         muon_learning_rate: Muon's peak rate; its updates have spectral norm near 1, so it is far larger than AdamW's.
@@ -325,6 +327,7 @@ class TrainConfig(_Config):
 
     epochs: float = 5
     batch_size: int = 64
+    accumulation_steps: int = 1
     optimizer: str = "muon"
     learning_rate: float = 2e-3
     muon_learning_rate: float = 0.008
@@ -354,7 +357,10 @@ class TrainConfig(_Config):
     compile: bool = False
 
     def __post_init__(self) -> None:
-        self._check_int("batch_size", 1)
+        for name in ("batch_size", "accumulation_steps"):
+            self._check_int(name, 1)
+        if self.accumulation_steps > self.batch_size:
+            self._fail("accumulation_steps", f"must be at most batch_size={self.batch_size}")
         self._check_float("epochs", 0.0)
         if not self.epochs:
             self._fail("epochs", "must be more than 0")

@@ -119,14 +119,15 @@ def forecast(
         speed: of this machine, from `measure_speed`; without it no time is told.
     """
     rate, until = train_config.patch_drop_rate, train_config.patch_drop_until
+    held = math.ceil(train_config.batch_size / train_config.accumulation_steps)  # images at a time
     numbers, per_image, with_drop, *memory = _costs(
-        replace(model_config, depth=1), model_config.depth, train_config.batch_size, train_config.optimizer, rate
+        replace(model_config, depth=1), model_config.depth, held, train_config.optimizer, rate
     )
     images = train_config.epochs * num_images
     total = round(3 * images * (until * with_drop + (1 - until) * per_image))
     seconds = None
     if speed is not None:
-        steps = train_config.epochs * math.ceil(num_images / train_config.batch_size)
+        steps = train_config.epochs * math.ceil(num_images / train_config.batch_size) * train_config.accumulation_steps
         width = model_config.embed_dim
         seconds = speed.seconds(total, width, steps * model_config.depth)
         seconds += speed.seconds(math.ceil(train_config.epochs) * num_val_images * per_image, width)

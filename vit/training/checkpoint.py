@@ -17,10 +17,13 @@ from torch.optim.swa_utils import AveragedModel
 
 from vit.config import TrainConfig
 from vit.progress import say
+from vit.training.distributed import ALONE, World
+from vit.training.sharding import is_sharded, part_like, parts_of_state, whole
 from vit.training.state_file import read_newest_state, read_state, write_state
 
-# Settings that may change between a stop and a resume: they change no more than the last bits of the run.
-FREE_ON_RESUME = ("device", "compile", "test_time_augmentation")
+# Settings that may change between a stop and a resume: they change no more than the last bits of the run, and which
+# random numbers a dropout draws.
+FREE_ON_RESUME = ("device", "compile", "test_time_augmentation", "accumulation_steps")
 
 
 def save_training_state(
@@ -33,26 +36,38 @@ def save_training_state(
     data: dict[str, Any],
     progress: dict[str, Any],
     is_best: bool = False,
+    world: World = ALONE,
 ) -> None:
     """Writes everything to `path`, replacing it only once the new file is whole; the last one is kept beside it.
+
+    Of several processes the first one writes, but all must call this: each has random numbers of its own, and perhaps
+    its part of the weights.
 
     Args:
         data: what tells the training data from other data, see `describe_data`.
         progress: where the run is: epoch, step, history, running sums; tensors and plain values only.
         is_best: whether this is the best state so far, to be kept as such.
     """
+    weights, moments = model.state_dict(), [optimizer.state_dict() for optimizer in optimizers]
+    if is_sharded(model):
+        weights, moments = whole(weights), whole(moments)
+    random_states = world.gather(_random_state())
+    if not world.is_first:
+        return
     state = {
         "config": asdict(config),
         "surroundings": _surroundings(model),
         "data": data,
         "parameter_names": [name for name, _ in model.named_parameters()],
-        "model": model.state_dict(),
+        "model": weights,
         "optimizer_kinds": [type(optimizer).__name__ for optimizer in optimizers],
-        "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+        "optimizers": moments,
         "ema": None if ema is None else ema.state_dict(),
-        "random": _random_state(),
+        "random": random_states[0],
         "progress": progress,
     }
+    if world.size > 1:
+        state["random_of_others"] = random_states[1:]
     write_state(Path(path), state, is_best=is_best)
 
 
@@ -64,18 +79,20 @@ def load_training_state(
     ema: AveragedModel | None,
     config: TrainConfig,
     data: dict[str, Any],
+    world: World = ALONE,
 ) -> dict[str, Any]:
     """Puts a saved state back into the given objects and returns its `progress`.
 
-    Says what differs and may: settings in FREE_ON_RESUME, versions, threads, the kind of device. If the newest state is
-    damaged, says so and takes the one before it.
+    Says what differs and may: settings in FREE_ON_RESUME, versions, threads, the kind of device, the number of
+    processes. If the newest state is damaged, says so and takes the one before it. Of several processes the first one
+    reads.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: no state is whole, or it belongs to another network, recipe or data; nothing has been changed then.
     """
     path = Path(path)
-    state = read_newest_state(path)
+    state = world.share(read_newest_state(path) if world.is_first else None)
     # A setting that did not exist yet had no effect, which is what defaults have.
     differing = _differences(asdict(TrainConfig()) | state["config"], asdict(config))
     forbidden = [text for name, text in differing.items() if name not in FREE_ON_RESUME]
@@ -86,14 +103,20 @@ def load_training_state(
         raise ValueError(f"{path} was written with other training data: {'; '.join(other.values())}")
     _check_fits(path, state, model, optimizers)
     differing |= _differences(state["surroundings"], _surroundings(model))
-    if differing:
+    random_states = [state["random"], *state.get("random_of_others", [])]
+    if len(random_states) != world.size:
+        what = f"saved {len(random_states)}, now {world.size}"
+        differing["processes"] = f"processes: {what}, so that dropout and dropped patches draw other numbers too"
+    if differing and world.is_first:
         say(f"not as when {path} was written, so the last bits may differ: {'; '.join(differing.values())}")
-    model.load_state_dict(state["model"])
+    current = model.state_dict()
+    model.load_state_dict({name: part_like(tensor, current[name]) for name, tensor in state["model"].items()})
     for optimizer, optimizer_state in zip(optimizers, state["optimizers"], strict=True):
-        optimizer.load_state_dict(optimizer_state)
+        optimizer.load_state_dict(parts_of_state(optimizer_state, optimizer))
     if ema is not None:
         ema.load_state_dict(state["ema"])
-    _restore_random_state(state["random"])
+    if world.rank < len(random_states):  # a process that is new begins with random numbers of its own
+        _restore_random_state(random_states[world.rank])
     return state["progress"]
 
 

@@ -6,16 +6,19 @@ Knows nothing of files; `fit` in loop.py strings epochs together. What is learne
 
 import contextlib
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from vit.config import TrainConfig
 from vit.device import autocast
 from vit.progress import progress_bar
+from vit.training.distributed import ALONE, World
 from vit.training.finite import LAG, FiniteCheck
 from vit.training.optim import learning_rate_factor, set_learning_rate
 
@@ -49,21 +52,22 @@ def train_one_epoch(
     ema: AveragedModel | None = None,
     bar: Any = None,
     should_stop: Callable[[], bool] = lambda: False,
+    world: World = ALONE,
 ) -> tuple[int, Sums]:
     """Trains over one epoch, or from `start_step` of it on with the sums so far.
 
     Args:
         bar: a progress bar to move on, one step at a time; without it the epoch shows its own.
-        should_stop: asked after every step.
+        should_stop: asked after every step; the answer must be the same in all processes.
+        world: the processes that share each batch; `model` is then what `world.wrap` has made of it.
 
     Returns:
         The step to go on with (`epoch_steps(config, len(loader), epoch)` when the epoch is over) and sums over its
         samples: "samples", "loss" and whatever `loss_fn` counts.
     """
     loss_fn = loss_fn or classification_loss(config.label_smoothing)
-    device = next(model.parameters()).device
     total_steps, warmup_steps = run_steps(config, len(loader)), config.warmup_epochs * len(loader)
-    lag = LAG.get(device.type, 0)
+    lag = LAG.get(next(model.parameters()).device.type, 0)
     finite = FiniteCheck(lag, lambda *facts: _not_finite(*facts, loader, epoch, was_taken=lag > 0))
     end_step = epoch_steps(config, len(loader), epoch)
     sums = dict(sums or {})
@@ -84,11 +88,11 @@ def train_one_epoch(
             )
             set_learning_rate(optimizers, factor)
             set_patch_drop(model, config.patch_drop_rate if steps_done < config.patch_drop_until * total_steps else 0.0)
-            with autocast(config, device):
-                loss, metrics = loss_fn(model, batch)
-            loss.backward()
+            counts = _backward(model, batch, loss_fn, config, world)
+            loss = counts["loss"] / len(batch[0])
             gradient_norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-            finite.look(loss.detach(), gradient_norm, step, config.learning_rate * factor)
+            gradient_norm = gradient_norm.full_tensor() if hasattr(gradient_norm, "full_tensor") else gradient_norm
+            finite.look(loss, gradient_norm, step, config.learning_rate * factor)
             if config.clip_grad_norm:
                 nn.utils.clip_grads_with_norm_(parameters, config.clip_grad_norm, gradient_norm)
             for optimizer in optimizers:
@@ -96,8 +100,7 @@ def train_one_epoch(
                 optimizer.zero_grad(set_to_none=True)
             if ema is not None:
                 ema.update_parameters(model)
-            samples = len(batch[0])
-            for name, value in {"samples": samples, "loss": loss.detach() * samples, **metrics}.items():
+            for name, value in {"samples": len(batch[0]), **counts}.items():
                 sums[name] = sums.get(name, 0) + value
             if bar.update():  # true only when the bar is redrawn, so that a GPU is not made to wait at every step
                 bar.set_postfix(loss=f"{float(sums['loss']) / sums['samples']:.3f}", refresh=False)
@@ -108,6 +111,39 @@ def train_one_epoch(
     return end_step, sums
 
 
+def _backward(
+    model: nn.Module, batch: tuple[Tensor, ...], loss_fn: LossFn, config: TrainConfig, world: World
+) -> dict[str, Tensor]:
+    """Adds the gradient of the mean loss over the whole batch, and returns the sums of its loss and metrics.
+
+    This process computes its part of the batch, in `config.accumulation_steps` smaller ones of nearly equal size. Each
+    enters with its share of the samples, so that uneven parts give the same mean.
+    """
+    samples, device = len(batch[0]), next(model.parameters()).device
+    if samples < world.size:
+        raise ValueError(
+            f"a batch of {samples} images cannot be divided over {world.size} processes, from "
+            f"batch_size={config.batch_size}: make it larger, or start fewer processes"
+        )
+    own = world.part(samples)
+    # As many in every process, also where the parts are uneven.
+    num_parts = min(config.accumulation_steps, samples // world.size)
+    bounds = [own.start + i * (own.stop - own.start) // num_parts for i in range(num_parts + 1)]
+    sums: dict[str, Tensor] = {}
+    for number, (start, stop) in enumerate(pairwise(bounds), 1):
+        part = batch if stop - start == samples else tuple(tensor[start:stop] for tensor in batch)
+        # Processes exchange gradients once a step, with those of the last part.
+        waits = number < num_parts and hasattr(model, "no_sync")
+        with model.no_sync() if waits else contextlib.nullcontext():
+            with autocast(config, device):
+                loss, metrics = loss_fn(model, part)
+            share = world.size * (stop - start) / samples  # of their sum, since they then take the mean
+            (loss if share == 1 else loss * share).backward()
+        for name, value in {"loss": loss.detach() * (stop - start), **metrics}.items():
+            sums[name] = sums[name] + value if name in sums else value
+    return world.total(sums)
+
+
 @contextlib.contextmanager
 def explaining_memory(config: TrainConfig) -> Iterator[None]:
     """Adds to an error for want of memory what can be done about it."""
@@ -116,8 +152,9 @@ def explaining_memory(config: TrainConfig) -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error):
             error.add_note(
-                f"out of memory at batch_size={config.batch_size}: what was saved last is good. Try a smaller batch, a "
-                'smaller model or precision="bf16"; vit.analysis.estimate.training_memory tells beforehand'
+                f"out of memory at batch_size={config.batch_size}: what was saved last is good. Go on with more "
+                'accumulation_steps, or try a smaller model or precision="bf16"; '
+                "vit.analysis.estimate.training_memory tells beforehand"
             )
         raise
 
@@ -136,9 +173,11 @@ def set_patch_drop(model: nn.Module, rate: float) -> None:
     """Sets the share of patches that a model drops in training.
 
     Raises:
-        ValueError: `rate` is not 0 and the model, or what `torch.compile` wrapped, has no `patch_drop`.
+        ValueError: `rate` is not 0 and the model, within what wraps it, has no `patch_drop`.
     """
-    patch_drop = getattr(getattr(model, "_orig_mod", model), "patch_drop", None)
+    model = getattr(model, "_orig_mod", model)  # torch.compile's name
+    model = model.module if isinstance(model, DistributedDataParallel) else model
+    patch_drop = getattr(model, "patch_drop", None)
     if patch_drop is not None:
         patch_drop.rate = rate
     elif rate:

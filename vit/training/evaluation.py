@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from vit.config import TrainConfig
 from vit.device import autocast
+from vit.training.distributed import ALONE, World
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ def evaluate(
     *,
     test_time_augmentation: str | None = None,
     should_stop: Callable[[], bool] = lambda: False,
+    world: World = ALONE,
 ) -> Evaluation | None:
     """Runs a classifier over a loader once, in evaluation mode, and puts its mode back.
 
@@ -37,6 +39,7 @@ def evaluate(
         test_time_augmentation: "none" or "flip" (mean of the probabilities of an image and its mirror image);
             the config's own unless given.
         should_stop: asked before every batch; once it says yes, there is no result but None.
+        world: the processes that share the work, each of which gets the whole result; by default this one does all.
     """
     config = config or TrainConfig()
     augmentation = test_time_augmentation or config.test_time_augmentation
@@ -51,11 +54,14 @@ def evaluate(
             for images, batch_labels in loader.epoch(0, 0):
                 if should_stop():
                     return None
+                count = len(batch_labels)
+                sharing = world if count >= world.size else ALONE  # too few to share: each computes all
+                images = images[sharing.part(count)]
                 images = images.to(device)  # the model may have been trained elsewhere than the loader's default
                 batch = model(images).float().softmax(dim=1)  # (B, K)
                 if augmentation == "flip":
                     batch = (batch + model(images.flip(-1)).float().softmax(dim=1)) / 2
-                probabilities.append(batch)
+                probabilities.append(sharing.joined(batch, count))
                 labels.append(batch_labels)
     finally:
         model.train(was_training)

@@ -5,7 +5,10 @@ epoch.py. Accuracies are percentages.
 """
 
 import math
+import zlib
 from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from vit.config import TrainConfig
 from vit.device import resolve_device
 from vit.progress import progress_bar
+from vit.training.checkpoint import describe_data
+from vit.training.distributed import World, current_world
 from vit.training.epoch import (
     LossFn,
     Sums,
@@ -33,6 +38,7 @@ from vit.training.memory import keeping_freed_memory
 from vit.training.optim import build_optimizers
 from vit.training.run_files import HISTORY_FILE, STATE_FILE, RunFiles
 from vit.training.run_lock import being_written
+from vit.training.sharding import check_sharded, is_sharded
 from vit.training.state_file import previous_of
 
 __all__ = [
@@ -68,11 +74,15 @@ def fit(
     a second one stops at once. SIGTERM saves too and then ends the process, with `SystemExit(143)`. With
     `config.ema_decay` the model ends with its averaged weights.
 
+    Within `distributed.processes()` all processes train the one model together, each on its part of every batch; the
+    first one alone writes and shows progress, and a stop of one is a stop of all, after the same step.
+
     Args:
         run_dir: folder for `history.csv` and the resumable state, written at the start, after each epoch, every five
             minutes and at a stop. The state before the last and that of the best epoch are kept beside it.
         resume: go on from the state in `run_dir`; the result is then the same as without the stop.
-        loss_fn: what to learn instead of classification; its metrics are summed and divided by the samples seen.
+        loss_fn: what to learn instead of classification; its metrics are summed and divided by the samples seen. In
+            several processes it must call the model itself, not its parts, and use all that is to be trained.
         history: an empty one to fill and return, for whoever wants to watch it grow.
         make_optimizers: what builds the optimizers, for example `partial(build_optimizers, layer_decay=0.75)`.
         make_bar: what shows the progress; called and used as `progress_bar` is.
@@ -84,29 +94,42 @@ def fit(
         RuntimeError: another training is writing into `run_dir`.
         FileExistsError: `run_dir` holds a run already, and `resume` is not asked for.
         OSError: `run_dir` cannot be written, at the start or at a stop; in between that is said, and tried again.
-        ValueError: the model's classes are not the data's, or the state to resume is not of this run.
+        ValueError: the model's classes are not the data's, the state to resume is not of this run, or the processes
+            have been given different settings.
         FloatingPointError: loss or gradient is no longer finite; the last state is good. On a CPU the step was not
             taken; a GPU is not waited for at every step, so there the model is spoiled.
     """
-    _check(model, train_loader, val_loader, config, run_dir, resume)
+    world = current_world()
+    _check(model, train_loader, val_loader, config, run_dir, resume, world)
+    if is_sharded(model):
+        check_sharded(config)
+    if world.size > 1:
+        _check_same(model, train_loader, val_loader, config, world, is_kept=run_dir is not None, resume=resume)
     device = resolve_device(config.device)
     model.to(device)
-    torch.manual_seed(config.seed)
+    torch.manual_seed(world.seed(config.seed))
     optimizers = make_optimizers(model, config)
+    network = world.wrap(model)  # before the copy, since it makes the weights of all processes those of the first
     ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay)) if config.ema_decay else None
-    network = torch.compile(model) if config.compile else model
+    network = torch.compile(network) if config.compile else network
     evaluated = ema.module if ema is not None else network
     history = History() if history is None else history
-    run = RunFiles(run_dir, history, train_loader, model=model, optimizers=optimizers, ema=ema, config=config)
+    state = {"model": model, "optimizers": optimizers, "ema": ema, "config": config}
+    run = RunFiles(run_dir, history, train_loader, world, **state)
     num_steps, total_steps = len(train_loader), run_steps(config, len(train_loader))
     num_epochs = math.ceil(total_steps / num_steps)
-    with being_written(run_dir), keeping_freed_memory(device):
+    make_bar = make_bar if world.is_first else partial(progress_bar, disable=True)
+    with being_written(run_dir if world.is_first else None), keeping_freed_memory(device):
         epoch, step, sums = run.resume(device) if resume else run.start()
         with (
             # One bar for the whole run, so that the time it says is left is the time until the result.
             make_bar(total=total_steps, initial=epoch * num_steps + step, unit="step") as bar,
-            stop_on_interrupt(should_stop) as should_stop,
+            stop_on_interrupt(should_stop) as stops_here,
         ):
+
+            def should_stop() -> bool:
+                return world.any(stops_here())
+
             while epoch < num_epochs:
                 _describe(bar, epoch + 1, config, history)
                 with explaining_memory(config):
@@ -121,7 +144,8 @@ def fit(
                         loss_fn=loss_fn,
                         ema=ema,
                         bar=bar,
-                        should_stop=lambda: should_stop() or run.is_save_due(),
+                        should_stop=lambda: world.any(stops_here() or run.is_save_due()),
+                        world=world,
                     )
                 if step < epoch_steps(config, num_steps, epoch):
                     run.save(epoch, step, sums, is_last=should_stop())
@@ -131,7 +155,7 @@ def fit(
                 learning_rate = optimizers[0].param_groups[0]["lr"]
                 row = {"epoch": min(epoch + 1, config.epochs), **_means(sums), "learning_rate": learning_rate}
                 if val_loader is not None and loss_fn is None:
-                    val = evaluate(evaluated, val_loader, config, should_stop=should_stop)
+                    val = evaluate(evaluated, val_loader, config, should_stop=should_stop, world=world)
                     if val is None:  # the resumed run begins with it
                         run.save(epoch, step, sums, is_last=True)
                         return history
@@ -140,7 +164,7 @@ def fit(
                 _describe(bar, epoch + 1, config, history)
                 epoch, step, sums = epoch + 1, 0, {}
                 is_stopping, is_over = should_stop(), epoch >= num_epochs
-                if is_stopping or is_over or run.is_save_due(save_seconds):
+                if is_stopping or is_over or world.any(run.is_save_due(save_seconds)):
                     run.save(epoch, step, sums, is_last=is_stopping, is_best=_is_best(history))
                 if is_stopping and not is_over:
                     return history
@@ -177,6 +201,7 @@ def _check(
     config: TrainConfig,
     run_dir: str | Path | None,
     resume: bool,
+    world: World,
 ) -> None:
     """Raises for what would fail later, or destroy something."""
     for name, loader in (("train_loader", train_loader), ("val_loader", val_loader)):
@@ -197,6 +222,15 @@ def _check(
     if resume and run_dir is None:
         raise ValueError("resume=True needs run_dir, the folder of the run to go on with")
     state = Path(run_dir or ".") / STATE_FILE
-    with being_written(run_dir):  # a run that still goes on is named first, whatever it has saved yet
-        if run_dir is not None and not resume and (state.exists() or previous_of(state).exists()):
+    with being_written(run_dir if world.is_first else None):  # a run that still goes on is named first
+        if run_dir is not None and not resume and world.is_first and (state.exists() or previous_of(state).exists()):
             raise FileExistsError(f"{run_dir} holds a run already: go on with resume=True, or take another folder")
+
+
+def _check_same(
+    model: nn.Module, train_loader: Any, val_loader: Any, config: TrainConfig, world: World, **more: Any
+) -> None:
+    """Raises a ValueError, in every process, unless all of them are about to do the same training."""
+    network = ", ".join(f"{name} {tuple(p.shape)} {p.dtype}" for name, p in model.named_parameters())
+    data = describe_data(train_loader) | {"val_steps": 0 if val_loader is None else len(val_loader)}
+    world.check_same(asdict(config) | data | {"network": zlib.crc32(network.encode())} | more)

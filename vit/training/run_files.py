@@ -13,6 +13,7 @@ import torch
 from vit.files import remove_leftovers
 from vit.progress import say
 from vit.training.checkpoint import describe_data, load_training_state, save_training_state
+from vit.training.distributed import World
 from vit.training.epoch import Sums
 from vit.training.history import History
 from vit.training.state_file import best_of, previous_of
@@ -23,11 +24,15 @@ SAVE_SECONDS = 300.0  # longest time between two saves: what a crash in a long e
 
 
 class RunFiles:
-    """What `fit` keeps in the folder of a run. Without a folder it keeps nothing."""
+    """What `fit` keeps in the folder of a run. Without a folder it keeps nothing.
 
-    def __init__(self, folder: str | Path | None, history: History, loader: Any, **state: Any) -> None:
+    Only the first process reads and writes files, so the folder needs to be on its machine only.
+    """
+
+    def __init__(self, folder: str | Path | None, history: History, loader: Any, world: World, **state: Any) -> None:
         self.folder, self.history = None if folder is None else Path(folder), history
-        self.state = state if folder is None else {**state, "data": describe_data(loader)}
+        self.state = state if folder is None else {**state, "data": describe_data(loader), "world": world}
+        self.world = world
         self.started = self.saved = time.perf_counter()
 
     @property
@@ -46,17 +51,18 @@ class RunFiles:
         self._tidy()
         progress = load_training_state(self.folder / STATE_FILE, **self.state)
         self.history.rows = progress["rows"]
-        self.history.save_csv(self.folder / HISTORY_FILE)
+        if self.world.is_first:
+            self.history.save_csv(self.folder / HISTORY_FILE)
         self.started = time.perf_counter() - progress["seconds"]
         epochs = self.state["config"].epochs
-        if progress["epoch"] >= epochs:
+        if progress["epoch"] >= epochs and self.world.is_first:
             say(f"the run in {self.folder} is complete, {epochs} epochs: for more of them begin a run with more epochs")
         sums = {name: v.to(device) if torch.is_tensor(v) else v for name, v in progress["sums"].items()}
         return progress["epoch"], progress["step"], sums
 
     def _tidy(self) -> None:
         """Removes what a training that was killed while it saved has left behind."""
-        if self.folder is not None:
+        if self.folder is not None and self.world.is_first:
             state = self.folder / STATE_FILE
             for path in (state, previous_of(state), best_of(state), self.folder / HISTORY_FILE):
                 remove_leftovers(path)
@@ -76,8 +82,10 @@ class RunFiles:
             return
         progress = {"epoch": epoch, "step": step, "sums": sums, "rows": self.history.rows, "seconds": self.seconds}
         try:
-            self.history.save_csv(self.folder / HISTORY_FILE)
+            # First the state, for which all processes meet, and then what may fail in one of them.
             save_training_state(self.folder / STATE_FILE, **self.state, progress=progress, is_best=is_best)
+            if self.world.is_first:
+                self.history.save_csv(self.folder / HISTORY_FILE)
         except OSError as error:
             free = f"{shutil.disk_usage(self.folder).free:,} bytes free" if self.folder.exists() else "no such folder"
             message = f"the state could not be saved in {self.folder} ({error.strerror or error}; {free})"

@@ -66,6 +66,7 @@ _PAGES: dict[str, dict[str, Callable[[], widgets.Widget]]] = {
     "optimization": {
         "train.epochs": _slider(0.1, 30.0, 0.1, ".1f"),
         "train.batch_size": _steps(*BATCH_SIZES),
+        "train.accumulation_steps": _steps(1, 2, 4, 8),
         "train.optimizer": _choice("muon", "adamw"),
         "train.learning_rate": _log_slider(-5, -1),
         "train.muon_learning_rate": _log_slider(-4, 0),
