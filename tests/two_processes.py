@@ -32,7 +32,7 @@ AUGMENTED = {"cutmix_alpha": 1.0, "mixup_alpha": 0.5, "auto_augment": "trivial",
 MUON = {"optimizer": "muon", "ema_decay": 0.8, "clip_grad_norm": 0.0}
 RANDOM = {"drop_rate": 0.2, "drop_path_rate": 0.2}  # what each process draws for itself
 SHARDED, SHARDED_RECIPE = {"depth": 1}, replace(RECIPE, epochs=1)  # small: every tensor travels at every save
-# `fit` asks whether to stop after two steps, before the val batch, twice after the epoch, and after the third step.
+# `fit` asks whether to stop after two steps, before the val batch, after the epoch, and after the third step.
 STOP = 5
 
 

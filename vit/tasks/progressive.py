@@ -15,7 +15,7 @@ from vit.device import resolve_device
 from vit.model import VisionTransformer
 from vit.progress import progress_bar
 from vit.training.epoch import run_steps, set_patch_drop, train_one_epoch
-from vit.training.memory import keep_freed_memory
+from vit.training.memory import keeping_freed_memory
 from vit.training.optim import build_optimizers
 
 
@@ -40,14 +40,12 @@ def train_progressively(
         raise ValueError(f"ema_decay={config.ema_decay}: weights are not averaged over two image sizes; use 0")
     device = resolve_device(config.device)
     model.to(device)
-    if device.type == "cpu":
-        keep_freed_memory()
     small = model.resized(start_size)
     loader, _ = make_loaders(data, config)
     total_steps = run_steps(config, len(loader))
     switch = round(until * total_steps)
     torch.manual_seed(config.seed)
-    with progress_bar(total=total_steps, unit="step") as bar:
+    with keeping_freed_memory(device), progress_bar(total=total_steps, unit="step") as bar:
         if switch:
             small_loader, _ = make_loaders(resize(data, start_size), config)
             _train_steps(small, small_loader, config, range(switch), bar)

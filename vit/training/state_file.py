@@ -51,7 +51,7 @@ def write_state(path: Path, state: dict[str, Any], *, is_best: bool = False) -> 
 
     Raises:
         OSError: the disk is full or will not be written; the states of before are untouched.
-        DamagedStateError: the state could not be read again, or holds something else; likewise.
+        DamagedStateError: the disk does not hold what was written, or the state something else; likewise.
     """
     if odd := _odd_part(state, "state"):
         raise DamagedStateError(f"{path} would hold something else than tensors and plain values ({odd})")
