@@ -306,11 +306,18 @@ def test_the_launcher_ends_all_in_bounded_time(monkeypatch, capfd, program, code
     assert capfd.readouterr().err.strip().endswith(last) and time.monotonic() - started < 30
 
 
-def test_a_signal_goes_to_all(capfd):
-    """SIGINT to the launcher: both processes hear it once, and end as they like."""
+def test_a_signal_goes_to_all(tmp_path, capfd):
+    """SIGINT to the launcher, once both processes listen: both hear it once, and end as they like."""
     before = signal.getsignal(signal.SIGINT)
-    program = "signal.signal(2, lambda *_: sys.exit(0 if rank else 5))\nos.kill(os.getppid(), 2) if rank else 0\n"
-    assert launch.launch([sys.executable, "-c", f"{IN_PLACE}{program}time.sleep(60)"], 2) == 5
+    program = f"""
+signal.signal(2, lambda *_: sys.exit(0 if rank else 5))
+open({str(tmp_path)!r} + f"/{{rank}}", "w").close()
+while rank and len(os.listdir({str(tmp_path)!r})) < 2:
+    time.sleep(0.01)
+if rank:
+    os.kill(os.getppid(), 2)
+time.sleep(60)"""
+    assert launch.launch([sys.executable, "-c", IN_PLACE + program], 2) == 5
     assert "failed first" not in capfd.readouterr().err
     assert signal.getsignal(signal.SIGINT) is before
 
