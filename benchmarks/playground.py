@@ -1,9 +1,10 @@
 """What the playground costs: the answer to a slider, and what live curves take from the training they show.
 
-    python benchmarks/playground.py [--quick]
+    python benchmarks/playground.py [--quick]      a quarter of an hour
 
 The answer is the time from a control's new value to the new estimate, over random moves, none of which has been seen
-before. Trainings with and without the panel take turns, each in a thread beside an event loop as in a notebook.
+before. What live curves take is measured within one training, in a thread beside an event loop as in a notebook: the
+panel watches it by turns, and the seconds a step takes then are compared with the mean of before and after.
 """
 
 import argparse
@@ -13,22 +14,23 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
-
-import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import report
 
 import vit
 from vit.analysis.forecast import _costs_of
-from vit.data import DataSplits
-from vit.training import train_in_background
+from vit.training import BackgroundRun
 from vit.widgets import Playground
 
 COMMAND = "python benchmarks/playground.py"
 MOVED = ("model.depth", "model.embed_dim", "model.patch_size", "model.mlp_ratio", "train.batch_size")
+WARM_UP_STEPS = 20
 
 
 def answers(panel: Playground, moves: int) -> list[float]:
@@ -50,41 +52,67 @@ def answers(panel: Playground, moves: int) -> list[float]:
     return times
 
 
-async def with_panel(panel: Playground) -> float:
-    """Seconds of a training that the panel follows."""
-    panel.train()
-    while panel.is_training:
+async def slowdowns(panel: Playground, turns: int, pictures: int, seconds: float) -> list[float]:
+    """Percent by which steps take longer while the panel watches, turn by turn.
+
+    Args:
+        pictures: that a watched turn lasts, from the end of one that is not counted to the end of the last.
+        seconds: that an unwatched turn lasts.
+    """
+    drawn = _count_pictures(panel)
+    run = panel.train()
+    panel._watcher.cancel()
+    await step_seconds(run, lambda: run.steps_done >= WARM_UP_STEPS)
+    unwatched, watched = [await step_seconds(run, _after(seconds))], []
+    for _ in range(turns):
+        watcher, before = asyncio.create_task(panel._watch(run)), len(drawn)
+        while len(drawn) == before:
+            await asyncio.sleep(0.05)
+        watched.append(await step_seconds(run, partial(lambda end: len(drawn) >= end, before + 1 + pictures)))
+        watcher.cancel()
+        unwatched.append(await step_seconds(run, _after(seconds)))
+    panel.stop()
+    panel.wait()
+    return [
+        100 * (w / ((before + after) / 2) - 1) for w, (before, after) in zip(watched, pairwise(unwatched), strict=True)
+    ]
+
+
+async def step_seconds(run: BackgroundRun, is_over: Callable[[], bool]) -> float:
+    """Seconds a step takes, measured from the end of one step to the end of another."""
+    first = await _next_step(run)
+    started = time.perf_counter()
+    while not is_over():
         await asyncio.sleep(0.05)
-    while panel.stop_button.disabled is False:  # the panel has yet to see the end
-        await asyncio.sleep(0.05)
-    return panel.run.history.last["seconds"]
+    last = await _next_step(run)
+    return (time.perf_counter() - started) / (last - first)
 
 
-async def alone(panel: Playground, folder: str) -> float:
-    """Seconds of the same training with nobody watching."""
-    model_config, train_config = panel.form.model_config, panel.form.train_config
-    torch.manual_seed(train_config.seed)
-    loaders = vit.make_loaders(panel.data, train_config)
-    run = train_in_background(vit.VisionTransformer(model_config), *loaders, train_config, folder)
-    while run.is_running:
-        await asyncio.sleep(0.05)
-    return run.history.last["seconds"]
+async def _next_step(run: BackgroundRun) -> int:
+    """The number of the step that ends next, at its end."""
+    done = run.steps_done
+    while run.steps_done == done:
+        if not run.is_running:
+            raise RuntimeError("the training has ended before the measurement: give it more epochs") from run.error
+        await asyncio.sleep(0.002)
+    return run.steps_done
 
 
-async def slowdowns(panel: Playground, turns: int) -> list[float]:
-    """Percent by which a training with the panel takes longer, turn by turn."""
-    found = []
-    for turn in range(turns):
-        with tempfile.TemporaryDirectory() as folder:
-            seconds = {}
-            for name in ("alone", "panel") if turn % 2 else ("panel", "alone"):
-                seconds[name] = await (with_panel(panel) if name == "panel" else alone(panel, folder))
-        found.append(100 * (seconds["panel"] / seconds["alone"] - 1))
-    return found
+def _after(seconds: float) -> Callable[[], bool]:
+    end = time.perf_counter() + seconds
+    return lambda: time.perf_counter() >= end
 
 
-def some_of(data: DataSplits, num_train: int, num_val: int) -> DataSplits:
-    return replace(data, train=data.train.subset(slice(num_train)), val=data.val.subset(slice(num_val)))
+def _count_pictures(panel: Playground) -> list[float]:
+    """Grows by one for every picture that the panel draws from now on."""
+    drawn, draw = [], panel.draw
+
+    def counted() -> None:
+        draw()
+        drawn.append(time.perf_counter())
+
+    panel.draw = counted
+    return drawn
 
 
 def main() -> None:
@@ -92,14 +120,17 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="few moves and turns, on the built-in set; stores nothing")
     options = parser.parse_args()
     data = vit.load_data("shapes" if options.quick else "cifar10")
-    data = some_of(data, 500, 100) if options.quick else some_of(data, 4000, 1000)
-    config = vit.TrainConfig(epochs=1, warmup_epochs=0.1, device="cpu")
+    data = replace(data, val=data.val.subset(slice(100)))  # steps are timed, and validation is none
+    config = vit.TrainConfig(epochs=100, device="cpu")  # longer than it is watched
     with tempfile.TemporaryDirectory() as runs_dir:
         panel = Playground(data, vit.ViTConfig.preset("vit_nano_patch4_32"), config, runs_dir=runs_dir)
         shown = panel.form.model_config, panel.form.train_config
         moved = answers(panel, 5 if options.quick else 100)
         panel.use(*shown)
-        slower = asyncio.run(slowdowns(panel, 1 if options.quick else 6))
+        turns = (
+            {"turns": 1, "pictures": 1, "seconds": 1} if options.quick else {"turns": 20, "pictures": 2, "seconds": 20}
+        )
+        slower = asyncio.run(slowdowns(panel, **turns))
     claims = [
         report.claim("slider_answer", moved, "ms", COMMAND),
         report.claim(
