@@ -120,10 +120,11 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="few moves and turns, on the built-in set; stores nothing")
     options = parser.parse_args()
     data = vit.load_data("shapes" if options.quick else "cifar10")
+    model_config = vit.ViTConfig.preset("vit_pico_patch8_32" if options.quick else "vit_nano_patch4_32")
     data = replace(data, val=data.val.subset(slice(100)))  # steps are timed, and validation is none
     config = vit.TrainConfig(epochs=100, device="cpu")  # longer than it is watched
     with tempfile.TemporaryDirectory() as runs_dir:
-        panel = Playground(data, vit.ViTConfig.preset("vit_nano_patch4_32"), config, runs_dir=runs_dir)
+        panel = Playground(data, model_config, config, runs_dir=runs_dir)
         shown = panel.form.model_config, panel.form.train_config
         moved = answers(panel, 5 if options.quick else 100)
         panel.use(*shown)
