@@ -306,6 +306,12 @@ def test_the_launcher_ends_all_in_bounded_time(monkeypatch, capfd, program, code
     assert capfd.readouterr().err.strip().endswith(last) and time.monotonic() - started < 30
 
 
+def test_a_budget_is_one_for_all_and_of_the_slowest(two):
+    """An epoch of two batches sleeps for 0.2 s in one of the processes, so 15 would fit if they took no work."""
+    assert two.budget[0] == two.budget[1]
+    assert 3 <= two.budget[0]["epochs"] <= 15
+
+
 def test_a_signal_goes_to_all(tmp_path, capfd):
     """SIGINT to the launcher, once both processes listen: both hear it once, and end as they like."""
     before = signal.getsignal(signal.SIGINT)

@@ -6,6 +6,7 @@ case returns, of tensors and plain values, is kept a process; if it raises, that
 
 import os
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from torch import nn
 from vit.config import TrainConfig, ViTConfig
 from vit.data import Loader, make_eval_loader, make_loaders, make_shapes
 from vit.model.vision_transformer import VisionTransformer
-from vit.training import evaluate, fit
+from vit.training import evaluate, fit, for_budget
 from vit.training.distributed import World, processes
 from vit.training.sharding import shard_model
 
@@ -208,6 +209,23 @@ def sharded_with_ema(world: World, folder: Path) -> dict[str, Any]:
     return train(replace(RECIPE, ema_decay=0.9), shard_model(network()))
 
 
+class Slow(Doubles):
+    """Batches that take a tenth of a second, far longer than a step of the network."""
+
+    def epoch(self, epoch: int, start_step: int = 0):
+        for batch in super().epoch(epoch, start_step):
+            time.sleep(0.1)
+            yield batch
+
+
+def budget(world: World, folder: Path) -> dict[str, Any]:
+    """What fits into three seconds if one process is slow."""
+    loader, _ = make_loaders(data(), RECIPE)
+    loader = Slow(loader) if world.rank == 1 else Doubles(loader)
+    found = for_budget(replace(RECIPE, **MUON), network(), loader, minutes=3 / 60, probe_seconds=0.1)
+    return {"epochs": found.epochs}
+
+
 def open_addresses(world: World, folder: Path) -> dict[str, Any]:
     """Where this process listens, as Linux tells it: addresses in hexadecimal digits."""
     own = {os.readlink(path) for path in Path("/proc/self/fd").iterdir() if path.is_symlink() and path.exists()}
@@ -238,6 +256,7 @@ CASES = [
     sharded,
     sharded_with_muon,
     sharded_with_ema,
+    budget,
     open_addresses,
 ]
 

@@ -1,7 +1,7 @@
 """Trains a network from the command line, alone or in several processes, and stores its weights.
 
     python -m vit.tasks.train --run-dir runs/mine --set epochs=10 batch_size=128
-    python -m vit.launch --processes 2 -m vit.tasks.train --run-dir runs/mine
+    python -m vit.launch --processes 2 -m vit.tasks.train --run-dir runs/mine --minutes 5
     torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500 -m vit.tasks.train ...
 
 The test images are not touched: `vit.evaluate` measures the weights that this leaves in the run folder.
@@ -19,6 +19,7 @@ from vit.config import TrainConfig, ViTConfig
 from vit.data import load_data, make_loaders
 from vit.model import VisionTransformer
 from vit.pretrained import save
+from vit.training.budget import for_budget
 from vit.training.distributed import processes
 from vit.training.loop import fit
 
@@ -33,6 +34,10 @@ def train(options: argparse.Namespace) -> None:
         shape = {"image_size": tuple(image_size), "in_chans": channels, "num_classes": data.num_classes}
         torch.manual_seed(config.seed)
         model = VisionTransformer(ViTConfig.preset(options.model, **shape))
+        if options.minutes is not None:
+            config = for_budget(config, model, *make_loaders(data, config), minutes=options.minutes)
+            if world.is_first:
+                print(f"{config.epochs} epochs fit into {options.minutes:g} minutes", flush=True)
         history = fit(model, *make_loaders(data, config), config, run_dir=options.run_dir, resume=options.resume)
         if world.is_first and history.is_complete:
             model.metadata = dict(data.metadata)
@@ -58,7 +63,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--model", default="vit_nano_patch4_32", help=f"one of {', '.join(ViTConfig.list_presets())}")
     parser.add_argument("--recipe", default="cpu_10min", help=f"one of {', '.join(TrainConfig.list_presets())}")
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="fields of TrainConfig to change")
-    train(parser.parse_args(arguments))
+    parser.add_argument("--minutes", type=float, help="train for as many epochs as fit, measured before the start")
+    options = parser.parse_args(arguments)
+    if options.resume and options.minutes is not None:
+        parser.error("--minutes is for a new run: to go on with one, give it --set epochs=... as it was told to have")
+    train(options)
 
 
 if __name__ == "__main__":

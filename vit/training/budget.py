@@ -15,6 +15,7 @@ from torch import nn
 
 from vit.config import TrainConfig
 from vit.device import resolve_device
+from vit.training.distributed import current_world
 from vit.training.epoch import LossFn
 from vit.training.evaluation import evaluate
 from vit.training.loop import train_one_epoch
@@ -38,7 +39,8 @@ def for_budget(
 
     Times real steps of a copy of the model, with and without dropped patches where the config drops some, and one pass
     over the val loader, which `fit` makes after every epoch. The model, the loaders and the random state stay as they
-    are; with `mix_until` below 1 make the loaders anew for the new config.
+    are; with `mix_until` below 1 make the loaders anew for the new config. Within `distributed.processes()` all
+    processes call this together, and get the same config.
 
     Args:
         minutes: wall-clock time of the training, validation included.
@@ -50,7 +52,7 @@ def for_budget(
     """
     if not minutes > 0:
         raise ValueError(f"minutes={minutes} must be more than 0")
-    device = resolve_device(config.device)
+    world, device = current_world(), resolve_device(config.device)
     if device.type == "cpu":
         keep_freed_memory()
     shares = {0.0: 1.0}
@@ -66,8 +68,9 @@ def for_budget(
                 step += share * _step_seconds(probe, train_loader, timed, probe_seconds / len(shares), loss_fn)
         started = time.perf_counter()
         if val_loader is not None:
-            evaluate(probe, val_loader, config)
+            evaluate(probe, val_loader, config, world=world)
         val = time.perf_counter() - started
+    step, val = world.share((step, val))  # as the first one has timed them: all decide alike
     epochs = _epochs_that_fit(60 * minutes, step * len(train_loader), val)
     if epochs * len(train_loader) < 1:
         raise ValueError(f"minutes={minutes} is too short: a step takes {step:.2f} s here and a validation {val:.1f} s")
@@ -84,8 +87,9 @@ def _epochs_that_fit(seconds: float, epoch: float, val: float) -> float:
 
 def _step_seconds(model: nn.Module, loader: Any, config: TrainConfig, seconds: float, loss_fn: LossFn | None) -> float:
     """Mean duration of a step, over so many seconds or an epoch, whichever ends first."""
-    optimizers = build_optimizers(model, config)
-    network = torch.compile(model) if config.compile else model
+    world, optimizers = current_world(), build_optimizers(model, config)
+    network = world.wrap(model)
+    network = torch.compile(network) if config.compile else network
     count, warm_up = 0, min(WARM_UP_STEPS, len(loader) - 1)
 
     def should_stop() -> bool:
@@ -94,10 +98,11 @@ def _step_seconds(model: nn.Module, loader: Any, config: TrainConfig, seconds: f
         if count == warm_up:
             _wait_for_device()
             started = time.perf_counter()
-        return count > warm_up and time.perf_counter() - started > seconds
+        return world.any(count > warm_up and time.perf_counter() - started > seconds)
 
     started = time.perf_counter()
-    train_one_epoch(network, loader, optimizers, config, loss_fn=loss_fn, bar=_NoBar(), should_stop=should_stop)
+    options = {"loss_fn": loss_fn, "bar": _NoBar(), "should_stop": should_stop, "world": world}
+    train_one_epoch(network, loader, optimizers, config, **options)
     _wait_for_device()
     return (time.perf_counter() - started) / (count - warm_up)
 

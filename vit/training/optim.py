@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from vit.config import TrainConfig
+from vit.training.distributed import current_world
 
 # Coefficients of the quintic a x + b x^3 + c x^5 chosen by Jordan et al. for the steepest slope at zero: five rounds
 # send every singular value in [1e-3, 1] into about [0.7, 1.2].
@@ -45,6 +46,7 @@ class Muon(torch.optim.Optimizer):
 
     Differs from `torch.optim.Muon`: float32 on CPUs, equal shapes stacked into one batch of products, and a group's
     `num_splits` cuts each weight into that many matrices along its rows (3 for a fused qkv), each orthogonalized alone.
+    Processes that train together orthogonalize a part of the matrices each.
 
     Args:
         params: matrices, or groups of them.
@@ -69,7 +71,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
-        same_shape = defaultdict(list)
+        world, same_shape = current_world(), defaultdict(list)
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
             if not params:
@@ -79,7 +81,8 @@ class Muon(torch.optim.Optimizer):
                     same_shape[matrix.shape].append((matrix, target, group["lr"], group["weight_decay"]))
         for shape, members in same_shape.items():
             # Of all rates at once: with a rate for each layer there would be as many small products as layers.
-            updates = orthogonalize(torch.stack([matrix for matrix, *_ in members])).unbind(0)
+            matrices = torch.stack([matrix for matrix, *_ in members])
+            updates = world.joined(orthogonalize(matrices[world.part(len(matrices))]), len(matrices)).unbind(0)
             same_rate = defaultdict(list)
             for update, (_, target, *rates) in zip(updates, members, strict=True):
                 same_rate[tuple(rates)].append((update, target))
