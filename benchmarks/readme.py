@@ -39,8 +39,8 @@ ROWS = {
                  "cifar10.probe.10": ("the same on the features of a network trained on five others, linear probe", 1),
                  "cifar10.finetune.10": ("the same with all weights fine-tuned", 1)},
     "data_pipeline": {"crop_flip.batch64.vit/torchvision_0_workers":
-                          ("cropped and mirrored batches a second, relative to torchvision's transforms in a DataLoader", 0),
-                      "crop_flip.batch64.vit/torchvision_2_workers": ("the same, relative to a DataLoader with two workers", 0),
+                          ("speed of cropped and mirrored batches, relative to torchvision's DataLoader", 0),
+                      "crop_flip.batch64.vit/torchvision_2_workers": ("the same, relative to it with two workers", 0),
                       "crop_flip.batch64.share_of_step": ("time to make such a batch, relative to its train step", 2)},
     "scaling": {"weak_scaling": ("speed of two processes that train together, of two that train apart", 1)},
     "faults": {"rows_pass": ("known faults, of 99, that end well; the others cannot happen here", 0),
