@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,8 +25,9 @@ from kills import final_state, same
 from two_processes import RECIPE
 
 from vit import launch
+from vit.tasks import train
 from vit.tasks.train import read_setting
-from vit.training import distributed
+from vit.training import distributed, for_budget
 from vit.training.distributed import ALONE, World, current_world, processes
 from vit.training.sharding import shard_model
 from vit.training.state_file import read_state
@@ -338,6 +340,19 @@ def test_the_command_under_torchrun(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("val accuracy") == 1 and (tmp_path / "model.safetensors").exists()
     assert len(read_state(tmp_path / "state.pt")["random_of_others"]) == 1
+
+
+def test_the_command_trains_for_the_epochs_that_fit(tmp_path, shapes, monkeypatch, capsys):
+    monkeypatch.setattr(train, "load_data", lambda name: shapes)
+    monkeypatch.setattr(train, "for_budget", partial(for_budget, probe_seconds=0.1))
+    arguments = ["--run-dir", str(tmp_path), "--model", "vit_pico_patch8_32", "--recipe", "quick", "--minutes", "0.03"]
+    train.main([*arguments, "--set", "device=cpu"])
+    told = float(capsys.readouterr().out.split(" epochs fit into 0.03 minutes")[0].splitlines()[-1])
+    rows = (tmp_path / "history.csv").read_text().splitlines()
+    assert float(rows[-1].split(",")[0]) == pytest.approx(told) and told != 2, "the preset has 2"
+    with pytest.raises(SystemExit):
+        train.main([*arguments, "--resume"])
+    assert "--minutes is for a new run" in capsys.readouterr().err
 
 
 def test_settings_of_the_command_line():

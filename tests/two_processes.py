@@ -6,7 +6,6 @@ case returns, of tensors and plain values, is kept a process; if it raises, that
 
 import os
 import shutil
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from test_budget import Slow
 from torch import nn
 
 from vit.config import TrainConfig, ViTConfig
@@ -209,19 +209,10 @@ def sharded_with_ema(world: World, folder: Path) -> dict[str, Any]:
     return train(replace(RECIPE, ema_decay=0.9), shard_model(network()))
 
 
-class Slow(Doubles):
-    """Batches that take a tenth of a second, far longer than a step of the network."""
-
-    def epoch(self, epoch: int, start_step: int = 0):
-        for batch in super().epoch(epoch, start_step):
-            time.sleep(0.1)
-            yield batch
-
-
 def budget(world: World, folder: Path) -> dict[str, Any]:
     """What fits into three seconds if one process is slow."""
     loader, _ = make_loaders(data(), RECIPE)
-    loader = Slow(loader) if world.rank == 1 else Doubles(loader)
+    loader = Slow(Doubles(loader), 0.1) if world.rank == 1 else Doubles(loader)
     found = for_budget(replace(RECIPE, **MUON), network(), loader, minutes=3 / 60, probe_seconds=0.1)
     return {"epochs": found.epochs}
 
