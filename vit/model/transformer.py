@@ -78,8 +78,8 @@ class Attention(nn.Module):
 
     def _qkv(self, x: Tensor, rope: Rope | None) -> tuple[Tensor, Tensor, Tensor]:
         B, T, _ = x.shape
-        qkv = self.qkv(x).view(B, T, 3, self.num_heads, self.head_dim)  # (B, T, 3, h, d)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # 3 x (B, h, T, d)
+        parts = self.qkv(x).chunk(3, dim=-1)  # 3 x (B, T, D): their gradients join in one copy
+        q, k, v = (part.view(B, T, self.num_heads, self.head_dim).transpose(1, 2) for part in parts)  # 3 x (B, h, T, d)
         q, k = self.q_norm(q), self.k_norm(k)
         if rope is not None:
             q, k = apply_rope(q, rope), apply_rope(k, rope)
