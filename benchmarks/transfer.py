@@ -1,7 +1,8 @@
 """What a network that was trained on five classes of CIFAR-10 is worth on the other five, with a few images of each.
 
     python benchmarks/transfer.py                  all but the longest row, with 5 draws of the images; half an hour
-    python benchmarks/transfer.py --compute 5      that row too, from scratch at equal total compute; 12 minutes a cell
+    python benchmarks/transfer.py --compute 5      that row too, from scratch at equal total compute: up to 50 shots,
+                                                   13 to 16 minutes a cell
     python benchmarks/transfer.py --tune           the settings below, compared on validation images; stores nothing
     python benchmarks/transfer.py --quick          seconds, on the built-in shapes; stores nothing
 
@@ -49,6 +50,7 @@ RUNS = Path(os.environ.get("VIT_RUNS") or REPOSITORY / "runs") / "transfer"
 WEIGHTS = "vit_nano_patch4_32.cifar10_0to4"
 SHOTS, DRAWS = (1, 5, 10, 50, 500), range(5)
 STEPS = {1: 40, 5: 60, 10: 80, 50: 150, 500: 300}  # of all that is trained, but for equal total compute
+MOST_SHOTS_OF_LONG = 50
 KEPT_CELLS = report.RESULTS / "transfer_cells"
 TUNING_DRAW = 100  # of the images that settings are compared on, with those of the val split
 
@@ -114,15 +116,13 @@ def measure(
     experiment: Experiment, methods: list[str], steps: dict[int, int], *, compute: int, command: str
 ) -> list[dict]:
     """The claims of a table: methods in rows, shots (the keys of `steps`) in columns. The longest row is measured for
-    `compute` draws; more of them are shown if they are there."""
+    `compute` draws, where there are few shots; more of them are shown if they are there."""
     fine_tuning.check_unseen(experiment.model, experiment.target)
     claims = []
     for method in methods:
         for shots, num_steps in steps.items():
-            found = {
-                d: cell(method, experiment, shots, d, num_steps, is_optional=method == LONG and d >= compute)
-                for d in DRAWS
-            }
+            needed = DRAWS if method != LONG else range(compute if shots <= MOST_SHOTS_OF_LONG else 0)
+            found = {d: cell(method, experiment, shots, d, num_steps, is_optional=d not in needed) for d in DRAWS}
             found = {draw: value for draw, value in found.items() if value is not None}
             if found:
                 name = f"{experiment.name}.{method}.{shots}"
