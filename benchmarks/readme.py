@@ -37,7 +37,8 @@ ROWS = {
                       "save": ("a state of the default model, written and checked", 0)},
     "transfer": {"cifar10.pixels_knn.10": ("five new classes, ten images of each: raw pixels, neighbors", 1),
                  "cifar10.probe.10": ("the same on the features of a network trained on five others, linear probe", 1),
-                 "cifar10.finetune.10": ("the same with all weights fine-tuned", 1)},
+                 "cifar10.finetune.10": ("the same with all weights fine-tuned", 1),
+                 "cifar10.scratch_compute.10": ("the same from scratch, for as long as both trainings together", 1)},
     "data_pipeline": {"crop_flip.batch64.vit/torchvision_0_workers":
                           ("speed of cropped and mirrored batches, relative to torchvision's DataLoader", 0),
                       "crop_flip.batch64.vit/torchvision_2_workers": ("the same, relative to it with two workers", 0),
