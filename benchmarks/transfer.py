@@ -50,7 +50,7 @@ RUNS = Path(os.environ.get("VIT_RUNS") or REPOSITORY / "runs") / "transfer"
 WEIGHTS = "vit_nano_patch4_32.cifar10_0to4"
 SHOTS, DRAWS = (1, 5, 10, 50, 500), range(5)
 STEPS = {1: 40, 5: 60, 10: 80, 50: 150, 500: 300}  # of all that is trained, but for equal total compute
-MOST_SHOTS_OF_LONG = 50
+MOST_SHOTS_OF_LONG = 50  # what the row is for: where images are few
 KEPT_CELLS = report.RESULTS / "transfer_cells"
 TUNING_DRAW = 100  # of the images that settings are compared on, with those of the val split
 
