@@ -7,8 +7,9 @@
 
 The minutes become steps by the measured times. So the trainings may run anywhere, with one thread each and beside
 other work, and the time they are compared at stays equal. Accuracy is that of the last weights on the validation
-images, without test-time augmentation; the test images are not touched. Finished cells of the table are kept in
-runs/ablations/ and not repeated for the same settings; a training that was stopped goes on.
+images, without test-time augmentation; the test images are not touched. Times and finished cells are kept in
+results/ablation_cells/ and not repeated for the same settings, so the hours can be spread over days and machines; a
+training that was stopped goes on.
 """
 
 import argparse
@@ -34,9 +35,10 @@ from ablation_variants import BASES, QUICK_BASE, VARIANTS, Setup, changes_of, se
 
 import vit
 from vit.data import DataSplits
-from vit.training.run_folder import REPOSITORY, write_json
+from vit.training.run_folder import REPOSITORY, current_commit, write_json
 
-RUNS = Path(os.environ.get("VIT_RUNS") or REPOSITORY / "runs") / "ablations"
+CELLS = report.RESULTS / "ablation_cells"
+RUNS = Path(os.environ.get("VIT_RUNS") or REPOSITORY / "runs") / "ablations"  # of trainings that go on
 QUICK_MINUTES = 0.002
 PROBE_IMAGES = 10_000  # of a measurement; more would only take memory
 
@@ -46,7 +48,7 @@ def load_data(*, quick: bool) -> DataSplits:
 
 
 def times_file() -> Path:
-    return RUNS / "step_times.json"
+    return CELLS / "step_times.json"
 
 
 def known_times() -> list[dict]:
@@ -69,7 +71,7 @@ def measure(setups: list[Setup], data: DataSplits, *, rounds: int = ROUNDS) -> N
         {"setup": setup.to_dict(), "seconds_per_step": seconds, **of_machine}
         for setup, seconds in zip(wanted, step_seconds(wanted, few, rounds=rounds), strict=True)
     ]
-    RUNS.mkdir(parents=True, exist_ok=True)
+    CELLS.mkdir(parents=True, exist_ok=True)
     write_json(times_file(), known_times() + rows)
 
 
@@ -84,7 +86,7 @@ class Cell:
 
     @property
     def path(self) -> Path:
-        return RUNS / f"{self.minutes:g}min" / f"{self.name}-seed{self.seed}.json"
+        return CELLS / f"{self.minutes:g}min" / f"{self.name}-seed{self.seed}.json"
 
     @property
     def steps(self) -> int | None:
@@ -104,14 +106,15 @@ class Cell:
         """Trains and stores the result."""
         settings, started = self.settings(), time.perf_counter()
         key = zlib.crc32(json.dumps(settings).encode())
-        folder = self.path.with_name(f"{self.path.stem}-{key:08x}")
+        folder = RUNS / f"{self.minutes:g}min" / f"{self.path.stem}-{key:08x}"
         folder.mkdir(parents=True, exist_ok=True)
         accuracy = train(self.setup.with_seed(self.seed), data, settings["steps"], folder)
         if accuracy is None:
             sys.exit(f"{self.path.stem} was stopped: it goes on next time")
         seconds = time.perf_counter() - started
         result = {"val_accuracy": accuracy, "seconds": seconds, "threads": torch.get_num_threads()}
-        write_json(self.path, result | {"settings": settings})
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(self.path, result | {"commit": current_commit(), "settings": settings})
         shutil.rmtree(folder)
         print(f"{self.path.stem}: {accuracy:.2f} % after {settings['steps']} steps, {seconds:.0f} s", flush=True)
 
@@ -144,7 +147,7 @@ def start(cell: Cell) -> subprocess.Popen:
 
 def seeds_on_disk(minutes: float) -> set[int]:
     """The seeds of finished cells, so that a run with a few of them does not forget the others."""
-    return {int(path.stem.rpartition("-seed")[2]) for path in (RUNS / f"{minutes:g}min").glob("*-seed*.json")}
+    return {int(path.stem.rpartition("-seed")[2]) for path in (CELLS / f"{minutes:g}min").glob("*-seed*.json")}
 
 
 def claims_of(cells: list[Cell], base: Setup, num_train: int, command: str) -> list[dict]:
@@ -165,6 +168,7 @@ def claims_of(cells: list[Cell], base: Setup, num_train: int, command: str) -> l
             "passes": round(cell.steps / per_epoch, 3),
             "parameters": vit.count_parameters(vit.VisionTransformer(cell.setup.model)),
             "measured": measured(cell.setup),
+            "commit": ", ".join(dict.fromkeys(result["commit"] for result in found.values())),
         }
         claims.append(claim | ({"setup": base.to_dict()} if name == "base" else {}))
     return claims
@@ -188,9 +192,9 @@ def parse() -> argparse.Namespace:
 
 def quick() -> None:
     """All variants on the built-in shapes, for a few steps, in this process and a folder that is thrown away."""
-    global RUNS
+    global CELLS, RUNS
     with tempfile.TemporaryDirectory() as folder:
-        kept, RUNS = RUNS, Path(folder)
+        kept, CELLS, RUNS = (CELLS, RUNS), Path(folder), Path(folder)
         try:
             data, setups = load_data(quick=True), setups_of(QUICK_BASE)
             measure(list(setups.values()), data, rounds=2)
@@ -199,7 +203,7 @@ def quick() -> None:
                 cell.run(data)
             claims = claims_of(cells, QUICK_BASE, len(data.train), "")
         finally:
-            RUNS = kept
+            CELLS, RUNS = kept
     report.publish("ablations", claims, store=False)
     print("", table(claims), sep="\n")
 

@@ -2,8 +2,8 @@
 
     python benchmarks/time_to_accuracy.py --minutes 5                  everything, seeds 0, 1 and 2
     python benchmarks/time_to_accuracy.py --peers ours tintn --feeds batched
-    python benchmarks/time_to_accuracy.py --measure steps.json         only times the steps: on an idle machine ...
-    python benchmarks/time_to_accuracy.py --steps-from steps.json      ... and then trains as long anywhere
+    python benchmarks/time_to_accuracy.py --measure       only times the steps: on an idle machine, once ...
+    python benchmarks/time_to_accuracy.py --threads 1     ... and then trains as long anywhere, beside other work
     python benchmarks/time_to_accuracy.py --quick                      seconds, on the built-in set; stores nothing
 
 Each recipe is as published (peers.py), its schedule stretched over the steps that fit into the minutes. Peers are fed
@@ -12,8 +12,9 @@ worker processes as there are cores; and "batched", our loader with the same aug
 images in float32, as the peers' code does without a GPU; the last weights are tested once, without test-time
 augmentation. Minutes are those of training alone: measuring, validation and the test are off the clock.
 
-Every run has a process and a folder of its own under runs/benchmark-time-to-accuracy/; one that is there for the same
-settings is not repeated. One file, long for that: it is the protocol, which a doubter wants to read from top to bottom.
+Every run has a process of its own, and leaves its result beside the times in results/time_to_accuracy_runs/, or another
+--folder for another machine. What is there for the same settings is not repeated, so the hours can be spread over days.
+One file, long for that: it is the protocol, which a doubter wants to read from top to bottom.
 """
 
 import argparse
@@ -44,9 +45,10 @@ import vit
 from vit.data import DataSplits, Loader, Split
 from vit.data.loader import make_mix
 from vit.training.loop import classification_loss, run_steps, set_patch_drop
-from vit.training.run_folder import REPOSITORY, write_json
+from vit.training.run_folder import REPOSITORY, current_commit, write_json
 
-RUNS = Path(os.environ.get("VIT_RUNS") or REPOSITORY / "runs") / "benchmark-time-to-accuracy"
+FOLDER = report.RESULTS / "time_to_accuracy_runs"
+QUICK_FOLDER = Path(os.environ.get("VIT_RUNS") or REPOSITORY / "runs") / "benchmark-time-to-accuracy"
 FIGURE = REPOSITORY / "docs" / "time_to_accuracy.png"
 OURS, MODEL, FEEDS = "ours", "vit_nano_patch4_32", ("per_sample", "batched")
 NUM_POINTS, VAL_IMAGES = 10, 2000  # of each curve, and that each of its points is measured on
@@ -181,8 +183,9 @@ class Run:
             self.model_config = vit.ViTConfig.preset("vit_pico_patch8_32" if options.quick else MODEL)
             self.recipe = {"model": self.model_config.to_dict(), "train": self.config.to_dict() | {"seed": None}}
         self.recipe = json.loads(json.dumps(self.recipe))
-        budget = "quick" if options.quick else f"{options.minutes:g}min"
-        self.folder = RUNS / budget / f"{name}-{variant}-seed{seed}"
+        self.budget = "quick" if options.quick else f"{options.minutes:g}min"
+        self.path = options.folder / self.budget / f"{name}-{variant}-seed{seed}.json"
+        self.times = options.folder / "step_times.json"
 
     def prepare(self) -> tuple[DataSplits, nn.Module]:
         """The data and a new model; everything random that follows depends on the seed."""
@@ -195,12 +198,13 @@ class Run:
         workers = 0 if self.options.quick else min(self.peer.workers, os.cpu_count())
         return batches_of(self.peer, self.variant, data, self.seed, workers)
 
-    def measured(self, file: Path) -> dict | None:
+    @property
+    def measured(self) -> dict | None:
         """The time of a mean step that is stored for this recipe, and where it was measured, if it was."""
-        found = json.loads(file.read_text()).get(self.key, {}) if file.exists() else {}
+        found = json.loads(self.times.read_text()).get(self.key, {}) if self.times.exists() else {}
         return found["measured"] if found.get("recipe") == self.recipe else None
 
-    def measure(self, file: Path) -> None:
+    def measure(self) -> None:
         """Times real steps and stores their mean."""
         data, model = self.prepare()
         probe = 0.1 if self.options.quick else PROBE_SECONDS
@@ -213,22 +217,22 @@ class Run:
             found = vit.for_budget(self.config, model, loader, minutes=60, probe_seconds=probe)
             seconds = 3600 / run_steps(found, len(loader))
         row = {"seconds_per_step": seconds, "threads": torch.get_num_threads(), "hardware": report.hardware()}
-        known = json.loads(file.read_text()) if file.exists() else {}
-        write_json(file, known | {self.key: {"measured": row, "recipe": self.recipe}})
+        known = json.loads(self.times.read_text()) if self.times.exists() else {}
+        self.times.parent.mkdir(parents=True, exist_ok=True)
+        write_json(self.times, known | {self.key: {"measured": row, "recipe": self.recipe}})
 
-    def settings(self, measured: dict) -> dict:
-        return {"recipe": self.recipe, "minutes": self.options.minutes, "seed": self.seed, "measured": measured}
+    def settings(self) -> dict:
+        return {"recipe": self.recipe, "minutes": self.options.minutes, "seed": self.seed, "measured": self.measured}
 
-    def result(self, measured: dict) -> dict | None:
-        """What is in the run's folder, if it is of these settings."""
-        path = self.folder / "result.json"
-        found = json.loads(path.read_text()) if path.exists() else {}
-        return found if found.get("settings") == self.settings(measured) else None
+    def result(self) -> dict | None:
+        """What is stored of it, if that is of these settings."""
+        found = json.loads(self.path.read_text()) if self.path.exists() else {}
+        return found if found.get("settings") == self.settings() else None
 
-    def train(self, measured: dict) -> None:
+    def train(self) -> None:
         """Trains for the steps that fit into the minutes, tests once, and stores the result."""
         data, model = self.prepare()
-        seconds_per_step = measured["seconds_per_step"]
+        seconds_per_step = self.measured["seconds_per_step"]
         steps = max(1, int(60 * self.options.minutes / seconds_per_step))
         norm = {"mean": self.peer.mean, "std": self.peer.std} if self.peer else {"mean": data.mean, "std": data.std}
         track = Track(Loader(data.val.subset(slice(VAL_IMAGES)), batch_size=500, **norm), steps)
@@ -254,8 +258,9 @@ class Run:
             for step, accuracy in track.accuracy.items()
         ]
         result = {
-            "settings": self.settings(measured),
+            "settings": self.settings(),
             "threads": torch.get_num_threads(),
+            "commit": current_commit(),
             "parameters": vit.count_parameters(model),
             "steps": steps,
             "passes": steps * images_per_step / len(data.train),
@@ -264,8 +269,8 @@ class Run:
             "curve": curve,
             "test_accuracy": test.accuracy,
         }
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_json(self.folder / "result.json", result)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(self.path, result)
 
 
 def start(run: Run, *arguments: str) -> None:
@@ -273,7 +278,7 @@ def start(run: Run, *arguments: str) -> None:
     options = run.options
     variant = ["--preset" if run.name == OURS else "--feeds", run.variant]
     command = [sys.executable, __file__, "--child", "--peers", run.name, *variant, "--seeds", str(run.seed)]
-    command += ["--minutes", str(options.minutes), *arguments]
+    command += ["--minutes", str(options.minutes), "--folder", str(options.folder), *arguments]
     command += ["--threads", str(options.threads)] if options.threads else []
     subprocess.run([*command, *(["--quick"] if options.quick else [])], check=True)
 
@@ -281,7 +286,7 @@ def start(run: Run, *arguments: str) -> None:
 def claim_of(runs: list[Run], results: list[dict], command: str) -> dict:
     """The claim of one recipe and feed: test accuracy over its seeds, what it took, and the mean of its curves."""
     run, first = runs[0], results[0]
-    name, accuracies = f"{run.folder.parent.name}.{run.key}", [result["test_accuracy"] for result in results]
+    name, accuracies = f"{run.budget}.{run.key}", [result["test_accuracy"] for result in results]
     points = zip(*(result["curve"] for result in results), strict=True)
     means = [statistics.mean(point["accuracy"] for point in of_step) for of_step in points]
     return report.claim(name, accuracies, "%", command, seeds=[run.seed for run in runs]) | {
@@ -289,7 +294,8 @@ def claim_of(runs: list[Run], results: list[dict], command: str) -> dict:
         "variant": run.variant,
         "published": run.peer.published if run.peer else "",
         "minutes": run.options.minutes,
-        "measured": first["settings"]["measured"],
+        "measured": run.measured,
+        "commit": ", ".join(dict.fromkeys(result["commit"] for result in results)),
         **{name: first[name] for name in ("parameters", "steps", "passes", "train_flops")},
         **{name: [result[name] for result in results] for name in ("threads", "train_seconds")},
         "curve": [point | {"accuracy": round(mean, 4)} for point, mean in zip(first["curve"], means, strict=True)],
@@ -340,9 +346,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--feeds", nargs="+", choices=FEEDS, default=FEEDS)
     parser.add_argument("--preset", default="cpu_10min", help="our recipe, stretched like the others")
     parser.add_argument("--threads", type=int, help="CPU threads; the default is torch's own choice")
-    steps = parser.add_mutually_exclusive_group()
-    steps.add_argument("--measure", type=Path, metavar="FILE", help="store the seconds of a step there, and stop")
-    steps.add_argument("--steps-from", type=Path, metavar="FILE", help="take them from there, and measure nothing")
+    parser.add_argument("--folder", type=Path, help="where times and results are kept")
+    parser.add_argument("--measure", action="store_true", help="time the steps, also those that are known, and stop")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -352,6 +357,7 @@ def parse() -> argparse.Namespace:
         options.peers = options.peers or [OURS, "tintn"]
         options.preset, options.minutes, options.seeds = "quick", 0.005, options.seeds[:1]
     options.peers = options.peers or [OURS, *PEERS]
+    options.folder = options.folder or (QUICK_FOLDER if options.quick else FOLDER)
     return options
 
 
@@ -365,21 +371,18 @@ def main() -> None:
     every = [of_key[i] for i in range(len(options.seeds)) for of_key in runs.values()]  # seed after seed
     if options.child:
         (run,) = every
-        run.measure(options.measure) if options.measure else run.train(run.measured(options.steps_from))
+        run.measure() if options.measure else run.train()
         return
-    file = options.steps_from or options.measure or RUNS / ("quick.json" if options.quick else "steps.json")
     for run in every[: len(runs)]:
-        if options.measure or (run.measured(file) is None and not options.steps_from):
-            start(run, "--measure", str(file))
-        if run.measured(file) is None:
-            sys.exit(f"{file} holds no time of {run.key} with this recipe: add it with --measure, on an idle machine")
+        if options.measure or run.measured is None:
+            start(run, "--measure")
     if options.measure:
         return
     for run in every:
-        if options.quick or run.result(run.measured(file)) is None:
-            start(run, "--steps-from", str(file))
+        if options.quick or run.result() is None:
+            start(run)
     command = f"python benchmarks/time_to_accuracy.py --minutes {options.minutes:g} --preset {options.preset}"
-    claims = [claim_of(of_key, [run.result(run.measured(file)) for run in of_key], command) for of_key in runs.values()]
+    claims = [claim_of(of_key, [run.result() for run in of_key], command) for of_key in runs.values()]
     publish(claims, store=not options.quick)
 
 

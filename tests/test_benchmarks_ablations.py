@@ -31,14 +31,14 @@ TINY = Setup(
 def test_the_quick_form_trains_every_variant_and_stores_nothing(monkeypatch, capsys):
     before = {path.name: path.read_text() for path in report.RESULTS.glob("*.json")}
     monkeypatch.setattr(sys, "argv", ["ablations.py", "--quick"])
-    runs = ablations.RUNS
+    folders = ablations.CELLS, ablations.RUNS
     ablations.main()
     names = {f"{ablations.QUICK_MINUTES:g}min.{name}" for name in setups_of(ablations.QUICK_BASE)}
     printed, table = capsys.readouterr().out.split("\n\n")
     assert names <= {line.split()[0] for line in printed.splitlines()} and len(names) > 20
     assert len(table.splitlines()) == 1 + len(names)
     assert {path.name: path.read_text() for path in report.RESULTS.glob("*.json")} == before
-    assert runs == ablations.RUNS
+    assert folders == (ablations.CELLS, ablations.RUNS)
 
 
 # Variants
@@ -147,6 +147,7 @@ def table(shapes, tmp_path, monkeypatch):
     few = {name: VARIANTS[name] for name in ("base", "adamw", "progressive")}
     monkeypatch.setattr(ablation_variants, "VARIANTS", few | {"progressive": Variant("small first", start_size=8)})
     monkeypatch.setattr(ablations, "BASES", {5: TINY, 20: TINY})
+    monkeypatch.setattr(ablations, "CELLS", tmp_path / "cells")
     monkeypatch.setattr(ablations, "RUNS", tmp_path / "runs")
     monkeypatch.setattr(ablations, "load_data", lambda *, quick: shapes)
     monkeypatch.setattr(report, "RESULTS", tmp_path)
@@ -166,7 +167,7 @@ def table(shapes, tmp_path, monkeypatch):
         ablations.main()
         return list(done)
 
-    main.cell = lambda name: tmp_path / "runs" / "5min" / f"{name}.json"
+    main.cell = lambda name: tmp_path / "cells" / "5min" / f"{name}.json"
     return main
 
 
@@ -177,7 +178,7 @@ def test_steps_are_those_that_fit_and_need_a_measured_time(table, tmp_path, monk
     with pytest.raises(SystemExit, match="no time of a step is stored for base, adamw, progressive: first --measure"):
         table(*CHOSEN)
     table("--measure")
-    rows = json.loads((tmp_path / "runs" / "step_times.json").read_text())
+    rows = json.loads((tmp_path / "cells" / "step_times.json").read_text())
     assert [row["seconds_per_step"] for row in rows] == [60, 61, 62] and all(row["hardware"] for row in rows)
     assert table(*CHOSEN) == [(5, n, s) for s in (0, 1) for n in ("base", "progressive", "adamw")], "seed after seed"
     claims = report.load("ablations")
@@ -188,7 +189,7 @@ def test_steps_are_those_that_fit_and_need_a_measured_time(table, tmp_path, monk
     assert base["seeds"] == [0, 1] and len(base["values"]) == 2 and base["passes"] == 5 / 8
     assert base["setup"] == TINY.to_dict() and claims["5min.adamw"]["changes"] == {"train.optimizer": "adamw"}
     table("--measure")
-    assert json.loads((tmp_path / "runs" / "step_times.json").read_text()) == rows, "measured once"
+    assert json.loads((tmp_path / "cells" / "step_times.json").read_text()) == rows, "measured once"
 
 
 def test_a_cell_is_trained_once_and_anew_with_other_settings(table, tmp_path, monkeypatch):
@@ -196,7 +197,7 @@ def test_a_cell_is_trained_once_and_anew_with_other_settings(table, tmp_path, mo
     assert len(table(*CHOSEN)) == 6
     assert table(*CHOSEN) == [] and table(*CHOSEN[:-1]) == []
     assert report.load("ablations")["5min.adamw"]["seeds"] == [0, 1], "a run with one seed keeps the other"
-    assert [path.name for path in (tmp_path / "runs" / "5min").iterdir() if path.is_dir()] == [], "no state is left"
+    assert list((tmp_path / "runs" / "5min").iterdir()) == [], "no state is left"
     stored = json.loads(table.cell("base-seed1").read_text())
     assert stored["settings"]["setup"]["train"]["seed"] == 1 and stored["settings"]["steps"] == 5
     assert table("--minutes", "20", "--variants", "base", "--seeds", "0") == [(20, "base", 0)]

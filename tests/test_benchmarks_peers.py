@@ -323,7 +323,8 @@ def in_this_process(monkeypatch, tmp_path):
         monkeypatch.setattr(sys, "argv", ["time_to_accuracy.py", *arguments])
         tta.main()
 
-    monkeypatch.setattr(tta, "RUNS", tmp_path / "runs")
+    monkeypatch.setattr(tta, "FOLDER", tmp_path / "runs")
+    monkeypatch.setattr(tta, "QUICK_FOLDER", tmp_path / "runs")
     monkeypatch.setattr(report, "RESULTS", tmp_path)
     monkeypatch.setattr(tta, "FIGURE", tmp_path / "figure.png")
     monkeypatch.setattr(tta, "subprocess", SimpleNamespace(run=lambda command, check: main(*command[2:])))
@@ -340,7 +341,7 @@ def test_the_quick_form_runs_and_stores_nothing(in_this_process, tmp_path, capsy
     assert [line.split()[0] for line in printed.splitlines()] == [f"quick.{name}.{variant}" for name, variant in names]
     assert {tuple(line.split()[:2]) for line in table.splitlines()[1:]} == set(names)
     for name, variant in names:
-        result = json.loads((tmp_path / "runs" / "quick" / f"{name}-{variant}-seed0" / "result.json").read_text())
+        result = json.loads((tmp_path / "runs" / "quick" / f"{name}-{variant}-seed0.json").read_text())
         seconds = result["settings"]["measured"]["seconds_per_step"]
         last = result["curve"][-1]
         assert result["steps"] == max(1, int(0.3 / seconds)) == last["step"]
@@ -354,20 +355,18 @@ def test_a_finished_run_is_not_repeated_and_claims_are_kept(in_this_process, tmp
     monkeypatch.setattr(tta.vit, "load_data", lambda name: few)
     monkeypatch.setattr(tta, "PROBE_SECONDS", 0.01)
     monkeypatch.setattr(tta, "MODEL", "vit_pico_patch8_32")
-    steps = tmp_path / "steps.json"
     arguments = ["--minutes", "0.001", "--seeds", "0", "1", "--preset", "quick", "--feeds", "batched"]
-    with pytest.raises(SystemExit, match=r"holds no time of tintn.batched with this recipe: add it with --measure"):
-        in_this_process(*arguments, "--peers", "tintn", "--steps-from", str(steps))
-    in_this_process(*arguments, "--peers", "tintn", "ours", "--measure", str(steps))
-    assert not (tmp_path / "runs").exists()
-    known = json.loads(steps.read_text())
+    in_this_process(*arguments, "--peers", "tintn", "ours", "--measure")
+    times = tmp_path / "runs" / "step_times.json"
+    assert list((tmp_path / "runs").iterdir()) == [times]
+    known = json.loads(times.read_text())
     for row in known.values():
         row["measured"]["seconds_per_step"] = 0.02
-    steps.write_text(json.dumps(known))
-    in_this_process(*arguments, "--peers", "tintn", "--steps-from", str(steps))
-    result = tmp_path / "runs" / "0.001min" / "tintn-batched-seed1" / "result.json"
+    times.write_text(json.dumps(known))
+    in_this_process(*arguments, "--peers", "tintn")
+    result = tmp_path / "runs" / "0.001min" / "tintn-batched-seed1.json"
     written = result.stat().st_mtime_ns
-    in_this_process(*arguments, "--peers", "ours", "tintn", "--steps-from", str(steps))
+    in_this_process(*arguments, "--peers", "ours", "tintn")
     assert result.stat().st_mtime_ns == written
     claims = report.load("time_to_accuracy")
     assert list(claims) == ["0.001min.tintn.batched", "0.001min.ours.quick"]
@@ -377,9 +376,14 @@ def test_a_finished_run_is_not_repeated_and_claims_are_kept(in_this_process, tmp
     assert tta.FIGURE.exists()
     monkeypatch.setattr(tta, "draw", lambda claims: None)
     twice = ["--minutes", "0.002", "--seeds", "0", *arguments[5:]]
-    in_this_process(*twice, "--peers", "tintn", "--steps-from", str(steps))
+    in_this_process(*twice, "--peers", "tintn")
     claims = report.load("time_to_accuracy")
     assert len(claims) == 3 and claims["0.002min.tintn.batched"]["steps"] == 6
+    known["tintn.batched"]["recipe"]["batch_size"] = 1
+    times.write_text(json.dumps(known))
+    in_this_process(*twice, "--peers", "tintn")
+    row = json.loads(times.read_text())["tintn.batched"]
+    assert row["recipe"]["batch_size"] == 256 and row["measured"]["seconds_per_step"] != 0.02, "of another recipe"
 
 
 # Figure
