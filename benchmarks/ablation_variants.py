@@ -52,18 +52,14 @@ def _as_lists(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def make_base(model: str, recipe: str, *prepare: str) -> Setup:
-    """A base of two presets; on a CPU in float32, which is what the budgets are of."""
-    config = vit.TrainConfig.preset(recipe, device="cpu", precision="fp32")
-    return Setup(vit.ViTConfig.preset(model), config, prepare)
+def make_base(recipe: str) -> Setup:
+    """A base of a recipe; on a CPU in float32, which is what the budgets are of."""
+    model, train = vit.recipe(recipe)
+    return Setup(model, replace(train, device="cpu", precision="fp32"))
 
 
-# Minutes of training: network, recipe and preparations.
-BASES = {
-    5: make_base("vit_nano_patch4_32", "cpu_10min"),
-    20: make_base("vit_nano_patch4_32", "cpu_10min"),
-}
-QUICK_BASE = make_base("vit_pico_patch8_32", "quick")
+BASES = {5: make_base("cpu_5min"), 20: make_base("cpu_10min")}  # by minutes of training
+QUICK_BASE = make_base("quick")
 
 
 @dataclass(frozen=True)
@@ -132,7 +128,7 @@ VARIANTS = {
     "smoothing_20": Variant("label smoothing 0.2", train={"label_smoothing": 0.2}),
     "ema": Variant("weights averaged (EMA 0.99)", train={"ema_decay": 0.99}),
     "drop_0": Variant("no patches dropped", train={"patch_drop_rate": 0.0}),
-    "drop_50": Variant("50 % dropped until 60 %", train={"patch_drop_rate": 0.5, "patch_drop_until": 0.6}),
+    "drop_50": Variant("50 % dropped until 85 %", train={"patch_drop_rate": 0.5, "patch_drop_until": 0.85}),
     "drop_75": Variant("75 % dropped until 70 %", train={"patch_drop_rate": 0.75, "patch_drop_until": 0.7}),
     "progressive": Variant("24 pixels for the first half", start_size=24),
     "flip_alternating": Variant("alternating flip", train={"flip": "alternating"}),

@@ -39,9 +39,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import report
+from contender import peak_memory
 from peers import PEERS, Peer, PlainViT
 
 import vit
+from vit.config import RECIPES
 from vit.data import DataSplits, Loader, Split
 from vit.data.loader import make_mix
 from vit.training.loop import classification_loss, run_steps, set_patch_drop
@@ -50,7 +52,7 @@ from vit.training.run_folder import REPOSITORY, current_commit, write_json
 FOLDER = report.RESULTS / "time_to_accuracy_runs"
 QUICK_FOLDER = Path(os.environ.get("VIT_RUNS") or REPOSITORY / "runs") / "benchmark-time-to-accuracy"
 FIGURE = REPOSITORY / "docs" / "time_to_accuracy.png"
-OURS, MODEL, FEEDS = "ours", "vit_nano_patch4_32", ("per_sample", "batched")
+OURS, FEEDS = "ours", ("per_sample", "batched")
 NUM_POINTS, VAL_IMAGES = 10, 2000  # of each curve, and that each of its points is measured on
 WARM_UP_STEPS, MIN_STEPS, PROBE_SECONDS = 3, 3, 20.0  # of a measurement
 
@@ -179,8 +181,8 @@ class Run:
                 self.peer = replace(self.peer, batch_size=8, model=replace(self.peer.model, depth=1))
             self.recipe = asdict(self.peer) | {"feed": variant}
         else:
-            self.config = vit.TrainConfig.preset(variant, device="cpu", precision="fp32", seed=seed)
-            self.model_config = vit.ViTConfig.preset("vit_pico_patch8_32" if options.quick else MODEL)
+            self.model_config, config = vit.recipe(variant)
+            self.config = replace(config, device="cpu", precision="fp32", seed=seed)
             self.recipe = {"model": self.model_config.to_dict(), "train": self.config.to_dict() | {"seed": None}}
         self.recipe = json.loads(json.dumps(self.recipe))
         self.budget = "quick" if options.quick else f"{options.minutes:g}min"
@@ -266,6 +268,7 @@ class Run:
             "passes": steps * images_per_step / len(data.train),
             "train_flops": flops(steps),
             "train_seconds": track.seconds,
+            "peak_memory_gb": peak_memory(torch.device("cpu")) / 1e9,
             "curve": curve,
             "test_accuracy": test.accuracy,
         }
@@ -297,7 +300,7 @@ def claim_of(runs: list[Run], results: list[dict], command: str) -> dict:
         "measured": run.measured,
         "commit": ", ".join(dict.fromkeys(result["commit"] for result in results)),
         **{name: first[name] for name in ("parameters", "steps", "passes", "train_flops")},
-        **{name: [result[name] for result in results] for name in ("threads", "train_seconds")},
+        **{name: [result[name] for result in results] for name in ("threads", "train_seconds", "peak_memory_gb")},
         "curve": [point | {"accuracy": round(mean, 4)} for point, mean in zip(first["curve"], means, strict=True)],
     }
 
@@ -344,7 +347,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--peers", nargs="+", choices=[OURS, *PEERS], help="default all; quick: ours and tintn")
     parser.add_argument("--feeds", nargs="+", choices=FEEDS, default=FEEDS)
-    parser.add_argument("--preset", default="cpu_10min", help="our recipe, stretched like the others")
+    parser.add_argument("--preset", choices=RECIPES, default="cpu_5min", help="our recipe, stretched like the others")
     parser.add_argument("--threads", type=int, help="CPU threads; the default is torch's own choice")
     parser.add_argument("--folder", type=Path, help="where times and results are kept")
     parser.add_argument("--measure", action="store_true", help="time the steps, also those that are known, and stop")

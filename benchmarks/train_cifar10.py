@@ -14,6 +14,7 @@ import os
 import resource
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -25,13 +26,13 @@ import vit
 from vit.training.run_folder import REPOSITORY, write_json
 
 RUNS = Path(os.environ.get("VIT_RUNS") or REPOSITORY / "runs") / "benchmark-train-cifar10"
-MODEL, RECIPE = "vit_nano_patch4_32", "cpu_10min"
+RECIPE = "cpu_10min"
 
 
 def run_seed(seed: int, folder: Path, *, quick: bool) -> dict:
     """Trains one network and tests it once; returns what a claim needs of it."""
-    model_config = vit.ViTConfig.preset("vit_pico_patch8_32" if quick else MODEL)
-    config = vit.TrainConfig.preset("quick" if quick else RECIPE, seed=seed)
+    model_config, config = vit.recipe("quick" if quick else RECIPE)
+    config = replace(config, seed=seed)
     data = vit.load_data("shapes", num_train=500, num_val=100, num_test=100) if quick else vit.load_data("cifar10")
     torch.manual_seed(seed)
     model = vit.VisionTransformer(model_config)

@@ -354,7 +354,6 @@ def test_a_finished_run_is_not_repeated_and_claims_are_kept(in_this_process, tmp
     few = replace(data, train=data.train.subset(slice(32)))
     monkeypatch.setattr(tta.vit, "load_data", lambda name: few)
     monkeypatch.setattr(tta, "PROBE_SECONDS", 0.01)
-    monkeypatch.setattr(tta, "MODEL", "vit_pico_patch8_32")
     arguments = ["--minutes", "0.001", "--seeds", "0", "1", "--preset", "quick", "--feeds", "batched"]
     in_this_process(*arguments, "--peers", "tintn", "ours", "--measure")
     times = tmp_path / "runs" / "step_times.json"

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import vit
-from vit.config import TrainConfig, ViTConfig
+from vit.config import RECIPES, TrainConfig, ViTConfig
 
 
 @pytest.mark.parametrize(
@@ -75,6 +75,13 @@ def test_a_bad_training_setting_is_refused(values, message):
 def test_unknown_presets_list_the_known_ones():
     with pytest.raises(ValueError, match=r"unknown preset 'vit_nano'; did you mean 'vit_nano_patch4_32'\? choose from"):
         ViTConfig.preset("vit_nano")
+
+
+def test_a_recipe_is_the_presets_of_a_network_and_of_a_training():
+    for name, network in RECIPES.items():
+        assert vit.recipe(name) == (ViTConfig.preset(network), TrainConfig.preset(name))
+    with pytest.raises(ValueError, match=r"unknown recipe 'cpu_5mins'; did you mean 'cpu_5min'\? choose from: cpu_5min"):
+        vit.recipe("cpu_5mins")
 
 
 def test_text_is_never_run_as_code():

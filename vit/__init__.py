@@ -10,6 +10,7 @@ from typing import Any
 _HOMES = {
     "ViTConfig": "vit.config",
     "TrainConfig": "vit.config",
+    "recipe": "vit.config",
     "VisionTransformer": "vit.model.vision_transformer",
     "load_data": "vit.data",
     "make_loaders": "vit.data",

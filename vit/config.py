@@ -90,6 +90,7 @@ def _sizes(image_size: int, patch_size: int, embed_dim: int, depth: int, num_hea
     }
 
 
+_FIXED_AND_AVERAGED = {"pool": "mean", "head": "linear", "pos_embed": "sincos2d"}
 # Without CLS the tokens are a multiple of 64, which fused attention likes.
 _GPU_OPTIONS = {
     "pool": "mean",
@@ -139,6 +140,8 @@ class ViTConfig(_Config):
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "vit_pico_patch8_32": _sizes(32, 8, 64, 4, 4),
         "vit_nano_patch4_32": _sizes(32, 4, 96, 6, 3, mlp_ratio=2.0),
+        # For minutes on a CPU: fewer blocks and more steps.
+        "vit_fast_patch4_32": _sizes(32, 4, 96, 4, 3, mlp_ratio=2.0, **_FIXED_AND_AVERAGED),
         "vit_micro_patch4_32": _sizes(32, 4, 128, 6, 4),
         "vit_mini_patch4_32": _sizes(32, 4, 192, 9, 3),
         "vit_small_patch4_32": _sizes(32, 4, 384, 6, 6),
@@ -302,6 +305,12 @@ class TrainConfig(_Config):
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "cpu_10min": {},
+        "cpu_5min": {
+            "epochs": 7,
+            "warmup_epochs": 0.7,
+            "patch_drop_rate": 0.5,
+            "patch_drop_until": 0.85,
+        },
         "quick": {"epochs": 2, "batch_size": 50, "warmup_epochs": 0.2},
         # For one GPU and the networks "vit_gpu_...". A starting point that no run has tested yet; `for_budget` makes
         # the number of epochs that of your GPU. The batch divides 45,000 and 50,000: compiled for one size only.
@@ -391,3 +400,25 @@ class TrainConfig(_Config):
     def mixed_steps(self, steps_per_epoch: int) -> float:
         """How many first steps of the run may be mixed: see `mix_until`; without an end where it is 1."""
         return self.mix_until * self.epochs * steps_per_epoch if self.mix_until < 1 else math.inf
+
+
+RECIPES = {
+    "cpu_5min": "vit_fast_patch4_32",
+    "cpu_10min": "vit_nano_patch4_32",
+    "quick": "vit_pico_patch8_32",
+    "gpu_10min": "vit_gpu_patch4_32",
+}
+
+
+def recipe(name: str) -> tuple[ViTConfig, TrainConfig]:
+    """The network and the training preset that were tuned for each other, by the name of the training preset.
+
+    The name says for what: "cpu" is two cores. `for_budget` fits the epochs to another machine or time.
+
+    Raises:
+        ValueError: no network was tuned with a training of that name.
+    """
+    if name not in RECIPES:
+        known = list(RECIPES)
+        raise ValueError(f"unknown recipe {name!r}; {_nearest(name, known)}choose from: {', '.join(known)}")
+    return ViTConfig.preset(RECIPES[name]), TrainConfig.preset(name)
