@@ -54,8 +54,7 @@ def _as_lists(value: Any) -> Any:
 
 def make_base(recipe: str) -> Setup:
     """A base of a recipe; on a CPU in float32, which is what the budgets are of."""
-    model, train = vit.recipe(recipe)
-    return Setup(model, replace(train, device="cpu", precision="fp32"))
+    return Setup(*vit.recipe(recipe, device="cpu", precision="fp32"))
 
 
 BASES = {5: make_base("cpu_5min"), 20: make_base("cpu_10min")}  # by minutes of training

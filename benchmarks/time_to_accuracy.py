@@ -181,8 +181,7 @@ class Run:
                 self.peer = replace(self.peer, batch_size=8, model=replace(self.peer.model, depth=1))
             self.recipe = asdict(self.peer) | {"feed": variant}
         else:
-            self.model_config, config = vit.recipe(variant)
-            self.config = replace(config, device="cpu", precision="fp32", seed=seed)
+            self.model_config, self.config = vit.recipe(variant, device="cpu", precision="fp32", seed=seed)
             self.recipe = {"model": self.model_config.to_dict(), "train": self.config.to_dict() | {"seed": None}}
         self.recipe = json.loads(json.dumps(self.recipe))
         self.budget = "quick" if options.quick else f"{options.minutes:g}min"

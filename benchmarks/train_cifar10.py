@@ -14,7 +14,6 @@ import os
 import resource
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -31,8 +30,7 @@ RECIPE = "cpu_10min"
 
 def run_seed(seed: int, folder: Path, *, quick: bool) -> dict:
     """Trains one network and tests it once; returns what a claim needs of it."""
-    model_config, config = vit.recipe("quick" if quick else RECIPE)
-    config = replace(config, seed=seed)
+    model_config, config = vit.recipe("quick" if quick else RECIPE, seed=seed)
     data = vit.load_data("shapes", num_train=500, num_val=100, num_test=100) if quick else vit.load_data("cifar10")
     torch.manual_seed(seed)
     model = vit.VisionTransformer(model_config)

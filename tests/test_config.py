@@ -84,6 +84,17 @@ def test_a_recipe_is_the_presets_of_a_network_and_of_a_training():
         vit.recipe("cpu_5mins")
 
 
+def test_a_recipe_hands_each_change_to_the_config_that_has_the_field():
+    names = [{field.name for field in fields(config)} for config in (ViTConfig, TrainConfig)]
+    assert not names[0] & names[1], "a name of both would be ambiguous"
+    model, train = vit.recipe("quick", depth=2, seed=7)
+    assert model == ViTConfig.preset("vit_pico_patch8_32", depth=2) and train == TrainConfig.preset("quick", seed=7)
+    with pytest.raises(ValueError, match=r"a recipe has no field 'deph'; did you mean 'depth'\? fields: .*seed"):
+        vit.recipe("quick", deph=2)
+    with pytest.raises(ValueError, match="num_heads=5 does not divide embed_dim=64"):
+        vit.recipe("quick", num_heads=5)
+
+
 def test_text_is_never_run_as_code():
     with pytest.raises(ValueError, match="takes a dict, got str"):
         ViTConfig.from_dict("__import__('os').getcwd()")

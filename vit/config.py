@@ -402,6 +402,7 @@ class TrainConfig(_Config):
         return self.mix_until * self.epochs * steps_per_epoch if self.mix_until < 1 else math.inf
 
 
+# Which network each training preset was tuned with.
 RECIPES = {
     "cpu_5min": "vit_fast_patch4_32",
     "cpu_10min": "vit_nano_patch4_32",
@@ -410,15 +411,21 @@ RECIPES = {
 }
 
 
-def recipe(name: str) -> tuple[ViTConfig, TrainConfig]:
-    """The network and the training preset that were tuned for each other, by the name of the training preset.
+def recipe(name: str, **changes: Any) -> tuple[ViTConfig, TrainConfig]:
+    """A network and the training it was tuned with, by the name of the training preset, with any field of both changed.
 
     The name says for what: "cpu" is two cores. `for_budget` fits the epochs to another machine or time.
 
     Raises:
-        ValueError: no network was tuned with a training of that name.
+        ValueError: there is no such recipe or field, or the field's own rule is broken.
     """
     if name not in RECIPES:
         known = list(RECIPES)
         raise ValueError(f"unknown recipe {name!r}; {_nearest(name, known)}choose from: {', '.join(known)}")
-    return ViTConfig.preset(RECIPES[name]), TrainConfig.preset(name)
+    of_model, of_train = ([field.name for field in fields(config)] for config in (ViTConfig, TrainConfig))
+    for field in changes:
+        if field not in of_model + of_train:
+            known = of_model + of_train
+            raise ValueError(f"a recipe has no field {field!r}; {_nearest(field, known)}fields: {', '.join(known)}")
+    model, train = ({k: v for k, v in changes.items() if k in names} for names in (of_model, of_train))
+    return ViTConfig.preset(RECIPES[name], **model), TrainConfig.preset(name, **train)
