@@ -1,6 +1,7 @@
 """The six peers are what their authors publish, both feeds give the same augmentation, and a run keeps its budget."""
 
 import functools
+import itertools
 import json
 import math
 import sys
@@ -385,6 +386,13 @@ def test_a_finished_run_is_not_repeated_and_claims_are_kept(in_this_process, tmp
     assert row["recipe"]["batch_size"] == 256 and row["measured"]["seconds_per_step"] != 0.02, "of another recipe"
 
 
+def test_stored_results_meet_their_bars():
+    ours = report.load("time_to_accuracy")["5min.ours.cpu_5min"]
+    assert ours["seeds"] == [0, 1, 2] and ours["minutes"] == 5
+    assert ours["value"] >= 80 and ours["train_flops"] <= 0.12e15
+    assert max(ours["peak_memory_gb"]) < 1.5
+
+
 # Figure
 
 
@@ -404,6 +412,13 @@ def test_the_figure_shows_every_run_against_time_and_work():
         assert ax.get_xlabel()
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert labels == ["22.0  tintn, batched", "21.0  tintn, per sample", "20.0  ours, a"]
+    for span in (3, 29, 31, 1000, 30_000):
+        wide = plot_time_to_accuracy([curves[0] | {"flops": [1e12, span * 1e12]}])
+        wide.draw_without_rendering()
+        axis = wide.axes[1].xaxis
+        ticks = [t for t in axis.get_major_ticks() if axis.get_view_interval()[0] <= t.get_loc() <= 1.1 * span * 1e12]
+        boxes = [tick.label1.get_window_extent() for tick in ticks]
+        assert len(boxes) > 1 and all(a.x1 < b.x0 for a, b in itertools.pairwise(boxes)), f"labels overlap at {span}"
     with pytest.raises(ValueError, match="curves has 0 names; between 1 and 7"):
         plot_time_to_accuracy([])
     with pytest.raises(ValueError, match="curve of 'ours' must have as many seconds as flops"):

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
 
 from vit.plots.style import BLUE, GREEN, GREY, ORANGE, VERMILION, new_figure, set_figure_title, set_title
 
@@ -39,6 +40,10 @@ def plot_time_to_accuracy(curves: Sequence[Mapping[str, Any]], *, title: str = "
             ax.plot(values[x][-1], values["accuracy"][-1], "o", color=look["color"], markersize=4)
     axes[0].set(xlabel="training time (s)", ylabel="validation accuracy (%)", xlim=(0, None))
     axes[1].set(xlabel="training work (floating-point operations)", xscale="log")
+    lowest, highest = axes[1].get_xlim()
+    axes[1].xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if highest / lowest < 30 else (1,)))
+    axes[1].xaxis.set_major_formatter(EngFormatter(sep=" "))
+    axes[1].xaxis.set_minor_locator(NullLocator())
     set_title(axes[0], "Accuracy against time")
     set_title(axes[1], "Accuracy against work")
     # Below, where no line can run into it.
