@@ -57,7 +57,7 @@ def make_base(recipe: str) -> Setup:
     return Setup(*vit.recipe(recipe, device="cpu", precision="fp32"))
 
 
-BASES = {5: make_base("cpu_5min"), 20: make_base("cpu_10min")}  # by minutes of training
+BASES = {5: make_base("cpu_5min"), 20: make_base("cpu_20min")}  # by minutes of training
 QUICK_BASE = make_base("quick")
 
 
