@@ -121,7 +121,7 @@ def run_with_a_kill(
     while aim and process.is_alive() and not is_saving(folder):
         pass
     if aim:
-        time.sleep(rng.uniform(0, 0.004))
+        time.sleep(rng.uniform(0, 0.001))
     with contextlib.suppress(ProcessLookupError):
         os.kill(process.pid, signum)
     process.join()

@@ -420,12 +420,15 @@ def test_row_26_damaged_file_on_disk(fake, tmp_path, archive, members):
         assert (tmp_path / f"{archive}.bad").read_bytes() == damaged
 
 
-@pytest.mark.parametrize("where", [0, 90, -1])
+@pytest.mark.parametrize("where", [0, 90, -1, None], ids=str)
 def test_row_26_damaged_arrays_are_set_aside_and_made_again(fake, tmp_path, capsys, where):
     write_tar(tmp_path / BINARY, binary_members(fake))
     path = fetch_cifar10(tmp_path) / "test_images.npy"
     raw = bytearray(path.read_bytes())
-    raw[where] ^= 1
+    if where is None:
+        raw += b"\0"  # after an array that is whole
+    else:
+        raw[where] ^= 1
     path.write_bytes(raw)
     assert_is_fake(load_cifar10(tmp_path, **SMALL), fake)
     assert f"{path} is damaged" in capsys.readouterr().err

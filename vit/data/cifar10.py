@@ -259,6 +259,8 @@ def _load_arrays(folder: Path) -> forms.Arrays:
         path = folder / f"{name}.npy"
         try:
             arrays[name] = np.lib.format.open_memmap(path, mode="c")
+            if surplus := path.stat().st_size - arrays[name].offset - arrays[name].nbytes:
+                raise ValueError(f"{surplus} bytes after its array")
             forms.check_array(name, arrays[name])
         except Exception as error:
             _reraise_if_not_the_files_fault(error)
