@@ -175,6 +175,7 @@ class Run:
     def __init__(self, name: str, variant: str, seed: int, options: argparse.Namespace) -> None:
         self.name, self.variant, self.seed, self.options = name, variant, seed, options
         self.key = f"{name}.{variant}"
+        self.chosen_by = ["--peers", name, "--preset" if name == OURS else "--feeds", variant]
         self.peer = PEERS.get(name)
         if self.peer:
             if options.quick:
@@ -278,17 +279,17 @@ class Run:
 def start(run: Run, *arguments: str) -> None:
     """Does one thing, to measure or to train, in a process of its own."""
     options = run.options
-    variant = ["--preset" if run.name == OURS else "--feeds", run.variant]
-    command = [sys.executable, __file__, "--child", "--peers", run.name, *variant, "--seeds", str(run.seed)]
+    command = [sys.executable, __file__, "--child", *run.chosen_by, "--seeds", str(run.seed)]
     command += ["--minutes", str(options.minutes), "--folder", str(options.folder), *arguments]
     command += ["--threads", str(options.threads)] if options.threads else []
     subprocess.run([*command, *(["--quick"] if options.quick else [])], check=True)
 
 
-def claim_of(runs: list[Run], results: list[dict], command: str) -> dict:
+def claim_of(runs: list[Run], results: list[dict]) -> dict:
     """The claim of one recipe and feed: test accuracy over its seeds, what it took, and the mean of its curves."""
     run, first = runs[0], results[0]
     name, accuracies = f"{run.budget}.{run.key}", [result["test_accuracy"] for result in results]
+    command = f"python benchmarks/time_to_accuracy.py --minutes {run.options.minutes:g} {' '.join(run.chosen_by)}"
     points = zip(*(result["curve"] for result in results), strict=True)
     means = [statistics.mean(point["accuracy"] for point in of_step) for of_step in points]
     return report.claim(name, accuracies, "%", command, seeds=[run.seed for run in runs]) | {
@@ -383,8 +384,7 @@ def main() -> None:
     for run in every:
         if options.quick or run.result() is None:
             start(run)
-    command = f"python benchmarks/time_to_accuracy.py --minutes {options.minutes:g} --preset {options.preset}"
-    claims = [claim_of(of_key, [run.result() for run in of_key], command) for of_key in runs.values()]
+    claims = [claim_of(of_key, [run.result() for run in of_key]) for of_key in runs.values()]
     publish(claims, store=not options.quick)
 
 

@@ -370,6 +370,10 @@ def test_a_finished_run_is_not_repeated_and_claims_are_kept(in_this_process, tmp
     assert result.stat().st_mtime_ns == written
     claims = report.load("time_to_accuracy")
     assert list(claims) == ["0.001min.tintn.batched", "0.001min.ours.quick"]
+    commands = [claim["command"].split("time_to_accuracy.py ")[1] for claim in claims.values()]
+    assert commands == [
+        f"--minutes 0.001 --peers {chosen}" for chosen in ("tintn --feeds batched", "ours --preset quick")
+    ]
     for c in claims.values():
         assert c["steps"] == 3 and c["seeds"] == [0, 1] and len(c["values"]) == 2
         assert c["measured"]["seconds_per_step"] == 0.02 and len(c["train_seconds"]) == 2

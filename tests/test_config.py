@@ -78,6 +78,7 @@ def test_unknown_presets_list_the_known_ones():
 
 
 def test_a_recipe_is_the_presets_of_a_network_and_of_a_training():
+    assert RECIPES.keys() == set(TrainConfig.list_presets())
     for name, network in RECIPES.items():
         assert vit.recipe(name) == (ViTConfig.preset(network), TrainConfig.preset(name))
     with pytest.raises(ValueError, match=r"unknown recipe 'cpu_5mins'; did you mean 'cpu_5min'\? choose from: "):

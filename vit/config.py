@@ -3,12 +3,14 @@
 `ViTConfig` is all that is needed to rebuild a network and load its weights; `TrainConfig` is how it is optimized.
 A field that could differ between two runs of the same network belongs to `TrainConfig`. Change one with
 `dataclasses.replace(config, field=value)`; store one with `to_dict` and read it back with `from_dict`.
-Both live in this one file, long for the documentation of its fields, so that all there is to tweak is in one place.
+`recipe` gives one of each that go together. All live in this one file, long for the documentation of its fields, so
+that all there is to tweak is in one place.
 Source: Dosovitskiy et al., "An Image is Worth 16x16 Words", ICLR 2021, Table 1 (the paper's model sizes).
 """
 
 import difflib
 import math
+from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, Self
 
@@ -18,6 +20,18 @@ def _nearest(name: str, known: list[str]) -> str:
     return f"did you mean {close[0]!r}? " if close else ""
 
 
+def _check_named(kind: str, name: str, named: Collection[str]) -> None:
+    if name not in named:
+        known = list(named)
+        raise ValueError(f"unknown {kind} {name!r}; {_nearest(name, known)}choose from: {', '.join(known)}")
+
+
+def _check_fields(owner: str, names: Iterable[str], known: list[str]) -> None:
+    for name in names:
+        if name not in known:
+            raise ValueError(f"{owner} has no field {name!r}; {_nearest(name, known)}fields: {', '.join(known)}")
+
+
 class _Config:
     """What both configurations share: unknown names are refused, and presets are complete sets of values."""
 
@@ -25,20 +39,13 @@ class _Config:
 
     def __new__(cls, **values: Any) -> Self:
         # Runs before the generated __init__, whose own message for a misspelt name suggests nothing.
-        known = [field.name for field in fields(cls)]
-        for name in values:
-            if name not in known:
-                raise ValueError(
-                    f"{cls.__name__} has no field {name!r}; {_nearest(name, known)}fields: {', '.join(known)}"
-                )
+        _check_fields(cls.__name__, values, [field.name for field in fields(cls)])
         return super().__new__(cls)
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> Self:
         """The named preset, with any field changed. `list_presets()` gives the names."""
-        if name not in cls.PRESETS:
-            known = list(cls.PRESETS)
-            raise ValueError(f"unknown preset {name!r}; {_nearest(name, known)}choose from: {', '.join(known)}")
+        _check_named("preset", name, cls.PRESETS)
         return cls(**(cls.PRESETS[name] | changes))
 
     @classmethod
@@ -90,7 +97,6 @@ def _sizes(image_size: int, patch_size: int, embed_dim: int, depth: int, num_hea
     }
 
 
-_FIXED_AND_AVERAGED = {"pool": "mean", "head": "linear", "pos_embed": "sincos2d"}
 # Without CLS the tokens are a multiple of 64, which fused attention likes.
 _GPU_OPTIONS = {
     "pool": "mean",
@@ -141,7 +147,7 @@ class ViTConfig(_Config):
         "vit_pico_patch8_32": _sizes(32, 8, 64, 4, 4),
         "vit_nano_patch4_32": _sizes(32, 4, 96, 6, 3, mlp_ratio=2.0),
         # For minutes on a CPU: fewer blocks and more steps.
-        "vit_fast_patch4_32": _sizes(32, 4, 96, 4, 3, mlp_ratio=2.0, **_FIXED_AND_AVERAGED),
+        "vit_fast_patch4_32": _sizes(32, 4, 96, 4, 3, mlp_ratio=2.0, pool="mean", head="linear", pos_embed="sincos2d"),
         "vit_micro_patch4_32": _sizes(32, 4, 128, 6, 4),
         "vit_mini_patch4_32": _sizes(32, 4, 192, 9, 3),
         "vit_small_patch4_32": _sizes(32, 4, 384, 6, 6),
@@ -307,8 +313,8 @@ class TrainConfig(_Config):
     """
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
-        "cpu_10min": {},
         "cpu_5min": {"epochs": 7, "warmup_epochs": 0.7, **_DROP_HALF},
+        "cpu_10min": {},
         "cpu_20min": {"epochs": 30, "warmup_epochs": 3, "crop_padding": 4, **_DROP_HALF},
         "quick": {"epochs": 2, "batch_size": 50, "warmup_epochs": 0.2},
         # For one GPU and the networks "vit_gpu_...". A starting point that no run has tested yet; `for_budget` makes
@@ -401,7 +407,7 @@ class TrainConfig(_Config):
         return self.mix_until * self.epochs * steps_per_epoch if self.mix_until < 1 else math.inf
 
 
-# Which network each training preset was tuned with.
+# The network that goes with each training preset.
 RECIPES = {
     "cpu_5min": "vit_fast_patch4_32",
     "cpu_10min": "vit_nano_patch4_32",
@@ -412,20 +418,15 @@ RECIPES = {
 
 
 def recipe(name: str, **changes: Any) -> tuple[ViTConfig, TrainConfig]:
-    """A network and the training it was tuned with, by the name of the training preset, with any field of both changed.
+    """A network and a training that go together, by the name of the training preset, with any field of both changed.
 
     The name says for what: "cpu" is two cores. `for_budget` fits the epochs to another machine or time.
 
     Raises:
         ValueError: there is no such recipe or field, or the field's own rule is broken.
     """
-    if name not in RECIPES:
-        known = list(RECIPES)
-        raise ValueError(f"unknown recipe {name!r}; {_nearest(name, known)}choose from: {', '.join(known)}")
+    _check_named("recipe", name, RECIPES)
     of_model, of_train = ([field.name for field in fields(config)] for config in (ViTConfig, TrainConfig))
-    for field in changes:
-        if field not in of_model + of_train:
-            known = of_model + of_train
-            raise ValueError(f"a recipe has no field {field!r}; {_nearest(field, known)}fields: {', '.join(known)}")
+    _check_fields("a recipe", changes, of_model + of_train)
     model, train = ({k: v for k, v in changes.items() if k in names} for names in (of_model, of_train))
     return ViTConfig.preset(RECIPES[name], **model), TrainConfig.preset(name, **train)

@@ -33,8 +33,7 @@ def train(options: argparse.Namespace) -> None:
         _, channels, *image_size = data.train.images.shape
         shape = {"image_size": tuple(image_size), "in_chans": channels, "num_classes": data.num_classes}
         torch.manual_seed(config.seed)
-        name = options.model or RECIPES.get(options.recipe, "vit_nano_patch4_32")
-        model = VisionTransformer(ViTConfig.preset(name, **shape))
+        model = VisionTransformer(ViTConfig.preset(options.model or RECIPES[options.recipe], **shape))
         if options.minutes is not None:
             config = for_budget(config, model, *make_loaders(data, config), minutes=options.minutes)
             if world.is_first:
@@ -61,7 +60,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--run-dir", type=Path, required=True, help="folder for state, history and weights")
     parser.add_argument("--resume", action="store_true", help="go on with the run in that folder")
     parser.add_argument("--data", default="cifar10", help="name of the dataset, default cifar10")
-    models = f"one of {', '.join(ViTConfig.list_presets())}; default is what the recipe was tuned for"
+    models = f"one of {', '.join(ViTConfig.list_presets())}; default is the one that goes with the recipe"
     parser.add_argument("--model", help=models)
     parser.add_argument("--recipe", default="cpu_10min", help=f"one of {', '.join(TrainConfig.list_presets())}")
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="fields of TrainConfig to change")
