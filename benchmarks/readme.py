@@ -1,16 +1,20 @@
-"""Writes the README's table of claims from the stored results, so that no number there is typed by hand.
+"""Writes the README's tables from the stored results, so that no number there is typed by hand.
 
 python benchmarks/readme.py
 """
 
+import statistics
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+import libraries
 import report
 
+from vit.config import ViTConfig
+
 README = Path(__file__).resolve().parents[1] / "README.md"
-START, END = "<!-- claims: written by benchmarks/readme.py -->", "<!-- end of claims -->"
+MODES = ("train", "inference")
 
 # What each claim is called, and how many decimals it is worth.
 ROWS = {
@@ -51,10 +55,10 @@ ROWS = {
 }  # fmt: skip
 
 
-def table() -> str:
-    """The claims as a Markdown table."""
+def claims_table() -> str:
+    """A line a claim, and where they come from."""
     lines = ["| what | value | spread | n | command |", "| --- | ---: | ---: | ---: | --- |"]
-    commits: dict[str, list[str]] = {}  # of each machine
+    sources: dict[str, list[str]] = {}
     for benchmark, rows in ROWS.items():
         claims = report.load(benchmark)
         for name, (label, decimals) in rows.items():
@@ -63,18 +67,61 @@ def table() -> str:
             n = len(c["values"])
             spread = f"± {spread}" if n > 1 else "-"
             lines.append(f"| {label} | {number} {c['unit']} | {spread} | {n} | `{c['command']}` |")
-            of_machine = commits.setdefault(f"{c['hardware']}; {c['versions']}; {c['date']}", [])
-            if c["commit"] not in of_machine:
-                of_machine.append(c["commit"])
-    sources = [f"{machine}; commits {', '.join(f'`{c}`' for c in found)}." for machine, found in commits.items()]
-    return "\n".join([*lines, "", *sources])
+            _note_source(sources, c)
+    return "\n".join([*lines, "", *_said(sources)])
+
+
+def speed_table() -> str:
+    """A line a configuration, a train step and inference in each cell: speed, share of the hardware, and ratios."""
+    claims = report.load("throughput")
+    others = [name for name in libraries.LIBRARIES if name not in libraries.VARIANTS]
+    sources: dict[str, list[str]] = {}
+    rows = [["network", "pixels, batch", "images/s", "of the machine", *(name.replace("_", "-") for name in others)]]
+    rows.append([*["---"] * 2, *["---:"] * (2 + len(others))])
+    ratios: dict[str, list[float]] = {mode: [] for mode in MODES}
+    for preset, batch in libraries.BATCHES.items():
+        config = ViTConfig.preset(preset)
+        of_mode = []  # cells of a train step, then of inference
+        for mode in MODES:
+            own = claims[f"{preset}.{mode}.vit"]
+            found = [claims[f"{preset}.{mode}.vit/{name}"]["value"] for name in others]
+            of_mode.append(
+                [f"{own['value']:.3g}", f"{own['share_of_matrix_product']:.0f}", *(f"{r:.2f}" for r in found)]
+            )
+            ratios[mode] += found
+            _note_source(sources, own)
+        speed, share, *compared = [" / ".join(pair) for pair in zip(*of_mode, strict=True)]
+        name = f"{config.embed_dim} wide, {config.depth} blocks"
+        rows.append([name, f"{config.image_size[0]}, {batch}", speed, f"{share} %", *compared])
+    means = " / ".join(f"{statistics.geometric_mean(ratios[mode]):.2f}" for mode in MODES)
+    last = f"Geometric mean of the ratios: {means}; the lowest is {min(min(r) for r in ratios.values()):.2f}."
+    return "\n".join([*(f"| {' | '.join(row)} |" for row in rows), "", last, "", *_said(sources)])
+
+
+def _note_source(sources: dict[str, list[str]], claim: dict) -> None:
+    of_machine = sources.setdefault(f"{claim['hardware']}; {claim['versions']}; {claim['date']}", [])
+    if claim["commit"] not in of_machine:
+        of_machine.append(claim["commit"])
+
+
+def _said(sources: dict[str, list[str]]) -> list[str]:
+    return [f"{machine}; commits {', '.join(f'`{c}`' for c in found)}." for machine, found in sources.items()]
+
+
+TABLES = {"claims": claims_table, "speed": speed_table}
+
+
+def filled(text: str) -> str:
+    """The text with every table written anew between its marks."""
+    for name, table in TABLES.items():
+        start, end = f"<!-- {name}: written by benchmarks/readme.py -->", f"<!-- end of {name} -->"
+        before, rest = text.split(start)
+        text = f"{before}{start}\n{table()}\n{end}{rest.split(end)[1]}"
+    return text
 
 
 def main() -> None:
-    text = README.read_text()
-    before, rest = text.split(START)
-    after = rest.split(END)[1]
-    README.write_text(f"{before}{START}\n{table()}\n{END}{after}")
+    README.write_text(filled(README.read_text()))
 
 
 if __name__ == "__main__":
