@@ -118,11 +118,9 @@ def run_with_a_kill(
     """
     process = start(folder)
     time.sleep(rng.uniform(0, seconds))
-    while aim and process.is_alive() and not is_saving(folder):
-        pass
-    if aim:
-        time.sleep(rng.uniform(0, 0.001))
     with contextlib.suppress(ProcessLookupError):
+        if aim:
+            halt_in_a_save(process, folder, rng)
         os.kill(process.pid, signum)
     process.join()
     if process.exitcode == COMPLETE:
@@ -141,6 +139,18 @@ def run_with_a_kill(
     elif leftovers:
         outcome.fault = f"files left behind: {leftovers}"
     return outcome
+
+
+def halt_in_a_save(process: Any, folder: Path, rng: random.Random) -> None:
+    """Stops the process at a moment at which a state is being written; returns without if it ends before."""
+    while process.is_alive():
+        if is_saving(folder):
+            time.sleep(rng.uniform(0, 0.001))  # some way into the save, which may take no longer than that
+            os.kill(process.pid, signal.SIGSTOP)
+            time.sleep(0.01)  # it has stopped by then
+            if is_saving(folder):
+                return
+            os.kill(process.pid, signal.SIGCONT)
 
 
 def is_saving(folder: Path) -> bool:
