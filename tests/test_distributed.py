@@ -346,16 +346,16 @@ def test_all_end_well_although_the_threads_of_the_group_lag_behind(tmp_path, cap
     assert code == 0, capfd.readouterr().err
 
 
-def test_the_end_waits_for_what_was_handed_over():
-    held = [distributed._hand_over(torch.ones(3))]
+def test_the_end_waits_for_what_was_lent():
+    held = [distributed._lend(torch.ones(3))]
     timer = threading.Timer(0.2, held.clear)
     timer.start()
-    distributed._wait_for_release()
-    assert not held and not any(alias() is not None for alias in distributed._handed_over)
+    distributed._wait_for_return()
+    assert not held and not any(alias() is not None for alias in distributed._lent)
     kept = torch.ones(3)
-    distributed._hand_over(kept)  # what its owner still has is no reason to wait
+    distributed._lend(kept)  # what its owner still has is no reason to wait
     started = time.monotonic()
-    distributed._wait_for_release()
+    distributed._wait_for_return()
     assert time.monotonic() - started < 5 and kept.sum() == 3
 
 

@@ -27,9 +27,9 @@ from vit.training.sharding import is_sharded
 
 MEET_SECONDS = 300  # longest wait for the others at the start
 WAIT_SECONDS = 1800  # longest wait for one that is alive and silent: it may be writing a state
-RELEASE_SECONDS = 30  # longest wait for a busy machine at the end
+RETURN_SECONDS = 30  # longest wait for a busy machine at the end
 
-_handed_over: list[weakref.ref[Tensor]] = []
+_lent: list[weakref.ref[Tensor]] = []
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class World:
         if self.size == 1:
             return answer
         found = torch.tensor(float(answer))
-        dist.all_reduce(_hand_over(found), dist.ReduceOp.MAX)
+        dist.all_reduce(_lend(found), dist.ReduceOp.MAX)
         return bool(found)
 
     def total(self, sums: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -71,7 +71,7 @@ class World:
             return sums
         device = next(iter(sums.values())).device
         totals = torch.stack([torch.as_tensor(value, dtype=torch.float64, device=device) for value in sums.values()])
-        dist.all_reduce(_hand_over(totals))
+        dist.all_reduce(_lend(totals))
         return dict(zip(sums, totals, strict=True))
 
     def joined(self, rows: Tensor, count: int) -> Tensor:
@@ -81,7 +81,7 @@ class World:
         every = rows.new_zeros(count, *rows.shape[1:])
         own = self.part(count)
         every[own] = rows[: own.stop - own.start]
-        dist.all_reduce(_hand_over(every))
+        dist.all_reduce(_lend(every))
         return every
 
     def share(self, value: Any = None, source: int = 0) -> Any:
@@ -94,9 +94,9 @@ class World:
             torch.save(value, buffer)
             content = bytearray(buffer.getbuffer())
         length = torch.tensor(len(content))
-        dist.broadcast(_hand_over(length), source)
+        dist.broadcast(_lend(length), source)
         data = torch.frombuffer(content, dtype=torch.uint8) if content else torch.empty(int(length), dtype=torch.uint8)
-        dist.broadcast(_hand_over(data), source)
+        dist.broadcast(_lend(data), source)
         if self.rank == source:
             return value
         return torch.load(io.BytesIO(data.numpy().tobytes()), map_location="cpu", weights_only=True)
@@ -181,24 +181,24 @@ def processes() -> Iterator[World]:
         _record(error)
         raise  # without saying goodbye: the others may be waiting for something that will not come
     dist.barrier()
-    _wait_for_release()
+    _wait_for_return()
     dist.destroy_process_group()
 
 
-def _hand_over(tensor: Tensor) -> Tensor:
+def _lend(tensor: Tensor) -> Tensor:
     """An alias of it for the group, which lets go of what it was given some time after its work is done."""
     alias = tensor.detach()
-    _handed_over[:] = [of_before for of_before in _handed_over if of_before() is not None] + [weakref.ref(alias)]
+    _lent[:] = [of_before for of_before in _lent if of_before() is not None] + [weakref.ref(alias)]
     return alias
 
 
-def _wait_for_release() -> None:
+def _wait_for_return() -> None:
     """Returns once the group's threads hold nothing of Python's: when Python ends before they let go, it aborts.
 
     They would be waited for by the end of the group, if DistributedDataParallel did not keep the group for ever.
     """
-    deadline = time.monotonic() + RELEASE_SECONDS
-    while any(alias() is not None for alias in _handed_over) and time.monotonic() < deadline:
+    deadline = time.monotonic() + RETURN_SECONDS
+    while any(alias() is not None for alias in _lent) and time.monotonic() < deadline:
         time.sleep(0.001)
 
 
