@@ -10,11 +10,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import libraries
 import report
+from throughput import MODES
 
 from vit.config import ViTConfig
 
 README = Path(__file__).resolve().parents[1] / "README.md"
-MODES = ("train", "inference")
 
 # What each claim is called, and how many decimals it is worth.
 ROWS = {
@@ -68,7 +68,7 @@ def claims_table() -> str:
             spread = f"± {spread}" if n > 1 else "-"
             lines.append(f"| {label} | {number} {c['unit']} | {spread} | {n} | `{c['command']}` |")
             _note_source(sources, c)
-    return "\n".join([*lines, "", *_said(sources)])
+    return "\n".join([*lines, "", *_source_lines(sources)])
 
 
 def speed_table() -> str:
@@ -95,7 +95,7 @@ def speed_table() -> str:
         rows.append([name, f"{config.image_size[0]}, {batch}", speed, f"{share} %", *compared])
     means = " / ".join(f"{statistics.geometric_mean(ratios[mode]):.2f}" for mode in MODES)
     last = f"Geometric mean of the ratios: {means}; the lowest is {min(min(r) for r in ratios.values()):.2f}."
-    return "\n".join([*(f"| {' | '.join(row)} |" for row in rows), "", last, "", *_said(sources)])
+    return "\n".join([*(f"| {' | '.join(row)} |" for row in rows), "", last, "", *_source_lines(sources)])
 
 
 def _note_source(sources: dict[str, list[str]], claim: dict) -> None:
@@ -104,7 +104,7 @@ def _note_source(sources: dict[str, list[str]], claim: dict) -> None:
         of_machine.append(claim["commit"])
 
 
-def _said(sources: dict[str, list[str]]) -> list[str]:
+def _source_lines(sources: dict[str, list[str]]) -> list[str]:
     return [f"{machine}; commits {', '.join(f'`{c}`' for c in found)}." for machine, found in sources.items()]
 
 

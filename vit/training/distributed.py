@@ -27,9 +27,9 @@ from vit.training.sharding import is_sharded
 
 MEET_SECONDS = 300  # longest wait for the others at the start
 WAIT_SECONDS = 1800  # longest wait for one that is alive and silent: it may be writing a state
-RETURN_SECONDS = 30  # longest wait for a busy machine at the end
+RETURN_SECONDS = 30  # longest wait at the end, for threads that hold what they were lent
 
-_lent: list[weakref.ref[Tensor]] = []
+_lent: list[weakref.ref[Tensor]] = []  # what the threads of the group may still hold
 
 
 @dataclass(frozen=True)
