@@ -28,7 +28,7 @@ from vit.training.checkpoint import describe_data, save_training_state
 from vit.training.epoch import classification_loss
 
 COMMAND = "python benchmarks/loop_overhead.py"
-RECIPE = vit.TrainConfig(device="cpu")
+RECIPE = vit.TrainConfig.preset("cpu_10min", device="cpu")
 RECIPE_STEPS = 45_000 // RECIPE.batch_size  # an epoch of CIFAR-10 without its validation images
 
 

@@ -26,7 +26,7 @@ RECIPES = {
     "vit_nano_patch4_32.cifar10": (
         lambda: vit.load_data("cifar10"),
         MODEL,
-        vit.TrainConfig.preset("cpu_10min", epochs=30, crop_padding=4, device="cpu"),
+        vit.TrainConfig(epochs=30, crop_padding=4, device="cpu"),
     ),
     # Half of the classes, for transfer to the others. Without label smoothing, which makes features transfer less: see
     # Kornblith et al., "Why Do Better Loss Functions Lead to Less Transferable Features?", NeurIPS 2021.
@@ -40,7 +40,7 @@ RECIPES = {
     "vit_nano_patch4_32.shapes": (
         lambda: vit.load_data("shapes", num_train=20_000, num_val=1000, num_test=2000),
         MODEL,
-        vit.TrainConfig.preset("cpu_10min", epochs=6, device="cpu"),
+        vit.TrainConfig(epochs=6, device="cpu"),
     ),
 }
 
