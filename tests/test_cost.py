@@ -11,12 +11,12 @@ from vit.model.vision_transformer import VisionTransformer
 def multiply_adds(c: ViTConfig, *, spare_last_block: bool = True) -> int:
     D, N, T = c.embed_dim, c.num_patches, c.num_patches + c.num_prefix_tokens
 
-    def block(outputs: int) -> int:
-        return T * 3 * D * D + 2 * outputs * T * D + outputs * (D * D + 2 * D * c.mlp_dim)
-
-    last = block(1 if spare_last_block and c.pool == "cls" else T)
+    block = T * 3 * D * D + 2 * T * T * D + T * (D * D + 2 * D * c.mlp_dim)
+    last = block
+    if spare_last_block and c.pool == "cls":  # one token alone, whose heads see whole tokens
+        last = 4 * D * D + 2 * c.num_heads * T * D + 2 * D * c.mlp_dim
     head = {"mlp": D * D + D * c.num_classes, "linear": D * c.num_classes}[c.head]
-    return N * 3 * c.patch_size**2 * D + (c.depth - 1) * block(T) + last + head
+    return N * 3 * c.patch_size**2 * D + (c.depth - 1) * block + last + head
 
 
 @pytest.mark.parametrize("name", [n for n in ViTConfig.list_presets() if n.endswith("_32") or "tiny" in n])

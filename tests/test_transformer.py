@@ -118,8 +118,9 @@ def test_block_outputs_end_where_forward_does():
 
 @pytest.mark.parametrize("with_rope", [True, False])
 @pytest.mark.parametrize("masked", [True, False])
-def test_the_first_outputs_alone_are_those_of_the_whole(with_rope, masked):
-    encoder = randomize(Encoder(16, 3, 2, 32, qk_norm=True).double())
+@pytest.mark.parametrize(("qk_norm", "qkv_bias"), [(True, True), (False, True), (False, False)])
+def test_the_first_outputs_alone_are_those_of_the_whole(with_rope, masked, qk_norm, qkv_bias):
+    encoder = randomize(Encoder(16, 3, 2, 32, qk_norm=qk_norm, qkv_bias=qkv_bias).double())
     x = torch.randn(2, 8, 16, dtype=torch.float64)
     rope = rope2d_table((2, 3), 8) if with_rope else None
     mask = torch.rand(2, 1, 8, 8) < 0.7 if masked else None
@@ -128,6 +129,32 @@ def test_the_first_outputs_alone_are_those_of_the_whole(with_rope, masked):
     whole = encoder(x, rope, mask)
     for count in (1, 3):
         torch.testing.assert_close(encoder(x, rope, mask, num_outputs=count), whole[:, :count], rtol=0, atol=1e-12)
+
+
+def test_the_first_outputs_alone_have_the_gradients_of_the_whole():
+    encoder = randomize(Encoder(16, 2, 2, 32).double())
+    x = torch.randn(2, 8, 16, dtype=torch.float64, requires_grad=True)
+    learned = [x, *encoder.parameters()]
+    for count in (1, 3):
+        direction = torch.randn(2, count, 16, dtype=torch.float64)
+        whole = torch.autograd.grad(encoder(x)[:, :count], learned, direction)
+        torch.testing.assert_close(
+            torch.autograd.grad(encoder(x, num_outputs=count), learned, direction), whole, rtol=0, atol=1e-12
+        )
+
+
+def test_the_first_outputs_alone_call_a_hooked_layer_and_drop_as_told():
+    """Without a key or value the work is less, but whoever wants to see them, or drop a probability, gets them."""
+    attention = randomize(Attention(16, 2, attn_drop=0.5).double()).eval()
+    x = torch.randn(2, 8, 16, dtype=torch.float64)
+    without, seen = attention(x, num_outputs=1), []
+    hook = attention.qkv.register_forward_hook(lambda module, args, output: seen.append(output))
+    torch.testing.assert_close(attention(x, num_outputs=1), without, rtol=0, atol=1e-12)
+    assert seen[0].shape == (2, 8, 48)
+    hook.remove()
+    attention(x, num_outputs=1)
+    assert len(seen) == 1
+    assert (attention.train()(x, num_outputs=1) - without).abs().max() > 1e-3
 
 
 def test_heads_must_divide_the_width():

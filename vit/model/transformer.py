@@ -58,11 +58,13 @@ class Attention(nn.Module):
             attn_mask: broadcastable to (B, h, T, T); bool, True where a query may look, or float, added to the scores.
             num_outputs: only so many first tokens ask, although they look at all; default all.
         """
+        dropout = self.attn_drop if self.training else 0.0
+        if num_outputs is not None and rope is attn_mask is None and not dropout and self._is_one_linear_map():
+            return self.proj_drop(self.proj(self._gather(x, num_outputs)))
         q, k, v = self._qkv(x, rope)  # 3 x (B, h, T, d)
         if num_outputs is not None:
             q = q[:, :, :num_outputs]  # (B, h, num_outputs, d)
             attn_mask = None if attn_mask is None else attn_mask[..., :num_outputs, :]
-        dropout = self.attn_drop if self.training else 0.0
         x = F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, dropout_p=dropout)  # (B, h, T, d)
         x = x.transpose(1, 2).flatten(2)  # (B, T, D)
         return self.proj_drop(self.proj(x))
@@ -84,6 +86,30 @@ class Attention(nn.Module):
         if rope is not None:
             q, k = apply_rope(q, rope), apply_rope(k, rope)
         return q, k, v
+
+    def _is_one_linear_map(self) -> bool:
+        """Whether queries, keys and values are no more than `qkv` of the tokens, and no hook waits for its call."""
+        hooks = [getattr(self.qkv, f"_{when}_hooks") for when in ("forward_pre", "forward", "backward_pre", "backward")]
+        return type(self.qkv) is nn.Linear and not any(hooks) and isinstance(self.q_norm, nn.Identity)
+
+    def _gather(self, x: Tensor, num_outputs: int) -> Tensor:
+        """What the first tokens collect by attention, (B, num_outputs, D), without the key or value of any token.
+
+        Products of matrices may be taken in another order: q . (W_k x) = (W_k^T q) . x, and the mean of the values is
+        W_v times the mean of the tokens. For a CLS token that is hardly any work. A key's bias adds the same to all
+        scores of a query, which softmax does not see.
+        """
+        B, _, D = x.shape
+        h, d, n = self.num_heads, self.head_dim, num_outputs
+        w_q, w_k, w_v = self.qkv.weight.view(3, h, d, D)  # 3 x (h, d, D)
+        b_q, b_v = (None, None) if self.qkv.bias is None else (self.qkv.bias[:D], self.qkv.bias[2 * D :])
+        q = F.linear(x[:, :n], w_q.flatten(0, 1), b_q) * d**-0.5  # (B, num_outputs, D)
+        q = q.view(B * n, h, d).transpose(0, 1) @ w_k  # (h, B*num_outputs, D)
+        scores = q.transpose(0, 1).reshape(B, n * h, D) @ x.mT  # (B, num_outputs*h, T)
+        mean = scores.softmax(dim=-1) @ x  # (B, num_outputs*h, D)
+        v = mean.view(B * n, h, D).transpose(0, 1) @ w_v.mT  # (h, B*num_outputs, d)
+        v = v.transpose(0, 1).reshape(B, n, D)  # (B, num_outputs, D)
+        return v if b_v is None else v + b_v
 
 
 class QuickGELU(nn.Module):
