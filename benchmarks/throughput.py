@@ -1,7 +1,7 @@
 """How fast a network trains and answers here, beside the same network of the libraries that people use.
 
     python benchmarks/throughput.py                       every configuration, about half an hour on two cores
-    python benchmarks/throughput.py --configs vit_micro_patch4_32     some of them; stores nothing
+    python benchmarks/throughput.py --configs vit_micro_patch4_32     some of them anew, beside what is stored of others
     python benchmarks/throughput.py --growth              what more tokens, blocks, width and batch cost this project
     python benchmarks/throughput.py --quick               seconds, little of everything; stores nothing
 
@@ -233,8 +233,10 @@ def main() -> None:
     presets = ["vit_micro_patch4_32"] if options.quick else options.configs
     claims = [c for preset in presets for c in compare(preset, options)]
     claims += memory_and_cold_start(presets, options)
-    is_whole = not options.quick and set(presets) == set(libraries.BATCHES)
-    report.publish(result_name("throughput", options), claims, store=is_whole)
+    name = result_name("throughput", options)
+    is_there = not options.quick and (report.RESULTS / f"{name}.json").exists()
+    known = report.load(name) if is_there else {}
+    report.publish(name, list((known | {c["name"]: c for c in claims}).values()), store=not options.quick)
     print(*table(presets, claims), sep="\n")
 
 

@@ -1,6 +1,7 @@
 """Attention maps: against transformers' and timm's own on the same weights, and what recording must leave as it was."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -364,7 +365,7 @@ def test_only_the_layers_asked_for_are_kept():
 
 def test_a_layout_says_where_patches_are():
     layout = token_layout(our_model(image_size=(8, 20), num_registers=2))
-    assert layout == TokenLayout((8, 20), (2, 5), (4, 4), 3, True, True)
+    assert layout == TokenLayout((8, 20), (2, 5), (4, 4), 3, True, "cls")
     assert (layout.num_patches, layout.num_tokens) == (10, 13)
     values = torch.arange(13.0)  # each token's own number
     grid = layout.to_grid(values)
@@ -380,17 +381,17 @@ def test_a_layout_says_where_patches_are():
 
 def test_layouts_of_timm_models():
     cls = token_layout(timm_model(img_size=(8, 20)))
-    assert cls == TokenLayout((8, 20), (2, 5), (4, 4), 1, True, True)
+    assert cls == TokenLayout((8, 20), (2, 5), (4, 4), 1, True, "cls")
     registers = token_layout(timm_model(reg_tokens=4, global_pool="avg"))
-    assert registers == TokenLayout((16, 16), (4, 4), (4, 4), 5, True, False)
+    assert registers == TokenLayout((16, 16), (4, 4), (4, 4), 5, True, "mean")
     mean = token_layout(timm_model(global_pool="avg", class_token=False))
-    assert mean == TokenLayout((16, 16), (4, 4), (4, 4), 0, False, False)
+    assert mean == TokenLayout((16, 16), (4, 4), (4, 4), 0, False, "mean")
     ours = token_layout(our_model(pool="mean", num_registers=2))
-    assert ours == TokenLayout((16, 16), (4, 4), (4, 4), 2, False, False)
+    assert ours == TokenLayout((16, 16), (4, 4), (4, 4), 2, False, "mean")
 
 
 def test_a_token_that_is_not_there_is_named():
-    layout = TokenLayout((8, 20), (2, 5), (4, 4), 2, False, False)
+    layout = TokenLayout((8, 20), (2, 5), (4, 4), 2, False, "mean")
     with pytest.raises(ValueError, match='query="cls": this model has no CLS token'):
         layout.token_idx("cls")
     for query in ((2, 0), (0, 5), (-1, 0), (0.5, 1), (1,), (1, 2, 3)):
@@ -405,14 +406,17 @@ def test_a_token_that_is_not_there_is_named():
 
 def test_the_pooled_row_is_what_the_head_reads():
     maps = torch.rand(2, 7, 7)
-    cls = TokenLayout((8, 8), (2, 2), (4, 4), 3, True, True)
-    mean = TokenLayout((8, 8), (2, 2), (4, 4), 3, True, False)
+    cls = TokenLayout((8, 8), (2, 2), (4, 4), 3, True, "cls")
+    mean = TokenLayout((8, 8), (2, 2), (4, 4), 3, True, "mean")
     assert torch.equal(pooled_row(maps, cls), maps[:, 0])
-    torch.testing.assert_close(pooled_row(maps, mean), (maps[:, 3] + maps[:, 4] + maps[:, 5] + maps[:, 6]) / 4)
+    of_patches = (maps[:, 3] + maps[:, 4] + maps[:, 5] + maps[:, 6]) / 4
+    torch.testing.assert_close(pooled_row(maps, mean), of_patches)
+    torch.testing.assert_close(pooled_row(maps, replace(cls, pool="cls_mean")), maps[:, 0] / 2 + of_patches / 2)
+    torch.testing.assert_close(pooled_row(maps, replace(cls, pool="cls_register")), maps[:, 0] / 2 + maps[:, 1] / 2)
 
 
 def test_attention_from_one_token_is_its_row_without_the_prefix():
-    layout = TokenLayout((8, 8), (2, 2), (4, 4), 3, True, False)
+    layout = TokenLayout((8, 8), (2, 2), (4, 4), 3, True, "mean")
     maps = torch.arange(2 * 49.0).view(2, 7, 7)  # entry (i, j) of the first map is 7 i + j
     assert attention_from(maps, layout, "cls")[0].tolist() == [[3, 4], [5, 6]]
     assert attention_from(maps, layout, (1, 0))[0].tolist() == [[38, 39], [40, 41]]

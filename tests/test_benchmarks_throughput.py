@@ -1,6 +1,7 @@
 """Speed beside other libraries: the same network for all, ratios of one minute, and memory of one process."""
 
 import argparse
+import statistics
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -212,8 +213,12 @@ def test_growth_is_drawn_in_two_panels_a_quantity():
 
 
 def test_no_library_is_faster_in_what_is_stored():
-    """Every configuration, training and inference; and at 192 x 9 a train step reaches 70 % of the matrix product."""
+    """Every configuration, training and inference, 1.15 times in the mean; and at 192 x 9 a train step reaches 70 % of the
+    matrix product."""
     claims = report.load("throughput")
+    for mode in throughput.MODES:
+        of_mode = [claims[f"{preset}.{mode}.vit/{name}"]["value"] for preset in libraries.BATCHES for name in OTHERS]
+        assert len(of_mode) == 20 and statistics.geometric_mean(of_mode) >= 1.15
     ratios = [c["value"] for name, c in claims.items() if f".{libraries.OURS}/" in name]
     assert len(ratios) == len(libraries.BATCHES) * len(throughput.MODES) * (len(libraries.LIBRARIES) - 1)
     assert min(ratios) >= 1.0

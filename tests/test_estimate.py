@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch.profiler import ProfilerActivity, profile
 
-from vit.analysis import forward_flops
+from vit.analysis import estimate, forward_flops
 from vit.analysis.estimate import TrainingMemory, measure_rate, training_memory
 from vit.config import TrainConfig, ViTConfig
 from vit.model.vision_transformer import VisionTransformer
@@ -160,3 +160,11 @@ def test_what_cannot_be_is_refused():
         measure_rate(model, 4, seconds=0)
     with pytest.raises(TypeError, match="no Vision Transformer of this library or of timm"):
         training_memory(torch.nn.Linear(3, 3), 4)
+
+
+def test_counting_the_operations_is_not_in_the_time(monkeypatch):
+    steps, loss = [], estimate._loss
+    monkeypatch.setattr(estimate, "_loss", lambda *arguments: steps.append(1) or loss(*arguments))
+    monkeypatch.setattr(estimate, "train_flops", lambda *arguments: time.sleep(1) or 1)
+    rate = measure_rate(VisionTransformer(CONFIG), 2, seconds=0.1)
+    assert (len(steps) - estimate.WARM_UP_STEPS) / rate < 0.9

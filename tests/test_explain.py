@@ -366,3 +366,14 @@ def test_a_model_without_classes_is_refused():
         with pytest.raises(ValueError, match="no classes to explain"):
             attention_gradients(model, torch.zeros(1, 3, 8, 8))
     assert attention_maps(our_model(num_classes=0), torch.zeros(1, 3, 8, 8)).shape == (2, 1, 2, 5, 5)
+
+
+@pytest.mark.parametrize(("pool", "num_registers"), [("cls_mean", 0), ("cls_register", 1)])
+@pytest.mark.parametrize("method", METHODS)
+def test_both_parts_that_a_head_reads_are_explained(pool, num_registers, method):
+    model = our_model(pool=pool, num_registers=num_registers, head="linear")
+    images = random_images(model)
+    with torch.no_grad():
+        model.head.weight[:, : model.config.embed_dim] = 0  # it could as well not read CLS
+    heat = explain(model, images, method)
+    assert heat.shape == (3, 2, 2) and (heat.sum(dim=(1, 2)) > 0).all()

@@ -103,7 +103,9 @@ def source_model(halves) -> VisionTransformer:
 def test_a_new_head_keeps_the_body_the_normalization_and_the_past(source_model, halves):
     source, target = halves
     target = keep_classes(target, [0, 1, 2])
+    source_model.metadata |= {"crop": 0.9, "test_accuracy": 83.1, "trained_on": "shapes"}
     model = fine_tuning.with_new_head(source_model, target)
+    assert model.metadata.keys() == {"mean", "std", "crop", "dataset", "class_names", "pretrained_on"}
     images = torch.randn(2, 3, 16, 16)
     assert torch.equal(model.forward_features(images), source_model.forward_features(images))
     assert model(images).shape == (2, 3) and isinstance(model.head, torch.nn.Linear)

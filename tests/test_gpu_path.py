@@ -16,7 +16,8 @@ from vit.config import TrainConfig, ViTConfig
 from vit.data import DataSplits, make_loaders
 from vit.data.augment import cutmix_mixup
 from vit.model.vision_transformer import VisionTransformer
-from vit.training import build_optimizers, fit, train_one_epoch
+from vit.training import Evaluation, build_optimizers, fit, load_state_weights, loop, run_files, train_one_epoch
+from vit.training.averaging import AveragedWeights
 from vit.training.epoch import classification_loss
 from vit.training.finite import LAG, FiniteCheck
 from vit.training.loop import STATE_FILE
@@ -96,7 +97,7 @@ def test_training_takes_the_same_steps_with_late_answers(shapes, monkeypatch):
 def test_a_late_answer_comes_before_the_state_is_saved(shapes, monkeypatch, tmp_path, stop_after):
     """Step 12 is the 4th of the second epoch: the state of the first must stay, at the epoch's end and at a stop."""
     monkeypatch.setitem(LAG, "cpu", 20)
-    loaders, steps = make_loaders(shapes, QUICK), 0
+    loaders, steps = (make_loaders(shapes, QUICK)[0], None), 0
 
     def should_stop() -> bool:
         nonlocal steps
@@ -148,7 +149,7 @@ class Waits(TorchDispatchMode):
 def epoch_of(data: DataSplits, config: TrainConfig, *, is_averaged: bool = False) -> Callable[[], int]:
     """What trains over one and the same epoch, whose order is drawn once."""
     model = make_model().to(config.device)
-    ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9)) if is_averaged else None
+    ema = AveragedWeights(model, 0.9) if is_averaged else None
     loader, optimizers = make_loaders(data, config)[0], build_optimizers(model, config)
     return lambda: train_one_epoch(model, loader, optimizers, config, ema=ema)[0]
 
@@ -188,12 +189,45 @@ def test_mixing_reads_nothing_back(cutmix, mixup):
         assert mixed.device.type == soft.device.type == "meta" and soft.shape == (8, 10)
 
 
-def test_averaging_reads_nothing_back():
+class Crossings(TorchDispatchMode):
+    """Counts copies from one kind of device to another, for which a GPU is waited for too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        name = function.overloadpacket.__name__
+        if name in ("copy_", "_to_copy"):
+            self.count += args[name == "copy_"].device != result.device
+        return result
+
+
+def test_averaging_neither_reads_back_nor_sends_its_counter():
     model = make_model().to("meta")
-    ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9))
-    for count in (1, 2):
-        ema.update_parameters(model)
-        assert int(ema.n_averaged) == count
+    ema, torchs = AveragedWeights(model, 0.9), AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9))
+    with Crossings() as crossings:
+        for count in (1, 2, 3):
+            ema.update_parameters(model)
+            assert int(ema.n_averaged) == count
+    assert crossings.count == 0
+    with Crossings() as crossings:
+        for _ in range(3):
+            torchs.update_parameters(model)
+    assert crossings.count > 0, "a copy would be noticed"
+
+
+def test_averaging_is_torchs_to_the_bit():
+    model = make_model()
+    ema, torchs = AveragedWeights(model, 0.9), AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9))
+    for _ in range(4):
+        for parameter in model.parameters():
+            nn.init.normal_(parameter)
+        for averaged in (ema, torchs):
+            averaged.update_parameters(model)
+    assert same_weights(ema, torchs) and not same_weights(ema.module, model)
+    ema.load_state_dict(torchs.state_dict())
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
@@ -241,8 +275,6 @@ def test_all_batches_of_the_gpu_recipe_have_one_size(num_images):
 
 @pytest.mark.parametrize(("save_seconds", "num_saves"), [(0.0, 5), (1e6, 2)])
 def test_short_epochs_need_not_be_saved(shapes, monkeypatch, tmp_path, save_seconds, num_saves):
-    import vit.training.run_files as run_files
-
     saved, save = [], run_files.save_training_state
     monkeypatch.setattr(
         run_files, "save_training_state", lambda *a, **k: saved.append(k["progress"]["epoch"]) or save(*a, **k)
@@ -282,3 +314,13 @@ def test_mixing_ends_with_its_share_of_the_run(shapes):
     longer = replace(config, epochs=4)
     with pytest.raises(ValueError, match="the first 11.2 steps, but with mix_until=0.7 and epochs=4 it should be 22.4"):
         fit(make_model(), loader, None, longer)
+
+
+def test_the_best_state_is_the_best_that_was_saved(shapes, monkeypatch, tmp_path):
+    """Of accuracies 50, 90, 70, 60 the 90 is not saved; 70 is the best that is."""
+    accuracies, is_due, nothing = iter((50.0, 90.0, 70.0, 60.0)), iter((True, False, True)), torch.zeros(0)
+    monkeypatch.setattr(loop, "evaluate", lambda *_, **__: Evaluation(1.0, next(accuracies), nothing, nothing))
+    monkeypatch.setattr(run_files.RunFiles, "is_save_due", lambda run, s=None: s is not None and next(is_due))
+    config = replace(QUICK, epochs=4)
+    fit(make_model(), *make_loaders(shapes, config), config, run_dir=tmp_path, save_seconds=1.0)
+    assert load_state_weights(tmp_path / "state.best.pt", make_model())["val_accuracy"] == 70

@@ -17,7 +17,7 @@ from vit.config import TrainConfig, ViTConfig
 from vit.data import DataSplits, Split, make_eval_loader, make_loaders
 from vit.device import resolve_device
 from vit.model.vision_transformer import VisionTransformer
-from vit.training import History, build_optimizers, evaluate, fit, train_one_epoch
+from vit.training import History, build_optimizers, evaluate, fit, load_run, new_run_folder, train_one_epoch
 from vit.training.interrupt import stop_on_interrupt
 from vit.training.loop import STATE_FILE
 from vit.training.state_file import write_state
@@ -337,3 +337,47 @@ def test_training_on_a_gpu(shapes):
     model = make_model()
     history = fit(model, *make_loaders(shapes, config), config)
     assert history.is_complete and next(model.parameters()).is_cuda
+
+
+def test_a_run_may_go_on_with_a_val_loader_or_without_one(shapes, tmp_path):
+    loader, val_loader = make_loaders(shapes, config := replace(QUICK, epochs=4))
+    for number, val in enumerate((None, val_loader, None)):
+        calls = iter(range(100))
+        options = {"run_dir": tmp_path, "resume": number > 0, "should_stop": lambda c=calls: next(c) >= len(loader)}
+        fit(make_model(), loader, val, config, **options)
+    history = fit(make_model(), loader, val_loader, config, run_dir=tmp_path, resume=True)
+    assert history.is_complete and history["epoch"] == [1, 2, 3, 4]
+    stored = History.load_csv(tmp_path / "history.csv")
+    for column in ("val_loss", "val_accuracy"):
+        assert [value != value for value in stored[column]] == [column not in row for row in history.rows]
+    assert stored["train_loss"] == pytest.approx(history["train_loss"])
+    with pytest.raises(KeyError, match="no column 'f1'; columns: epoch, .*, val_loss, val_accuracy"):
+        history["f1"]
+
+
+@pytest.mark.parametrize("epochs", [2.06, 1.96, 2])
+def test_the_last_row_says_that_the_run_is_complete(shapes, tmp_path, epochs):
+    """Also where the epochs are no whole number of steps, of which there are 7 in each."""
+    config = replace(QUICK, epochs=epochs)
+    folder = new_run_folder("a", tmp_path, train=config)
+    loaders = make_loaders(shapes, config)
+    assert len(loaders[0]) == 7
+    history = fit(make_model(), *loaders, config, run_dir=folder)
+    assert history.is_complete and history["epoch"] == [1, epochs]
+    assert load_run(folder).history.is_complete
+
+
+def test_the_val_loader_is_measured_whatever_is_learned(shapes):
+    losses = (None, lambda model, batch: (F.cross_entropy(model(batch[0]), batch[1], label_smoothing=0.1), {}))
+    config, models = replace(QUICK, label_smoothing=0.1), []
+    histories = []
+    for loss_fn in losses:
+        models.append(make_model())
+        histories.append(fit(models[-1], *make_loaders(shapes, config), config, loss_fn=loss_fn))
+    assert same_weights(*models) and histories[0]["val_accuracy"] == histories[1]["val_accuracy"]
+
+
+def test_a_loader_made_by_hand_that_mixes_nothing_is_taken(shapes):
+    loader, val_loader = make_loaders(shapes, QUICK)
+    config = replace(QUICK, mix_until=0.5, cutmix_alpha=1.0)
+    assert loader.mix is None and fit(make_model(), loader, val_loader, config).is_complete

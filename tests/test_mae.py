@@ -5,6 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import randomize
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from vit.config import TrainConfig, ViTConfig
 from vit.data import make_loaders
@@ -184,3 +186,15 @@ def test_it_compiles_as_one_graph():
         torch.manual_seed(3)
         losses.append(reconstruction_loss(network, (images, None))[0].item())
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+
+
+def test_the_loss_reads_the_sizes_within_what_several_processes_wrap_around():
+    model, images = make(), random_images()
+    wrapped = DistributedDataParallel.__new__(DistributedDataParallel)  # without the processes that it asks for
+    nn.Module.__init__(wrapped)
+    wrapped.module, wrapped.forward = model, model.forward
+    losses = []
+    for network in (model, wrapped):
+        torch.manual_seed(0)
+        losses.append(reconstruction_loss(network, (images, None))[0])
+    assert torch.equal(*losses)

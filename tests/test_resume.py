@@ -14,7 +14,7 @@ from torch import nn
 from vit.config import TrainConfig, ViTConfig
 from vit.data import DataSplits, make_loaders
 from vit.model.vision_transformer import VisionTransformer
-from vit.training import History, evaluate, fit, load_state_weights, run_files
+from vit.training import History, checkpoint, evaluate, fit, load_state_weights, run_files
 from vit.training.loop import HISTORY_FILE, STATE_FILE
 from vit.training.state_file import best_of, previous_of, read_state, write_state
 
@@ -468,3 +468,12 @@ def test_resume_on_a_gpu_with_the_deterministic_switch(data, tmp_path, monkeypat
     finally:
         torch.use_deterministic_algorithms(False)
     assert same_weights(model, whole)
+
+
+def test_a_state_of_more_gpus_is_resumed_with_fewer(monkeypatch):
+    given, state = [], checkpoint._random_state() | {"cuda": [torch.ones(1), torch.zeros(1)]}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_rng_state_all", given.extend)
+    checkpoint._restore_random_state(state)
+    assert given == [torch.ones(1)]

@@ -79,3 +79,10 @@ def test_an_interrupted_write_leaves_the_old_file_and_no_litter(tmp_path):
         temporary.write_text("new")
         assert target.read_text() == "old"
     assert target.read_text() == "new" and os.listdir(tmp_path) == ["state"]
+
+
+def test_a_second_run_in_a_given_folder_leaves_the_first_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv("VIT_RUN_FOLDER", str(tmp_path))
+    first, second = new_run_folder("a", data="x"), new_run_folder("b", data="y")
+    assert first == tmp_path and second.parent == tmp_path and second.name.endswith("-b")
+    assert [json.loads((f / "config.json").read_text())["data"] for f in (first, second)] == ["x", "y"]

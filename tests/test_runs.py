@@ -149,6 +149,11 @@ def test_a_new_name_keeps_the_time(tmp_path):
     for name in ("..", ".", "", "a/b", "../a", "-r", "a b"):
         with pytest.raises(ValueError, match="may hold letters, digits"):
             rename_run(other, name, tmp_path)
+    (other / "history.csv").rename(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match="history.csv is missing"):
+        rename_run(other, "moved", tmp_path)
+    assert other.exists(), "it keeps the name that the message speaks of"
+    (tmp_path / "elsewhere").rename(other / "history.csv")
     plain = other.rename(tmp_path / "plain")
     assert rename_run(plain, "simple", tmp_path).folder == tmp_path / "simple"
 

@@ -10,7 +10,7 @@ from vit.analysis.layout import TokenLayout
 from vit.analysis.statistics import attention_entropy, head_similarity, mean_attention_distance, patch_distances
 
 # 3 rows of 4 pixels, 5 columns of 6 pixels; CLS and one register before them.
-LAYOUT = TokenLayout((12, 30), (3, 5), (4, 6), num_prefix_tokens=2, has_cls=True, pools_cls=True)
+LAYOUT = TokenLayout((12, 30), (3, 5), (4, 6), num_prefix_tokens=2, has_cls=True, pool="cls")
 N, T = LAYOUT.num_patches, LAYOUT.num_tokens
 
 
@@ -54,7 +54,7 @@ def test_uniform_attention_looks_as_far_as_patches_are_apart():
     assert mean_attention_distance(uniform, LAYOUT).item() == pytest.approx(expected, rel=1e-5)
     assert patch_distances(LAYOUT).mean().item() == pytest.approx(expected, rel=1e-5)
     # In one dimension there is a closed form: (n^2 - 1) / (3 n) patches.
-    line = TokenLayout((8, 35), (1, 7), (8, 5), num_prefix_tokens=0, has_cls=False, pools_cls=False)
+    line = TokenLayout((8, 35), (1, 7), (8, 5), num_prefix_tokens=0, has_cls=False, pool="mean")
     assert patch_distances(line).mean().item() == pytest.approx(5 * 48 / 21, rel=1e-6)
 
 

@@ -375,3 +375,11 @@ def test_export_and_compile_compute_the_same(config):
     torch.testing.assert_close(exported(images), expected)
     # aot_eager traces and differentiates as the default backend does, and needs no C++ compiler.
     torch.testing.assert_close(torch.compile(model, backend="aot_eager")(images), expected)
+
+
+def test_a_resized_copy_is_frozen_where_its_original_is():
+    model = VisionTransformer(ViTConfig(image_size=16, embed_dim=16, depth=2, num_heads=2))
+    model.patch_embed.requires_grad_(False)
+    learned = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    copy = model.resized(24)
+    assert [name for name, parameter in copy.named_parameters() if parameter.requires_grad] == learned

@@ -123,7 +123,8 @@ def measure_rate(
             count += 1
             if count == 0:
                 started = time.perf_counter()
-    return count * train_flops(probe, batch_size) / (time.perf_counter() - started)
+    elapsed = time.perf_counter() - started
+    return count * train_flops(probe, batch_size) / elapsed
 
 
 def _check_batch_size(batch_size: int) -> None:

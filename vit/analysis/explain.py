@@ -28,8 +28,8 @@ def explain(model: nn.Module, images: Any, method: str = "relevance", *, targets
     """How much each patch matters for the target class, (B, rows, columns), zero or more, in no unit: compare patches
     of one image, not images or methods.
 
-    Reads the row of CLS where the head does, else the mean of the rows of the patches. There the two methods with
-    gradients leave out what every patch hands to itself through the residual connections alone: no attention takes
+    Reads the row of CLS where the head does, else the mean of the patches' rows, or of both. For patches the methods
+    with gradients leave out what every patch hands to itself through the residual connections alone: no attention takes
     part in it, and its share, near 1, would drown the rest. A row of CLS holds no such share for a patch.
 
     Args:

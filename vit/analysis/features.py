@@ -24,7 +24,8 @@ _PROBE = 4  # images whose features are computed anew to see whether a stored fi
 
 
 def features(model: nn.Module, images: Any, *, cache: str | Path | None = None) -> Tensor:
-    """What the head reads of every image, (B, D) on the CPU in float32: CLS, or the mean of the patches.
+    """What the head reads of every image, on the CPU in float32: CLS or the mean of the patches, (B, D), or a pair of
+    tokens side by side, (B, 2*D).
 
     Args:
         images: a uint8 or normalized batch (B, C, H, W), or pictures, as `prepare_images` takes them.

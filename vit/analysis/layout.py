@@ -20,7 +20,7 @@ class TokenLayout:
     patch_size: tuple[int, int]  # (height, width) in pixels
     num_prefix_tokens: int  # CLS and registers
     has_cls: bool
-    pools_cls: bool  # the head reads CLS; else the mean of the patches
+    pool: str  # what the head reads, as in `ViTConfig.pool`: "cls", "mean" of the patches, or one of the pairs
 
     @property
     def num_patches(self) -> int:
@@ -65,16 +65,15 @@ def token_layout(model: nn.Module) -> TokenLayout:
         raise TypeError(f"{type(model).__name__} has no patch_embed: no Vision Transformer of this library or of timm")
     if hasattr(model, "encoder"):
         config = model.config
-        has_cls = config.pool != "mean"
-        patch = (config.patch_size, config.patch_size)
-        return TokenLayout(config.image_size, config.grid_size, patch, config.num_prefix_tokens, has_cls, has_cls)
+        patch, has_cls = (config.patch_size, config.patch_size), config.pool != "mean"
+        return TokenLayout(config.image_size, config.grid_size, patch, config.num_prefix_tokens, has_cls, config.pool)
     return TokenLayout(
         tuple(patch_embed.img_size),
         tuple(patch_embed.grid_size),
         tuple(patch_embed.patch_size),
         model.num_prefix_tokens,
         getattr(model, "cls_token", None) is not None,
-        getattr(model, "global_pool", "") == "token",
+        "cls" if getattr(model, "global_pool", "") == "token" else "mean",
     )
 
 
@@ -101,7 +100,11 @@ def layer_indices(layers: int | Sequence[int] | None, depth: int, name: str = "l
 
 
 def pooled_row(maps: Tensor, layout: TokenLayout) -> Tensor:
-    """What the head looks at: the row (..., T) of CLS in maps (..., T, T), or the mean row of the patches."""
-    if layout.pools_cls:
+    """What the head looks at, a row (..., T) of maps (..., T, T): that of CLS, the mean row of the patches, or where it
+    reads a pair, the mean of both rows."""
+    if layout.pool == "cls":
         return maps[..., 0, :]
-    return maps[..., layout.num_prefix_tokens :, :].mean(dim=-2)
+    if layout.pool == "cls_register":
+        return maps[..., :2, :].mean(dim=-2)
+    patches = maps[..., layout.num_prefix_tokens :, :].mean(dim=-2)  # (..., T)
+    return patches if layout.pool == "mean" else (maps[..., 0, :] + patches) / 2

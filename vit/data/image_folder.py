@@ -77,7 +77,6 @@ def load_image_folder(
         for split, part in places.items()
     )
     mean, std = channel_statistics(train.images)
-    std = tuple(max(s, 1 / 255) for s in std)  # a channel that never changes must not be divided by 0
     return DataSplits(root.resolve().name, train, val, test, tuple(files), mean, std)
 
 

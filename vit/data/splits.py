@@ -113,11 +113,14 @@ def _digests(split: Split) -> Iterator[bytes]:
 
 
 def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation per channel of pixels scaled to [0, 1], by counting the grey levels."""
+    """Mean and standard deviation per channel of pixels scaled to [0, 1], by counting the grey levels.
+
+    The deviation is at least one level, 1/255: a channel that never changes must not be divided by 0.
+    """
     levels = torch.arange(256, dtype=torch.float64) / 255
     mean, std = [], []
     for channel in images.unbind(1):
         share = torch.bincount(channel.flatten(), minlength=256) / channel.numel()
         mean.append(float((share * levels).sum()))
-        std.append(float((share * (levels - mean[-1]) ** 2).sum().sqrt()))
+        std.append(max(float((share * (levels - mean[-1]) ** 2).sum().sqrt()), 1 / 255))
     return tuple(mean), tuple(std)

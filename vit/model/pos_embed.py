@@ -2,8 +2,8 @@
 
 Additive kinds ("learned", "sincos2d") change the patch tokens once. The rotary kind gives (sin, cos) once per
 forward, and every attention turns its queries and keys by them. Grids are (rows, columns), counted row by row.
-Sources: Vaswani et al., "Attention Is All You Need", 2017, section 3.5 (sine and cosine); Chen et al., "An Empirical
-Study of Training Self-Supervised Vision Transformers", 2021 (in 2-D, for ViTs); Su et al., "RoFormer", 2021 (rotary);
+Sources: Vaswani et al., "Attention Is All You Need", 2017, section 3.5 (sine and cosine); Beyer et al.,
+"Better plain ViT baselines for ImageNet-1k", 2022 (in 2-D, for ViTs); Su et al., "RoFormer", 2021 (rotary);
 Heo et al., "Rotary Position Embedding for Vision Transformer", 2024 (axial, base 100); Dosovitskiy et al., 2021,
 section 3.2 (resampling for another resolution).
 """

@@ -158,7 +158,8 @@ class VisionTransformer(nn.Module):
         return tuple(chosen)
 
     def resized(self, image_size: int | tuple[int, int]) -> "VisionTransformer":
-        """A copy for another image size: the same weights, its learned positions resampled to the new grid."""
+        """A copy for another image size: the same weights, frozen where these are, and learned positions resampled to
+        the new grid."""
         config = replace(self.config, image_size=image_size)
         state = self.state_dict()
         if self.pos_embed is not None:
@@ -167,6 +168,8 @@ class VisionTransformer(nn.Module):
         reference = self.patch_embed.proj.weight
         model = VisionTransformer(config).to(device=reference.device, dtype=reference.dtype)
         model.load_state_dict(state)
+        for parameter, own in zip(model.parameters(), self.parameters(), strict=True):
+            parameter.requires_grad_(own.requires_grad)
         model.metadata = dict(self.metadata)
         return model.train(self.training)
 

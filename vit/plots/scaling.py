@@ -34,7 +34,8 @@ def plot_growth(curves: Mapping[str, Sequence[tuple[float, float, float]]], *, t
             ax.xaxis.set_minor_locator(NullLocator())
             ax.tick_params(labelleft=ax is axes[row, 0])
         scale = axes[row, 0].yaxis  # which all panels of a row share
-        scale.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        lowest, highest = axes[row, 0].get_ylim()
+        scale.set_major_locator(LogLocator(subs=(1, 2, 5) if highest / lowest > 10 else (1, 1.5, 2, 3, 5, 7)))
         scale.set_major_formatter("{x:,g}")
         scale.set_minor_locator(NullLocator())
         axes[row, 0].set_ylabel(label)

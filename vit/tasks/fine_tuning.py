@@ -17,17 +17,20 @@ from vit.data import DataSplits, make_loaders
 from vit.model import VisionTransformer
 from vit.training import History, build_optimizers, fit
 
+# How pictures are made what the network takes: all that stays true of it for other classes.
+PREPROCESSING = ("mean", "std", "interpolation", "crop", "squash")
+
 
 def with_new_head(model: VisionTransformer, data: DataSplits) -> VisionTransformer:
     """A copy of the model with a fresh linear head for the classes of `data`, all of it to be trained.
 
-    Its metadata names the new classes, keeps the model's normalization, and lists under "pretrained_on" what the
-    weights have learned from so far.
+    Its metadata names the new classes, says as before how pictures are prepared, and lists under "pretrained_on" what
+    the weights have learned from so far; accuracies and the rest were true of the old network only.
     """
     copy = VisionTransformer(replace(model.config, num_classes=data.num_classes, head="linear"))
     body = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("head.")}
     copy.load_state_dict(body | {f"head.{name}": tensor for name, tensor in copy.head.state_dict().items()})
-    copy.metadata = model.metadata | {
+    copy.metadata = {name: model.metadata[name] for name in PREPROCESSING if name in model.metadata} | {
         "dataset": data.name,
         "class_names": data.class_names,
         "pretrained_on": pretraining_sets(model),

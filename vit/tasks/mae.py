@@ -15,6 +15,7 @@ from vit.config import ViTConfig
 from vit.model import Encoder, VisionTransformer, patchify
 from vit.model.pos_embed import sincos2d_table
 from vit.model.transformer import Rope
+from vit.training.epoch import unwrap
 
 # What a classifier may have otherwise than the encoder it takes its weights from.
 FREE_FOR_CLASSIFIER = ("num_classes", "head", "drop_rate", "attn_drop_rate", "drop_path_rate")
@@ -104,7 +105,7 @@ def reconstruction_loss(model: nn.Module, batch: tuple[Tensor, ...]) -> tuple[Te
     """
     images = batch[0]
     painted, hidden = model(images)  # (B, M, C*p*p), (B, M)
-    config = getattr(model, "_orig_mod", model).vit.config
+    config = unwrap(model).vit.config
     targets = _take(patchify(images, config.patch_size), hidden)  # (B, M, C*p*p)
     variance, mean = torch.var_mean(targets, dim=-1, keepdim=True)  # (B, M, 1)
     targets = (targets - mean) * (variance + 1e-6).rsqrt()

@@ -15,6 +15,7 @@ from torch import nn
 
 from vit.config import TrainConfig
 from vit.device import resolve_device
+from vit.training.averaging import AveragedWeights
 from vit.training.distributed import current_world
 from vit.training.epoch import LossFn
 from vit.training.evaluation import evaluate
@@ -101,7 +102,8 @@ def _step_seconds(model: nn.Module, loader: Any, config: TrainConfig, seconds: f
         return world.any(count > warm_up and time.perf_counter() - started > seconds)
 
     started = time.perf_counter()
-    options = {"loss_fn": loss_fn, "bar": _NoBar(), "should_stop": should_stop, "world": world}
+    ema = AveragedWeights(model, config.ema_decay) if config.ema_decay else None
+    options = {"loss_fn": loss_fn, "ema": ema, "bar": _NoBar(), "should_stop": should_stop, "world": world}
     train_one_epoch(network, loader, optimizers, config, **options)
     _wait_for_device()
     return (time.perf_counter() - started) / (count - warm_up)

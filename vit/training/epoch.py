@@ -169,14 +169,19 @@ def epoch_steps(config: TrainConfig, steps_per_epoch: int, epoch: int) -> int:
     return min(steps_per_epoch, run_steps(config, steps_per_epoch) - epoch * steps_per_epoch)
 
 
+def unwrap(model: nn.Module) -> nn.Module:
+    """The network within what `torch.compile` and several processes wrap around it; any other is itself."""
+    model = getattr(model, "_orig_mod", model)  # torch.compile's name
+    return model.module if isinstance(model, DistributedDataParallel) else model
+
+
 def set_patch_drop(model: nn.Module, rate: float) -> None:
     """Sets the share of patches that a model drops in training.
 
     Raises:
         ValueError: `rate` is not 0 and the model, within what wraps it, has no `patch_drop`.
     """
-    model = getattr(model, "_orig_mod", model)  # torch.compile's name
-    model = model.module if isinstance(model, DistributedDataParallel) else model
+    model = unwrap(model)
     patch_drop = getattr(model, "patch_drop", None)
     if patch_drop is not None:
         patch_drop.rate = rate

@@ -1,6 +1,7 @@
 """What a run has done so far: one row an epoch, readable by anything that reads CSV."""
 
 import csv
+import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,13 +22,18 @@ class History:
     is_complete: bool = False
 
     def __getitem__(self, column: str) -> list[float]:
-        """One column, an entry an epoch."""
-        if self.rows and column not in self.rows[0]:
-            raise KeyError(f"no column {column!r}; columns: {', '.join(self.rows[0])}")
-        return [row[column] for row in self.rows]
+        """One column, an entry an epoch; not a number where an epoch has none."""
+        if self.rows and column not in self.columns:
+            raise KeyError(f"no column {column!r}; columns: {', '.join(self.columns)}")
+        return [row.get(column, math.nan) for row in self.rows]
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    @property
+    def columns(self) -> list[str]:
+        """The names of all columns; a run that goes on with a val loader has some that its first epochs lack."""
+        return list(dict.fromkeys(name for row in self.rows for name in row))
 
     @property
     def last(self) -> dict[str, float]:
@@ -38,7 +44,7 @@ class History:
     def save_csv(self, path: str | Path) -> None:
         with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
             if self.rows:
-                writer = csv.DictWriter(file, fieldnames=list(self.rows[0]))
+                writer = csv.DictWriter(file, fieldnames=self.columns, restval=math.nan)
                 writer.writeheader()
                 writer.writerows(self.rows)
 

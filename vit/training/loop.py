@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from vit.config import TrainConfig
 from vit.device import resolve_device
 from vit.progress import progress_bar
+from vit.training.averaging import AveragedWeights
 from vit.training.checkpoint import describe_data
 from vit.training.distributed import World, current_world
 from vit.training.epoch import (
@@ -68,7 +68,7 @@ def fit(
     should_stop: Callable[[], bool] = lambda: False,
     save_seconds: float = 0.0,
 ) -> History:
-    """Trains `model` in place for `config.epochs` epochs, measuring it on the val loader after each.
+    """Trains `model` in place for `config.epochs` epochs, measuring it on the val loader, if there is one, after each.
 
     Ctrl-C, or the stop button of a notebook, ends the current step, saves the state and returns the history so far;
     a second one stops at once. SIGTERM saves too and then ends the process, with `SystemExit(143)`. With
@@ -81,14 +81,15 @@ def fit(
         run_dir: folder for `history.csv` and the resumable state, written at the start, after each epoch, every five
             minutes and at a stop. The state before the last and that of the best epoch are kept beside it.
         resume: go on from the state in `run_dir`; the result is then the same as without the stop.
-        loss_fn: what to learn instead of classification; its metrics are summed and divided by the samples seen. In
-            several processes it must call the model itself, not its parts, and use all that is to be trained.
+        loss_fn: what to learn instead of classification; its metrics are summed and divided by the samples seen. The
+            val loader still measures a classifier: give None if the model is none. In several processes it must call
+            the model itself, not its parts, and use all that is to be trained.
         history: an empty one to fill and return, for whoever wants to watch it grow.
         make_optimizers: what builds the optimizers, for example `partial(build_optimizers, layer_decay=0.75)`.
         make_bar: what shows the progress; called and used as `progress_bar` is.
         should_stop: asked after every step and before every val batch; a yes is like Ctrl-C.
-        save_seconds: an epoch that ends sooner after the last save is not saved, unless it is the last: for a GPU whose
-            epochs take no longer than a save.
+        save_seconds: an epoch that ends sooner after the last save is not saved, nor kept as the best, unless it is
+            the last: for a GPU whose epochs take no longer than a save.
 
     Raises:
         RuntimeError: another training is writing into `run_dir`.
@@ -110,7 +111,7 @@ def fit(
     torch.manual_seed(world.seed(config.seed))
     optimizers = make_optimizers(model, config)
     network = world.wrap(model)  # before the copy, since it makes the weights of all processes those of the first
-    ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay)) if config.ema_decay else None
+    ema = AveragedWeights(model, config.ema_decay) if config.ema_decay else None
     network = torch.compile(network) if config.compile else network
     evaluated = ema.module if ema is not None else network
     history = History() if history is None else history
@@ -120,7 +121,7 @@ def fit(
     num_epochs = math.ceil(total_steps / num_steps)
     make_bar = make_bar if world.is_first else partial(progress_bar, disable=True)
     with being_written(run_dir if world.is_first else None), keeping_freed_memory(device):
-        epoch, step, sums = run.resume(device) if resume else run.start()
+        epoch, step, sums = run.resume(device, num_epochs) if resume else run.start()
         with (
             # One bar for the whole run, so that the time it says is left is the time until the result.
             make_bar(total=total_steps, initial=epoch * num_steps + step, unit="step") as bar,
@@ -153,8 +154,9 @@ def fit(
                         return history
                     continue
                 learning_rate = optimizers[0].param_groups[0]["lr"]
-                row = {"epoch": min(epoch + 1, config.epochs), **_means(sums), "learning_rate": learning_rate}
-                if val_loader is not None and loss_fn is None:
+                done = config.epochs if epoch + 1 == num_epochs else epoch + 1
+                row = {"epoch": done, **_means(sums), "learning_rate": learning_rate}
+                if val_loader is not None:
                     val = evaluate(evaluated, val_loader, config, should_stop=should_stop, world=world)
                     if val is None:  # the resumed run begins with it
                         run.save(epoch, step, sums, is_last=True)
@@ -165,7 +167,7 @@ def fit(
                 epoch, step, sums = epoch + 1, 0, {}
                 is_stopping, is_over = should_stop(), epoch >= num_epochs
                 if is_stopping or is_over or world.any(run.is_save_due(save_seconds)):
-                    run.save(epoch, step, sums, is_last=is_stopping, is_best=_is_best(history))
+                    run.save(epoch, step, sums, is_last=is_stopping, may_be_best=True)
                 if is_stopping and not is_over:
                     return history
     set_patch_drop(model, 0.0)
@@ -188,12 +190,6 @@ def _means(sums: Sums) -> dict[str, float]:
     return {names.get(n, f"train_{n}"): 100 * mean if n == "correct" else mean for n, mean in means.items()}
 
 
-def _is_best(history: History) -> bool:
-    """Whether the newest epoch has a higher validation accuracy than all before it."""
-    accuracies = [row.get("val_accuracy", -math.inf) for row in history.rows]
-    return accuracies[-1] > max(accuracies[:-1], default=-math.inf)
-
-
 def _check(
     model: nn.Module,
     train_loader: Any,
@@ -214,7 +210,7 @@ def _check(
     if of_model and of_data and of_model != of_data:
         raise ValueError(f"the model has num_classes={of_model}, the data {of_data} classes: build it with the data's")
     mixed_steps = getattr(train_loader, "mixed_steps", None)
-    if mixed_steps is not None and mixed_steps != config.mixed_steps(len(train_loader)):
+    if getattr(train_loader, "mix", None) is not None and mixed_steps != config.mixed_steps(len(train_loader)):
         raise ValueError(
             f"train_loader mixes the first {mixed_steps:g} steps, but with mix_until={config.mix_until} and epochs="
             f"{config.epochs} it should be {config.mixed_steps(len(train_loader)):g}: make the loaders with this config"

@@ -3,6 +3,7 @@
 When to save is for `fit` to say; what a state holds is in checkpoint.py, how it stays whole in state_file.py.
 """
 
+import math
 import shutil
 import time
 from pathlib import Path
@@ -34,6 +35,7 @@ class RunFiles:
         self.state = state if folder is None else {**state, "data": describe_data(loader), "world": world}
         self.world = world
         self.started = self.saved = time.perf_counter()
+        self.best = -math.inf  # validation accuracy of what has been saved
 
     @property
     def seconds(self) -> float:
@@ -46,7 +48,7 @@ class RunFiles:
         self.save(0, 0, {}, is_last=True)
         return 0, 0, {}
 
-    def resume(self, device: torch.device) -> tuple[int, int, Sums]:
+    def resume(self, device: torch.device, num_epochs: int) -> tuple[int, int, Sums]:
         """Puts the run back to where it was saved: epoch, step and the sums of the epoch so far."""
         self._tidy()
         progress = load_training_state(self.folder / STATE_FILE, **self.state)
@@ -54,8 +56,9 @@ class RunFiles:
         if self.world.is_first:
             self.history.save_csv(self.folder / HISTORY_FILE)
         self.started = time.perf_counter() - progress["seconds"]
-        epochs = self.state["config"].epochs
-        if progress["epoch"] >= epochs and self.world.is_first:
+        self.best = max((row.get("val_accuracy", -math.inf) for row in self.history.rows), default=-math.inf)
+        if progress["epoch"] >= num_epochs and self.world.is_first:
+            epochs = self.state["config"].epochs
             say(f"the run in {self.folder} is complete, {epochs} epochs: for more of them begin a run with more epochs")
         sums = {name: v.to(device) if torch.is_tensor(v) else v for name, v in progress["sums"].items()}
         return progress["epoch"], progress["step"], sums
@@ -72,18 +75,20 @@ class RunFiles:
         longest = SAVE_SECONDS if seconds is None else seconds
         return self.folder is not None and time.perf_counter() - self.saved > longest
 
-    def save(self, epoch: int, step: int, sums: Sums, *, is_last: bool, is_best: bool = False) -> None:
-        """Saves the state, and the history for people.
+    def save(self, epoch: int, step: int, sums: Sums, *, is_last: bool, may_be_best: bool = False) -> None:
+        """Saves the state, and the history for people; as the best, if it may be, where no better one has been saved.
 
         Raises:
             OSError: that failed and `is_last`; if training goes on, the next save may do better, so it is only said.
         """
         if self.folder is None:
             return
+        accuracy = self.history.last.get("val_accuracy", -math.inf) if may_be_best else -math.inf
         progress = {"epoch": epoch, "step": step, "sums": sums, "rows": self.history.rows, "seconds": self.seconds}
         try:
             # First the state, for which all processes meet, and then what may fail in one of them.
-            save_training_state(self.folder / STATE_FILE, **self.state, progress=progress, is_best=is_best)
+            save_training_state(self.folder / STATE_FILE, **self.state, progress=progress, is_best=accuracy > self.best)
+            self.best = max(self.best, accuracy)
             if self.world.is_first:
                 self.history.save_csv(self.folder / HISTORY_FILE)
         except OSError as error:

@@ -27,13 +27,16 @@ def new_run_folder(name: str, root: str | Path | None = None, **settings: Any) -
         name: letters, digits, '.', '_' and '-'.
         settings: what `config.json` shall hold, by name: configs, or anything JSON can.
         root: default $VIT_RUNS, else `runs/` in the repository. Without a root, and if $VIT_RUN_FOLDER is set, that is
-            the folder itself: so `make train` keeps the executed notebook beside its results.
+            the folder of the first run, and holds those of more: so `make train` keeps the executed notebook beside its
+            results.
     """
     if not re.fullmatch(r"[\w.-]+", name):
         raise ValueError(f"name={name!r} may hold letters, digits, '.', '_' and '-' only: it names a folder")
     if root is None and os.environ.get("VIT_RUN_FOLDER"):
         folder = Path(os.environ["VIT_RUN_FOLDER"])
         folder.mkdir(parents=True, exist_ok=True)
+        if (folder / "config.json").exists():
+            folder = _make_new(folder, name)
     else:
         folder = _make_new(runs_root(root), name)
     write_json(folder / "config.json", {k: v.to_dict() if hasattr(v, "to_dict") else v for k, v in settings.items()})

@@ -176,6 +176,7 @@ def rename_run(run: Run | str | Path, name: str, root: str | Path | None = None)
     target = folder.with_name((time[0] if time else "") + name)
     if target.exists() and target != folder:
         raise FileExistsError(f"{target} exists already: choose another name")
+    load_run(folder)  # what cannot be read afterwards is not renamed
     return load_run(folder.rename(target))
 
 

@@ -94,7 +94,12 @@ class AttentionExplorer(widgets.VBox):
     @property
     def reader(self) -> str:
         """What the head reads."""
-        return "CLS" if self.tokens.pools_cls else "the mean of all patches"
+        return {
+            "cls": "CLS",
+            "mean": "the mean of all patches",
+            "cls_mean": "CLS and the mean of all patches",
+            "cls_register": "CLS and the first register",
+        }[self.tokens.pool]
 
     def _make_controls(self) -> None:
         num_layers, num_images, num_heads = self.maps.shape[:3]
