@@ -213,7 +213,7 @@ def test_growth_is_drawn_in_two_panels_a_quantity():
 
 
 def test_no_library_is_faster_in_what_is_stored():
-    """Every configuration, training and inference, 1.15 times in the mean; and at 192 x 9 a train step reaches 70 % of the
+    """Every configuration, training and inference, in the mean 1.15 times; at 192 x 9 a train step reaches 70 % of the
     matrix product."""
     claims = report.load("throughput")
     for mode in throughput.MODES:
