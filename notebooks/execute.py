@@ -109,20 +109,20 @@ def main() -> int:
     root = Path(os.environ.get("VIT_RUNS") or REPOSITORY / "runs")
     folder = root / f"{time.strftime('%Y%m%d-%H%M%S')}-{source.stem}"
     folder.mkdir(parents=True)
-    target = source if options.in_place else folder / source.name
+    target = folder / source.name
     try:
         if options.set:
             insert_changes(notebook, options.set)
         execute(notebook, environment={"VIT_RUN_FOLDER": str(folder)})
-    except CellExecutionError as error:
-        target = folder / source.name
-        print(f"\n{error}\nexecuted up to the error: {target}", file=sys.stderr)
-        return 1
-    finally:
-        if options.in_place:
+        if options.in_place:  # not what was interrupted
+            target = source
             notebook.metadata["code_hash"] = code_hash(notebook)
             settle_streams(notebook)
             shrink_pictures(notebook)
+    except CellExecutionError as error:
+        print(f"\n{error}\nexecuted up to the error: {target}", file=sys.stderr)
+        return 1
+    finally:
         nbformat.write(notebook, target)
     if options.in_place:
         print(f"outputs written to {os.path.relpath(target)}")

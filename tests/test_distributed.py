@@ -414,3 +414,8 @@ def test_settings_of_the_command_line():
     assert read_setting("adam_betas=[0.9,0.99]") == ("adam_betas", (0.9, 0.99))
     with pytest.raises(ValueError, match="--set 'epochs' must be name=value"):
         read_setting("epochs")
+
+
+def test_processes_are_ended_where_there_is_no_sigkill(monkeypatch):
+    monkeypatch.delattr(signal, "SIGKILL")  # as on Windows
+    assert launch.launch([sys.executable, "-c", "pass"], 2) == 0

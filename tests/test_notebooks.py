@@ -12,6 +12,7 @@ import pytest
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
 sys.path.insert(0, str(NOTEBOOKS))
+import execute as execute_script  # noqa: E402
 from execute import code_hash, execute, insert_changes, settle_streams  # noqa: E402
 
 NAMES = sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
@@ -193,3 +194,22 @@ def test_only_the_final_state_of_a_bar_is_kept():
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("", outputs=outputs)])
     settle_streams(notebook)
     assert [output.text for output in notebook.cells[0].outputs] == ["a\ndone\nb"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_what_was_interrupted_does_not_take_the_place_of_the_committed_notebook(tmp_path, monkeypatch, error):
+    def interrupted(notebook, **_):
+        notebook.cells[0].source = "half done"
+        raise error
+
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1")]), tmp_path / "a.ipynb")
+    before = (tmp_path / "a.ipynb").read_text()
+    monkeypatch.setattr(execute_script, "NOTEBOOKS", tmp_path)
+    monkeypatch.setattr(execute_script, "execute", interrupted)
+    monkeypatch.setattr(sys, "argv", ["execute.py", "a", "--in-place"])
+    monkeypatch.setenv("VIT_RUNS", str(tmp_path / "runs"))
+    with pytest.raises(error):
+        execute_script.main()
+    assert (tmp_path / "a.ipynb").read_text() == before
+    (kept,) = (tmp_path / "runs").glob("*-a/a.ipynb")
+    assert "half done" in kept.read_text()

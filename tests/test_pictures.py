@@ -292,3 +292,10 @@ def test_a_disk_that_fails_is_not_called_a_bad_picture():
     with pytest.raises(OSError, match="Input/output error") as caught:
         open_picture(Failing(saved(Image.fromarray(noise(64, 64, 3)), "PNG")))
     assert caught.value.errno == 5
+
+
+def test_no_size_is_refused_for_the_rounding_of_its_box():
+    """(450 / 224) * 224 is more than 450, by the last digit of a float."""
+    sizes = [(450, 600, 224), (500, 640, 240), *((width, width + 9, 28) for width in range(14, 400))]
+    for width, height, size in sizes:
+        assert picture_to_tensor(Image.new("RGB", (width, height)), (size, size)).shape == (3, size, size)

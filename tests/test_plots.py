@@ -1,5 +1,7 @@
 """Figures show the numbers they were given, and have names on their axes."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -54,3 +56,23 @@ def test_no_figure_stays_open():
     plot_history(ROWS)
     plot_images(torch.zeros(1, 3, 4, 4, dtype=torch.uint8))
     assert plt.get_fignums() == [], "a notebook would show it a second time, and keep its memory"
+
+
+def test_history_shows_a_val_loader_that_came_later_or_went():
+    without = [{name: value for name, value in row.items() if "val" not in name} for row in ROWS]
+    for rows in ([*without[:1], *ROWS[1:]], [*ROWS[:2], *without[2:]]):
+        for ax, quantity in zip(plot_history(rows).axes, ("loss", "accuracy"), strict=True):
+            drawn = {line.get_label(): line.get_ydata() for line in ax.lines}
+            np.testing.assert_array_equal(drawn["val"], [row.get(f"val_{quantity}", np.nan) for row in rows])
+    assert all([line.get_label() for line in ax.lines] == ["train"] for ax in plot_history(without).axes)
+
+
+def test_many_classes_have_room_and_absent_ones_are_left_out():
+    K = 60
+    labels, probabilities = torch.arange(K - 1).repeat(3), torch.eye(K)[torch.arange(3 * (K - 1)) % 7]
+    figure = plot_class_accuracy(probabilities, labels, [f"class {k}" for k in range(K)])
+    figure.canvas.draw()
+    texts = figure.axes[0].get_yticklabels()
+    assert {text.get_text() for text in texts} == {f"class {k}" for k in range(K - 1)}
+    boxes = sorted((text.get_window_extent() for text in texts), key=lambda box: box.y0)
+    assert all(below.y1 <= above.y0 for below, above in pairwise(boxes))

@@ -1,6 +1,7 @@
 """Figures of a model's inside: what is drawn, read back from the artists, is what was given."""
 
 import io
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -195,3 +196,17 @@ def test_layers_against_layers_with_the_first_at_the_bottom_left(rng):
     assert plot_layer_similarity(similarity).axes[0].get_xlabel() == "layer"
     with pytest.raises(ValueError, match=r"similarity must be \(L, L'\), got \(4,\)"):
         plot_layer_similarity(similarity[:, 0])
+
+
+def test_large_networks_have_room_for_their_numbers(rng):
+    figures = [
+        plot_layer_similarity(rng.random((32, 24))),
+        plot_head_similarity(rng.random((32 * 2, 32 * 2)), 2),
+        plot_pos_embed_similarity(rng.random((37, 37, 37, 37))),
+    ]
+    for figure in figures:
+        figure.canvas.draw()
+        for axis in (figure.axes[0].xaxis, figure.axes[0].yaxis):
+            ticks = [(text.get_window_extent(), text.get_text()) for text in axis.get_ticklabels()]
+            assert 8 <= len(ticks) <= 16 and [int(text) for _, text in ticks][:2] in ([0, 2], [0, 3])
+            assert not any(a.overlaps(b) for (a, _), (b, _) in pairwise(ticks))

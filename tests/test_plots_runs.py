@@ -99,3 +99,11 @@ def test_the_suggestion_is_marked_on_the_curve():
     assert len(without.lines) == 2 and not without.texts
     with pytest.raises(ValueError, match=r"equally long and hold two or more numbers, got \(50,\), \(49,\)"):
         plot_learning_rates(factors, losses[1:], smoothed)
+
+
+def test_epochs_without_the_column_leave_a_gap():
+    rows = [{"epoch": 1.0}, {"epoch": 2.0, "val_accuracy": 50.0}, {"epoch": 3.0, "val_accuracy": 60.0}]
+    line = plot_runs({"a": rows}).axes[0].lines[0]
+    np.testing.assert_array_equal(line.get_ydata(), [np.nan, 50.0, 60.0])
+    with pytest.raises(ValueError, match="the run 'a' has no column 'val_accuracy'"):
+        plot_runs({"a": rows[:1]})

@@ -45,7 +45,7 @@ def launch(command: list[str], num_processes: int, port: int = 0) -> int:
     threads = max(1, (os.cpu_count() or 1) // num_processes)
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         running: list[subprocess.Popen] = []
-        stack.callback(_end, running, signal.SIGKILL)
+        stack.callback(_end, running)
         told: list[int] = []
 
         def tell_all(signum: int, frame: Any) -> None:
@@ -79,17 +79,18 @@ def _wait(running: list[subprocess.Popen]) -> list[int]:
     while any(process.poll() is None for process in running):
         time.sleep(POLL_SECONDS)
         if failed and time.monotonic() > deadline:
-            _end(running, signal.SIGKILL)
+            _end(running)
         elif not failed and (failed := [rank for rank, process in enumerate(running) if process.poll()]):
             deadline = time.monotonic() + GRACE_SECONDS
             _end(running, signal.SIGTERM)
     return failed or [rank for rank, process in enumerate(running) if process.returncode]
 
 
-def _end(running: list[subprocess.Popen], signum: int) -> None:
+def _end(running: list[subprocess.Popen], signum: int | None = None) -> None:
+    """Sends a signal to those that still run, or kills them."""
     for process in running:
         if process.poll() is None:
-            process.send_signal(signum)
+            process.kill() if signum is None else process.send_signal(signum)
 
 
 def _first_error(folder: Path, running: list[subprocess.Popen], failed: list[int]) -> tuple[int, str]:

@@ -85,7 +85,8 @@ def picture_to_tensor(
         )
     height, width = crop * height, crop * width
     top, left = (picture.height - height) / 2, (picture.width - width) / 2
-    box = (left, top, left + width, top + height)
+    # Rounding must not put the box outside of the picture, not even by the last digit of a float.
+    box = (max(left, 0), max(top, 0), min(left + width, picture.width), min(top + height, picture.height))
     pixels = picture.resize((size[1], size[0]), Image.Resampling[interpolation.upper()], box=box)
     return torch.from_numpy(np.array(pixels)).permute(2, 0, 1)  # (3, H, W)
 

@@ -28,9 +28,11 @@ def plot_time_to_accuracy(curves: Sequence[Mapping[str, Any]], *, title: str = "
     figure, axes = new_figure(1, 2, height=3.6 + 0.21 * math.ceil(len(curves) / 3))
     for curve in sorted(curves, key=lambda curve: -_check(curve)["accuracy"][-1]):
         variants = [other["variant"] for other in curves if other["name"] == curve["name"]]
+        if len(variants) > len(_STYLES):
+            raise ValueError(f"{curve['name']!r} has {len(variants)} variants; {len(_STYLES)} can be told apart")
         look = {
             "color": _COLORS[names.index(curve["name"])],
-            "linestyle": _STYLES[variants.index(curve["variant"]) % len(_STYLES)],
+            "linestyle": _STYLES[variants.index(curve["variant"])],
             "linewidth": 3 if curve["name"] == names[0] else 1.7,
         }
         values = _check(curve)

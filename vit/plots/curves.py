@@ -23,8 +23,9 @@ def plot_history(rows: Sequence[dict[str, float]], *, title: str = "") -> Figure
     for ax, (quantity, label) in zip(axes, panels.items(), strict=True):
         for split, color, style in (("train", ORANGE, "--"), ("val", BLUE, "-")):
             name = f"{split}_{quantity}"
-            if name in rows[0]:
-                ax.plot(epochs, [row[name] for row in rows], style, color=color, marker="o", markersize=4, label=split)
+            values = [row.get(name, math.nan) for row in rows]
+            if not all(map(math.isnan, values)):
+                ax.plot(epochs, values, style, color=color, marker="o", markersize=4, label=split)
         ax.set(xlabel="epoch", ylabel=label)
         set_title(ax, quantity.capitalize())
         ax.xaxis.get_major_locator().set_params(integer=True)
@@ -69,16 +70,19 @@ def plot_progress(
 
 
 def plot_class_accuracy(probabilities: np.ndarray, labels: np.ndarray, class_names: Sequence[str]) -> Figure:
-    """Accuracy for each class, best first, with the mean over all images as a line.
+    """Accuracy for each class that has images, best first, with the mean over all images as a line.
 
     Args:
         probabilities: (N, K); labels: (N,).
     """
-    right = np.asarray(probabilities).argmax(axis=1) == np.asarray(labels)
-    per_class = np.array([100 * right[np.asarray(labels) == k].mean() for k in range(len(class_names))])
-    order = per_class.argsort()
-    figure, ax = new_figure(height=3.2)
-    ax.barh([class_names[k] for k in order], per_class[order], color=BLUE, height=0.7)
+    labels = np.asarray(labels)
+    right = np.asarray(probabilities).argmax(axis=1) == labels
+    per_class = {k: 100 * right[labels == k].mean() for k in np.unique(labels)}
+    order = sorted(per_class, key=per_class.get)
+    figure, ax = new_figure(height=max(3.2, 0.7 + 0.22 * len(order)))
+    ax.barh(range(len(order)), [per_class[k] for k in order], color=BLUE, height=0.7)
+    ax.set_yticks(range(len(order)), [class_names[k] for k in order])
+    ax.margins(y=0.5 / len(order))
     ax.axvline(100 * right.mean(), color=GREY, linestyle="--")
     ax.text(
         100 * right.mean() + 0.7, -0.45, f"all {100 * right.mean():.1f} %", color="#444444", va="bottom", fontsize=9

@@ -4,6 +4,7 @@ The arrays are those of `vit.analysis.statistics` and `vit.analysis.representati
 Source: Dosovitskiy et al., "An Image is Worth 16x16 Words", ICLR 2021, Fig. 7 (filters, positions, distance).
 """
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -54,6 +55,11 @@ def plot_patch_filters(filters: ArrayLike, explained: ArrayLike | None = None, *
     return figure
 
 
+def _spaced(count: int, most: int = 16) -> range:
+    """At most so many of the numbers below `count`, evenly spaced: their labels have room."""
+    return range(0, count, math.ceil(count / most))
+
+
 def plot_pos_embed_similarity(similarity: ArrayLike) -> Figure:
     """How alike the position vectors of patches are, as cosine similarity (rows, columns, rows, columns): in the place
     of every patch stands its map to all patches."""
@@ -67,8 +73,8 @@ def plot_pos_embed_similarity(similarity: ArrayLike) -> Figure:
     figure, ax = new_figure(width=6.4, height=min(5.1 * mosaic.shape[0] / mosaic.shape[1], 7.0) + 0.8)
     drawn = draw_values(ax, mosaic)
     centers = [np.arange(n) * (n + 1) + (n - 1) / 2 for n in (columns, rows)]
-    ax.set_xticks(centers[0], range(columns))
-    ax.set_yticks(centers[1], range(rows))
+    ax.set_xticks(centers[0][_spaced(columns)], _spaced(columns))
+    ax.set_yticks(centers[1][_spaced(rows)], _spaced(rows))
     ax.set(xlabel="column of the patch", ylabel="row of the patch")
     figure.colorbar(drawn, ax=ax, label="cosine similarity", shrink=0.8)
     set_title(ax, "Position embeddings, each patch against all patches")
@@ -104,7 +110,7 @@ def plot_head_similarity(similarity: ArrayLike, num_heads: int) -> Figure:
         ax.axvline(edge, color="white", linewidth=1)
     centers = np.arange(0, count, num_heads) + (num_heads - 1) / 2
     for axis in (ax.xaxis, ax.yaxis):
-        axis.set_ticks(centers, range(len(centers)))
+        axis.set_ticks(centers[_spaced(len(centers))], _spaced(len(centers)))
         axis.set_label_text(f"layer, {num_heads} heads in each")
     figure.colorbar(drawn, ax=ax, label="1 − Jensen-Shannon divergence (bits)")
     set_title(ax, "Which heads attend alike")
@@ -207,7 +213,7 @@ def plot_layer_similarity(similarity: ArrayLike, names: tuple[str, str] | None =
     extent = (-0.5, columns - 0.5, -0.5, rows - 0.5)  # layers are the coordinates
     drawn = draw_values(ax, similarity, vmin=0, vmax=1, origin="lower", aspect="auto", extent=extent)
     down, across = ("layer", "layer") if names is None else (f"layer of {name}" for name in names)
-    ax.set(xlabel=across, ylabel=down, xticks=range(columns), yticks=range(rows))
+    ax.set(xlabel=across, ylabel=down, xticks=_spaced(columns), yticks=_spaced(rows))
     figure.colorbar(drawn, ax=ax, label="linear CKA")
     set_title(ax, "How alike the layers' tokens are")
     return figure

@@ -55,9 +55,9 @@ def plot_runs(
 
 def _curve(name: str, rows: Sequence[Mapping[str, float]], *columns: str) -> list[np.ndarray]:
     for column in columns:
-        if any(column not in row for row in rows):
+        if not any(column in row for row in rows):
             raise ValueError(f"the run {name!r} has no column {column!r}; columns: {', '.join(rows[0])}")
-    return [np.array([row[column] for row in rows], dtype=float) for column in columns]
+    return [np.array([row.get(column, np.nan) for row in rows], dtype=float) for column in columns]
 
 
 def _name_ends(ax: Axes, curves: Mapping[str, Sequence[np.ndarray]]) -> None:
