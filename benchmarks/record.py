@@ -23,6 +23,7 @@ import argparse
 import json
 import math
 import os
+import shutil
 import sys
 import time
 from dataclasses import dataclass, replace
@@ -51,7 +52,9 @@ PROBE_SECONDS = 90.0  # of training
 # Seconds kept free when epochs are planned: for the test, and for every command that will have to start anew.
 TEST_RESERVE, COMMAND_RESERVE = 20.0, 45.0
 PLANNING = 120.0  # seconds that have to be left in a command for a stage to begin
-SAVE_SECONDS = 60.0
+SAVE_SECONDS = 300.0  # a stop saves as well
+# Of the seconds that are left for epochs; the rest is for saves, and for a card that gets slower as it gets warm.
+PLANNED_SHARE = 0.96
 STARTED = process_start()
 
 # Each with the share of the patches that is dropped in the first part of the training.
@@ -179,10 +182,11 @@ class Run:
         file = f"plan-{stage.name}.json"
         planned = self.stored(file)
         if planned is None:
+            shutil.rmtree(self.folder / stage.name, ignore_errors=True)  # of other settings
             loader = vit.make_loaders(data, stage.config)[0]
             probe = {"minutes": 60, "probe_seconds": 0.1 if self.options.quick else 8.0, "loss_fn": stage.loss_fn}
             an_hour = vit.for_budget(stage.config, model, loader, **probe).epochs
-            seconds = stage.share * self.seconds_to_train()
+            seconds = PLANNED_SHARE * stage.share * self.seconds_to_train()
             epochs = 2.0 if self.options.quick else math.floor(100 * an_hour * seconds / 3600) / 100
             if epochs * len(loader) < 1:
                 sys.exit(f"{self.name}: {seconds:.0f} s are left for {stage.name}, not enough for a step")
@@ -244,17 +248,20 @@ def probe(options: argparse.Namespace) -> list[dict]:
     claims = []
     for network, drop in NETWORKS.items():
         file = RUNS / ("quick" if options.quick else "val") / f"probe-{network}.json"
-        if options.quick or not file.exists():
-            write_json(file, probe_network(network, drop, options))
-        found = json.loads(file.read_text())
+        config = replace(SUPERVISED, patch_drop_rate=drop, **(QUICK if options.quick else {}))
+        settings = {"network": vit.ViTConfig.preset(network).to_dict(), "train": config.to_dict()}
+        settings = json.loads(json.dumps(settings | {"seconds": PROBE_SECONDS}))
+        found = json.loads(file.read_text()) if file.exists() and not options.quick else {}
+        if found.get("settings") != settings:
+            found = probe_network(network, config, options) | {"settings": settings}
+            write_json(file, found)
         command, facts = "python benchmarks/record.py --probe", {k: found[k] for k in ("epochs", "train_seconds")}
         claims.append(report.claim(f"probe.{network}", [found["accuracy"]], "%", command, seeds=[0]) | facts)
     return claims
 
 
-def probe_network(network: str, drop: float, options: argparse.Namespace) -> dict:
+def probe_network(network: str, config: vit.TrainConfig, options: argparse.Namespace) -> dict:
     """Trains one for `PROBE_SECONDS`, compiled before."""
-    config = replace(SUPERVISED, patch_drop_rate=drop, **(QUICK if options.quick else {}))
     data, measured = load(quick=options.quick, val=True)
     torch.manual_seed(config.seed)
     quick = vit.ViTConfig.preset("vit_pico_patch8_32", depth=1)

@@ -84,7 +84,8 @@ def main() -> None:
         if os.environ["RANK"] == "0":
             options.one.write_text(json.dumps(found))
         return
-    os.environ |= {"OMP_NUM_THREADS": "1", "VIT_PROGRESS": "none"}
+    # Two processes on CPU cores, also where there is a GPU.
+    os.environ |= {"OMP_NUM_THREADS": "1", "VIT_PROGRESS": "none", "CUDA_VISIBLE_DEVICES": ""}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "rounds.json"
         quick = ["--quick"] if options.quick else []

@@ -132,15 +132,21 @@ def train_and_test(
     kept = {}
     if recipe.in_parts:
         kept = {"run_dir": folder, "resume": (folder / "state.pt").exists(), "save_seconds": float("inf")}
-    is_complete = vit.fit(model, loader, None, config, should_stop=should_stop, **kept).is_complete
-    test = vit.evaluate(model, eval_loader, config) if is_complete else None
-    clock = folder / "clock.json"
+    clock, test = folder / "clock.json", None
     parts = json.loads(clock.read_text()) if recipe.in_parts and clock.exists() else []
-    now = {"from_first_step": time.perf_counter() - first_step, "from_process_start": time.time() - process_start()}
-    parts.append(now)
-    if not is_complete:
-        write_json(clock, parts)
+    try:
+        history = vit.fit(model, loader, None, config, should_stop=should_stop, **kept)
+        if history.is_complete:
+            test = vit.evaluate(model, eval_loader, config)
+    finally:  # however the part ends, its time counts
+        now = {"from_first_step": time.perf_counter() - first_step, "from_process_start": time.time() - process_start()}
+        parts.append(now)
+        if recipe.in_parts:
+            write_json(clock, parts)
+    if test is None:
         return None
+    if sum(part["from_first_step"] for part in parts) < history.last["seconds"]:
+        sys.exit(f"a part of the run was killed and its time is lost: delete {folder} and start again")
     plain = vit.evaluate(model, eval_loader, config, test_time_augmentation="none")
     drop = {"patch_drop_rate": config.patch_drop_rate, "patch_drop_until": config.patch_drop_until}
     network = vit.VisionTransformer(recipe.model)  # on the CPU, where torch counts the same operations

@@ -144,7 +144,7 @@ class Track:
 
     def __init__(self, loader: Loader, steps: int) -> None:
         self.loader, self.marks = loader, {round(steps * i / NUM_POINTS) for i in range(1, NUM_POINTS)} - {0}
-        self.done, self.seconds, self.accuracy = 0, 0.0, {}
+        self.done, self.seconds, self.accuracy, self.reached = 0, 0.0, {}, {}
         self.started = time.perf_counter()
 
     def __call__(self, model: nn.Module) -> bool:
@@ -155,6 +155,7 @@ class Track:
 
     def look(self, model: nn.Module) -> None:
         self.seconds += time.perf_counter() - self.started
+        self.reached[self.done] = self.seconds
         self.accuracy[self.done] = vit.evaluate(model, self.loader, test_time_augmentation="none").accuracy
         self.started = time.perf_counter()
 
@@ -256,7 +257,13 @@ class Run:
             return 3 * images_per_step * (few * dropped + (step - few) * full)
 
         curve = [
-            {"step": step, "seconds": step * seconds_per_step, "flops": flops(step), "accuracy": accuracy}
+            # Of the time of the whole run, the share that the steps so far have taken: not all take as long.
+            {
+                "step": step,
+                "seconds": steps * seconds_per_step * track.reached[step] / track.seconds,
+                "flops": flops(step),
+                "accuracy": accuracy,
+            }
             for step, accuracy in track.accuracy.items()
         ]
         result = {

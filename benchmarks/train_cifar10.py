@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -28,6 +29,17 @@ RUNS = Path(os.environ.get("VIT_RUNS") or REPOSITORY / "runs") / "benchmark-trai
 RECIPE = "cpu_10min"
 
 
+def settings_of(seed: int, *, quick: bool) -> dict:
+    """The network and the training of a seed, as JSON has them."""
+    model_config, config = vit.recipe("quick" if quick else RECIPE, seed=seed)
+    return json.loads(json.dumps({"model": model_config.to_dict(), "train": config.to_dict()}))
+
+
+def is_of(settings: dict, file: Path) -> bool:
+    """Whether there is such a file, and what it holds is of these settings."""
+    return file.exists() and json.loads(file.read_text())["settings"] == settings
+
+
 def run_seed(seed: int, folder: Path, *, quick: bool) -> dict:
     """Trains one network and tests it once; returns what a claim needs of it."""
     model_config, config = vit.recipe("quick" if quick else RECIPE, seed=seed)
@@ -41,7 +53,7 @@ def run_seed(seed: int, folder: Path, *, quick: bool) -> dict:
     # Linux counts in kilobytes, macOS in bytes.
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     result = {
-        "settings": {"model": model_config.to_dict(), "train": config.to_dict()},
+        "settings": settings_of(seed, quick=quick),
         "threads": torch.get_num_threads(),
         "test_accuracy": test.accuracy,
         "test_accuracy_flip": flip.accuracy,
@@ -68,10 +80,12 @@ def main() -> None:
     results = []
     for seed in options.seeds:
         folder = RUNS / f"{'quick' if options.quick else RECIPE}-seed{seed}"
-        folder.mkdir(parents=True, exist_ok=True)
-        if options.quick or not (folder / "result.json").exists():
-            if options.quick:
-                (folder / "state.pt").unlink(missing_ok=True)
+        settings = settings_of(seed, quick=options.quick)
+        if options.quick or not is_of(settings, folder / "result.json"):
+            if options.quick or not is_of(settings, folder / "begun.json"):
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir(parents=True)
+                write_json(folder / "begun.json", {"settings": settings})
             threads = ["--threads", str(options.threads)] if options.threads else []
             quick = ["--quick"] if options.quick else []
             command = [sys.executable, __file__, "--seeds", str(seed), "--one", str(folder), *threads, *quick]

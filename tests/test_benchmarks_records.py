@@ -21,6 +21,7 @@ import report
 import speedrun
 
 from vit.tasks.mae import MaskedAutoencoder
+from vit.training.state_file import read_state, write_state
 
 FOREVER = ["--minutes-per-command", "1e9"]  # the command began when pytest did
 
@@ -249,3 +250,44 @@ def test_the_recipes_build_and_their_batches_have_one_size(recipe):
     assert 10e6 < sum(p.numel() for p in model.parameters()) < 25e6
     assert all(count % recipe.train.batch_size == 0 for count in (45_000, 50_000))
     assert recipe.train.test_time_augmentation == "flip" and recipe.train.compile
+
+
+def test_a_part_counts_however_it_ends(monkeypatch, tmp_path):
+    """A SIGTERM ends `fit` by an exit; a part that was killed leaves no time, which is noticed."""
+    recipe = replace(speedrun.QUICK, seconds=600)
+    assert recipe.in_parts
+    monkeypatch.setattr(speedrun, "warm_up", lambda *_: None)
+    steps, fit = iter(range(10**6)), vit.fit
+
+    def ended(*arguments, **options):
+        options["should_stop"] = lambda: next(steps) > 4
+        fit(*arguments, **options)
+        raise SystemExit(143)
+
+    chosen = options(quick=True)
+    monkeypatch.setattr(vit, "fit", ended)
+    with pytest.raises(SystemExit):
+        speedrun.train_and_test(recipe, 0, tmp_path, chosen, lambda: False)
+    (part,) = json.loads((tmp_path / "clock.json").read_text())
+    assert part["from_first_step"] > 0
+    monkeypatch.setattr(vit, "fit", fit)
+    (tmp_path / "clock.json").write_text("[]")
+    state = read_state(tmp_path / "state.pt")
+    state["progress"]["seconds"] = 1000.0
+    write_state(tmp_path / "state.pt", state)
+    with pytest.raises(SystemExit, match="a part of the run was killed and its time is lost"):
+        speedrun.train_and_test(recipe, 0, tmp_path, chosen, lambda: False)
+    (tmp_path / "clock.json").write_text(json.dumps([{"from_first_step": 1001.0, "from_process_start": 1002.0}]))
+    result = speedrun.train_and_test(recipe, 0, tmp_path, chosen, lambda: False)
+    assert result["from_first_step"] > 1001 and result["parts"] == 2
+
+
+def test_settings_that_have_changed_begin_anew(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(record, "RUNS", tmp_path)
+    chosen = options(quick=True)
+    run = record.Run(0, chosen)
+    assert run.advance(time.time() + 600)
+    monkeypatch.setattr(record, "SUPERVISED", replace(record.SUPERVISED, weight_decay=0.5))
+    other = record.Run(0, chosen)
+    assert other.stored("result.json") is None and other.advance(time.time() + 600)
+    assert other.stored("result.json") is not None and record.Run(0, chosen).stored("result.json") is not None

@@ -324,3 +324,21 @@ def test_the_best_state_is_the_best_that_was_saved(shapes, monkeypatch, tmp_path
     config = replace(QUICK, epochs=4)
     fit(make_model(), *make_loaders(shapes, config), config, run_dir=tmp_path, save_seconds=1.0)
     assert load_state_weights(tmp_path / "state.best.pt", make_model())["val_accuracy"] == 70
+
+
+def test_validation_leaves_the_compiled_network_alone(shapes, monkeypatch):
+    """Its batches have another size, after which torch would compile for any size."""
+    was_training = []
+
+    class Compiled(nn.Module):
+        def __init__(self, model: nn.Module) -> None:
+            super().__init__()
+            self._orig_mod = model
+
+        def forward(self, images: Tensor) -> Tensor:
+            was_training.append(self._orig_mod.training)
+            return self._orig_mod(images)
+
+    monkeypatch.setattr("torch.compile", Compiled)
+    history = fit(make_model(), *make_loaders(shapes, QUICK), replace(QUICK, compile=True))
+    assert was_training == [True] * 16 and history["val_accuracy"]

@@ -113,7 +113,8 @@ def fit(
     network = world.wrap(model)  # before the copy, since it makes the weights of all processes those of the first
     ema = AveragedWeights(model, config.ema_decay) if config.ema_decay else None
     network = torch.compile(network) if config.compile else network
-    evaluated = ema.module if ema is not None else network
+    # Not what was compiled: batches of another size would make its graph one for any size, and slower.
+    evaluated = ema.module if ema is not None else model
     history = History() if history is None else history
     state = {"model": model, "optimizers": optimizers, "ema": ema, "config": config}
     run = RunFiles(run_dir, history, train_loader, world, **state)
