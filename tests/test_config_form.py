@@ -1,5 +1,6 @@
 """The form says what was put in, offers only what fits together, and explains itself with the configs' own words."""
 
+import random
 from dataclasses import fields, replace
 
 import pytest
@@ -60,6 +61,103 @@ def test_values_that_no_control_offers_are_added(form):
     )  # sides of 24 and 36 pixels, four patches or more
     form.show(ViTConfig(), TrainConfig())
     assert form.model_config == ViTConfig() and form.train_config == TrainConfig()
+
+
+SMALL = [
+    (ViTConfig(embed_dim=64, num_heads=16), TrainConfig()),
+    (ViTConfig(embed_dim=16, num_heads=8), TrainConfig()),
+    (ViTConfig(mlp_ratio=0.25, layer_scale=0.0), TrainConfig()),
+    (ViTConfig(), TrainConfig(epochs=0.05, warmup_epochs=0)),
+    (ViTConfig(), TrainConfig(learning_rate=1e-9, muon_learning_rate=9.999999999999999e-06)),
+]
+
+
+@pytest.mark.parametrize(("model_config", "train_config"), SMALL)
+def test_small_values_are_kept(model_config, train_config):
+    form = ConfigForm(model_config, train_config)
+    assert form.model_config == model_config and form.train_config == train_config
+
+
+def any_configs(draw: random.Random) -> tuple[ViTConfig, TrainConfig]:
+    """Any that the configs accept, far outside what the controls offer at first."""
+    width, patch = draw.randint(1, 700), draw.choice((1, 2, 3, 5, 8))
+    kind = draw.choice(("learned", "sincos2d", "rope", "none"))
+    width *= 4 if kind == "sincos2d" else 1
+    multiple = 4 if kind == "rope" else 1
+    width *= multiple
+    heads = [n for n in range(1, width + 1) if width % n == 0 and width // n % multiple == 0]
+    model_config = ViTConfig(
+        image_size=(patch * draw.randint(1, 9), patch * draw.randint(1, 9)),
+        patch_size=patch,
+        embed_dim=width,
+        depth=draw.randint(1, 40),
+        num_heads=draw.choice(heads),
+        mlp_ratio=draw.uniform(1 / width, 9),
+        pool=draw.choice(("cls", "mean", "cls_mean", "cls_register")),
+        pos_embed=kind,
+        num_registers=draw.randint(1, 20),
+        act=draw.choice(("gelu", "swiglu")),
+        layer_scale=draw.choice((None, 0.0, 1e-5, draw.random())),
+        drop_rate=draw.random(),
+        drop_path_rate=draw.random(),
+    )
+    epochs, batch_size = 10 ** draw.uniform(-3, 3), draw.randint(1, 2000)
+    train_config = TrainConfig(
+        epochs=epochs,
+        batch_size=batch_size,
+        accumulation_steps=draw.randint(1, batch_size),
+        learning_rate=10 ** draw.uniform(-12, 3),
+        muon_learning_rate=10.0 ** draw.randint(-12, 3),
+        muon_momentum=draw.random(),
+        weight_decay=draw.choice((0.0, draw.uniform(0, 9))),
+        warmup_epochs=draw.choice((0.0, epochs * 0.9999, epochs * draw.random())),
+        schedule=draw.choice(("linear", "constant")),
+        flat_until=draw.random(),
+        clip_grad_norm=draw.uniform(0, 20),
+        ema_decay=draw.choice((0.0, draw.random())),
+        crop_padding=draw.randint(0, 20),
+        erase_size=draw.randint(0, 40),
+        mixup_alpha=draw.uniform(0, 5),
+        mix_until=draw.random(),
+        label_smoothing=draw.random(),
+        seed=draw.randint(0, 2**40),
+    )
+    return model_config, train_config
+
+
+def test_any_config_comes_out_as_it_went_in(form):
+    """One form for all, so that what it offered for one config must not touch the next."""
+    draw = random.Random(0)
+    for _ in range(200):
+        model_config, train_config = any_configs(draw)
+        form.show(model_config, train_config)
+        assert form.model_config == model_config and form.train_config == train_config
+
+
+@pytest.mark.parametrize("name", ["learning_rate", "muon_learning_rate"])
+def test_a_rate_of_0_is_refused_and_the_form_stays_as_it_is(form, name):
+    form.show(ODD, ODD_TRAIN)
+    with pytest.raises(ValueError, match=rf"train\.{name}=0\.0 has no place on the slider of the form; try 1e-5"):
+        form.show(ViTConfig(), TrainConfig(**{name: 0.0}))
+    assert form.model_config == ODD and form.train_config == ODD_TRAIN
+
+
+def test_heads_that_were_put_in_come_back_with_their_width(form):
+    form.show(ViTConfig(embed_dim=64, num_heads=16), TrainConfig())
+    assert form.controls["model.num_heads"].options == (1, 2, 4, 8, 16)
+    form.controls["model.embed_dim"].value = 32  # 16 would divide it too
+    assert form.controls["model.num_heads"].options == (1, 2, 4) and form.model_config.num_heads == 4
+    form.controls["model.embed_dim"].value = 64
+    assert form.controls["model.num_heads"].options == (1, 2, 4, 8, 16)
+
+
+def test_a_width_that_rotates_with_no_number_of_heads_is_refused_by_the_config(form):
+    form.show(ViTConfig(embed_dim=6, num_heads=3), TrainConfig())
+    form.controls["model.pos_embed"].value = "rope"
+    with pytest.raises(ValueError, match="needs a multiple of 4"):
+        form.model_config  # noqa: B018
+    form.controls["model.pos_embed"].value = "none"
+    assert form.model_config.num_heads == 3
 
 
 def test_every_field_that_a_laptop_wants_has_a_control(form):

@@ -1,6 +1,7 @@
 """The playground trains what its form says, stops when told, and keeps nothing to itself."""
 
 import asyncio
+import errno
 import io
 import re
 import time
@@ -9,16 +10,19 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 
 import vit
 from vit.analysis import forecast
 from vit.config import TrainConfig, ViTConfig
-from vit.data import make_loaders
+from vit.data import make_loaders, make_shapes
 from vit.model.vision_transformer import VisionTransformer
 from vit.plots import plot_progress
-from vit.training import current_run, fit, list_runs
+from vit.training import History, current_run, delete_run, fit, list_runs, rename_run
+from vit.training.run_folder import write_json
 from vit.widgets import Playground
 from vit.widgets import playground as module
+from vit.widgets.run_table import MAX_CURVES
 
 MODEL = ViTConfig(patch_size=4, embed_dim=16, depth=2, num_heads=2, mlp_ratio=2.0)
 TRAIN = TrainConfig.preset("quick", device="cpu", batch_size=50)
@@ -155,6 +159,17 @@ def test_presets_fill_the_form(panel):
     assert panel.form.train_config == TrainConfig.preset("cpu_10min") and panel.form.model_config == config
 
 
+def test_a_preset_that_does_not_fit_is_answered_in_the_panel(panel):
+    panel.data = make_shapes(num_train=20, num_val=10, num_test=10, image_size=28)
+    before = panel.form.model_config
+    panel.model_preset.value = "vit_pico_patch8_32"
+    assert "image_size=(28, 28) is not a multiple of patch_size=8" in said(panel.progress)
+    assert panel.model_preset.value is None and panel.form.model_config == before
+    panel.train_preset.value = "cpu_10min"
+    assert panel.form.train_config == TrainConfig.preset("cpu_10min") and panel.train_preset.value is None
+    assert said(panel.progress) == ""
+
+
 def test_what_cannot_be_is_answered_in_the_panel(panel, shapes, tmp_path):
     panel.name.value = "no/folder"
     panel.train_button.click()
@@ -181,6 +196,55 @@ def test_a_failure_is_answered_in_the_panel(panel, capsys):
     assert said(panel.progress).startswith("failed: the loss is nan")
     assert "FloatingPointError" in capsys.readouterr().err
     assert not panel.train_button.disabled
+
+
+def full_disk(*args, **kwargs):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def very_full_disk(*args, **kwargs):
+    raise SafetensorError("I/O error: No space left on device")
+
+
+@pytest.mark.parametrize("save", [full_disk, very_full_disk])
+def test_weights_that_cannot_be_kept_are_told_and_the_panel_goes_on(panel, monkeypatch, save):
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "save", save)
+        train(panel)
+    assert re.match(r"done, but what was trained could not be kept: .*No space left on device", said(panel.progress))
+    assert not panel.train_button.disabled and panel.stop_button.disabled
+    assert [run.name for run in panel.runs.chosen] == ["playground"]
+    panel.wait()  # once there is space
+    assert vit.load(panel.run.run_dir / "model.safetensors").config == panel.form.model_config
+    assert said(panel.progress).startswith("done: validation accuracy")
+
+
+@pytest.mark.parametrize("is_renamed", [True, False])
+def test_a_run_that_was_renamed_or_deleted_is_not_made_again(panel, tmp_path, is_renamed):
+    train(panel)
+    folder = panel.run.run_dir
+    if is_renamed:
+        rename_run(folder, "better", tmp_path)
+    else:
+        delete_run(folder, tmp_path)
+    panel.wait()
+    assert not folder.exists()
+
+
+def test_the_newest_runs_stay_ticked(panel, tmp_path):
+    """As many as can be drawn, the one that has just ended among them."""
+    config = {"model": MODEL.to_dict(), "train": TRAIN.to_dict()}
+    row = {"epoch": 1, "train_loss": 2.0, "train_accuracy": 1.0, "val_loss": 2.0, "val_accuracy": 1.0, "seconds": 1}
+    for i in range(MAX_CURVES):
+        folder = tmp_path / f"2020010{i}-000000-run{i}"
+        folder.mkdir()
+        write_json(folder / "config.json", config)
+        History([row | {"val_accuracy": float(-i)}]).save_csv(folder / "history.csv")
+    panel.runs.order.value = "validation accuracy"
+    panel.runs.choose(*panel.runs.runs)
+    train(panel)
+    assert {run.name for run in panel.runs.chosen} == {"playground", *(f"run{i}" for i in range(1, MAX_CURVES))}
+    assert panel.runs.picture.layout.display is None and "can be told apart" not in panel.runs.message.value
 
 
 def test_runs_of_other_data_are_not_trained_on(panel, monkeypatch):

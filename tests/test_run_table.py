@@ -12,6 +12,7 @@ from vit.config import TrainConfig, ViTConfig
 from vit.plots import plot_runs
 from vit.training import History, list_runs, load_run
 from vit.training.run_folder import write_json
+from vit.training.run_lock import being_written
 from vit.widgets.run_table import MAX_CURVES, MAX_ROWS, RunTable
 
 
@@ -160,6 +161,19 @@ def test_delete_asks_first(table, root):
     table.choose()
     table.delete.click()
     assert "tick those to delete" in table.message.value
+
+
+def test_a_run_that_cannot_be_deleted_keeps_no_other(table, root):
+    table.choose(*table.runs)
+    table.delete.click()
+    with being_written(root / "20260102-000000-second"):
+        table.delete.click()
+        assert "a training is writing into" in table.message.value and "second: stop it first" in table.message.value
+        assert names(table) == ["second"] == [run.name for run in table.chosen] == [run.name for run in list_runs(root)]
+        assert table.delete.description == "Delete"
+    table.delete.click()
+    table.delete.click()
+    assert names(table) == []
 
 
 def test_runs_are_handed_back(root):

@@ -58,7 +58,7 @@ _PAGES: dict[str, dict[str, Callable[[], widgets.Widget]]] = {
         "model.qk_norm": widgets.Checkbox,
         "model.pre_norm": widgets.Checkbox,
         "model.patch_norm": widgets.Checkbox,
-        "model.layer_scale": _choice(0.0, 1e-5, 1e-4, 1e-3, 0.01, 0.1),
+        "model.layer_scale": _choice("off", 1e-5, 1e-4, 1e-3, 0.01, 0.1),
         "model.drop_rate": _slider(0.0, 0.5, 0.05),
         "model.attn_drop_rate": _slider(0.0, 0.5, 0.05),
         "model.drop_path_rate": _slider(0.0, 0.5, 0.05),
@@ -132,7 +132,16 @@ class ConfigForm(widgets.Tab):
         return replace(self._train_config, **self._values("train"))
 
     def show(self, model_config: ViTConfig, train_config: TrainConfig) -> None:
-        """Fills the form in; values that a control does not offer are added to it."""
+        """Fills the form in; values that a control does not offer are added to it.
+
+        Raises:
+            ValueError: a learning rate is 0, which its slider cannot show; the form then stays as it is.
+        """
+        configs = {"model": model_config, "train": train_config}
+        shown = {name: getattr(configs[name.split(".")[0]], name.split(".")[1]) for name in self.controls}
+        for name, value in shown.items():
+            if isinstance(self.controls[name], widgets.FloatLogSlider) and value <= 0:
+                raise ValueError(f"{name}={value!r} has no place on the slider of the form; try 1e-5")
         self._model_config, self._train_config = model_config, train_config
         sides = math.gcd(*model_config.image_size)
         area = math.prod(model_config.image_size)
@@ -141,10 +150,8 @@ class ConfigForm(widgets.Tab):
         try:
             self.controls["model.patch_size"].options = sizes or [model_config.patch_size]
             self._offer_heads(model_config.embed_dim, model_config.pos_embed, model_config.num_heads)
-            for name, control in self.controls.items():
-                room, field = name.split(".")
-                value = getattr(model_config if room == "model" else train_config, field)
-                _set(control, 0.0 if value is None else value)  # a menu takes None for "nothing chosen"
+            for name, value in shown.items():
+                _set(self.controls[name], "off" if value is None else value)  # a menu takes None for "nothing chosen"
         finally:
             self._is_updating = False
         self._follow()
@@ -157,7 +164,7 @@ class ConfigForm(widgets.Tab):
         named = ((name.split("."), control.value) for name, control in self.controls.items())
         values = {field: value for (home, field), value in named if home == room}
         if room == "model":
-            values["layer_scale"] = values["layer_scale"] or None
+            values["layer_scale"] = None if values["layer_scale"] == "off" else values["layer_scale"]
         return values
 
     def _follow(self, _: Any = None) -> None:
@@ -187,10 +194,15 @@ class ConfigForm(widgets.Tab):
             callback()
 
     def _offer_heads(self, embed_dim: int, pos_embed: str, wanted: int) -> None:
-        """The numbers of heads that fit, and of these the one that is nearest to the present one."""
+        """The numbers of heads that fit, and of these the one that is nearest to the present one.
+
+        Heads narrower than 8 are offered only if they were put in, or if nothing else fits.
+        """
         multiple = 4 if pos_embed == "rope" else 1  # of the width of a head
-        allowed = [n for n in range(1, embed_dim + 1) if embed_dim % n == 0 and embed_dim // n % multiple == 0]
-        allowed = [n for n in allowed if embed_dim // n >= 8] or allowed
+        fitting = [n for n in range(1, embed_dim + 1) if embed_dim % n == 0 and embed_dim // n % multiple == 0]
+        wide = [n for n in fitting if embed_dim // n >= 8] or fitting or [wanted]  # the config refuses it
+        put_in = (self._model_config.embed_dim, self._model_config.num_heads)
+        allowed = sorted({*wide, *(n for n in fitting if (embed_dim, n) == put_in)})
         heads, nearest = self.controls["model.num_heads"], min(allowed, key=lambda n: abs(math.log(n / wanted)))
         heads.options = allowed
         heads.value = nearest
@@ -214,10 +226,11 @@ def _set(control: widgets.Widget, value: Any) -> None:
     elif isinstance(control, widgets.Dropdown) and value not in dict(control.options).values():
         control.options = [*control.options, (str(value), value)]
     elif isinstance(control, widgets.FloatLogSlider):
-        if value <= 0:
-            value = 10**control.min
-        control.min = min(control.min, math.floor(math.log10(value)))
-        control.max = max(control.max, math.ceil(math.log10(value)))
+        # Powers as the slider has them: a rounded logarithm may leave the value just outside.
+        while control.base**control.min > value:
+            control.min -= 1
+        while control.base**control.max < value:
+            control.max += 1
     elif hasattr(control, "max"):
-        control.max = max(control.max, value)
+        control.min, control.max = min(control.min, value), max(control.max, value)
     control.value = value

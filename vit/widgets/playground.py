@@ -35,7 +35,7 @@ from vit.training import (
 from vit.training.run_folder import runs_root
 from vit.widgets.config_form import ConfigForm
 from vit.widgets.panel import side_by_side, to_png
-from vit.widgets.run_table import RunTable
+from vit.widgets.run_table import MAX_CURVES, RunTable
 
 GLANCE = 0.5  # seconds between two looks at a running training
 DRAWING_SHARE = 0.02  # of the time that live curves may take from it
@@ -171,11 +171,19 @@ class Playground(widgets.VBox):
     def _use_presets(self) -> None:
         """Fills in the presets that were just chosen, and leaves the menus ready for another choice."""
         model, train = self.model_preset.value, self.train_preset.value
-        if model or train:
+        if not (model or train):
+            return
+
+        def fill_in() -> None:
             self.use(
                 ViTConfig.preset(model) if model else None,
                 TrainConfig.preset(train) if train else None,
             )
+            self._tell_progress()  # in place of what an earlier choice was refused for
+
+        try:
+            self._try(fill_in)
+        finally:
             self.model_preset.value = self.train_preset.value = None
 
     def _use(self, run: Run, what: str) -> None:
@@ -258,26 +266,26 @@ class Playground(widgets.VBox):
         if self.is_training:
             self._tell_progress()
             return
-        run = self.run
-        if run.history.is_complete and not (run.run_dir / "model.safetensors").exists():
-            last = run.history.last
-            save(run.model, run.run_dir / "model.safetensors", val_accuracy=round(last["val_accuracy"], 2))
-            write_summary(
-                run.run_dir,
-                run.config,
-                val_accuracy=last["val_accuracy"],
-                num_parameters=count_parameters(run.model),
-                training_seconds=last["seconds"],
-            )
+        run, failure = self.run, None
+        try:
+            _keep(run)
+        except Exception as error:  # a full disk can be a SafetensorError, which is no OSError
+            failure = error
         self.stop_button.disabled = True
         self._tell_costs()
         self._tell_progress()
+        if failure is not None:
+            self._tell(f"done, but what was trained could not be kept: {failure}", is_error=True)
         if run.losses or run.history:
             self.draw()
         self.runs.refresh()
-        self.runs.choose(*self.runs.chosen, run.run_dir)
+        others = sorted(other.folder.name for other in self.runs.chosen if other.folder.name != run.run_dir.name)
+        self.runs.choose(*others[1 - MAX_CURVES :], run.run_dir)  # the newest, if too many are ticked
 
     def _tell_progress(self) -> None:
+        if self.run is None:
+            self._tell("")
+            return
         run, history = self.run, self.run.history
         if run.error is not None:
             self._tell(f"failed: {run.error}", is_error=True)
@@ -308,6 +316,22 @@ class Playground(widgets.VBox):
             act()
         except (ValueError, OSError, RuntimeError) as error:
             self._tell(str(error), is_error=True)
+
+
+def _keep(run: BackgroundRun) -> None:
+    """Writes the weights of a complete run, and what it came to, unless they are there or its folder is gone."""
+    weights = run.run_dir / "model.safetensors"
+    if not run.history.is_complete or weights.exists() or not (run.run_dir / "config.json").exists():
+        return
+    last = run.history.last
+    write_summary(  # before the weights: without these, both are written at the next try
+        run.run_dir,
+        run.config,
+        val_accuracy=last["val_accuracy"],
+        num_parameters=count_parameters(run.model),
+        training_seconds=last["seconds"],
+    )
+    save(run.model, weights, val_accuracy=round(last["val_accuracy"], 2))
 
 
 def _configs(run: Run) -> tuple[ViTConfig, TrainConfig]:

@@ -187,16 +187,22 @@ class RunTable(widgets.VBox):
         self.choose(renamed)
 
     def _delete(self) -> None:
-        """Asks first: the button must be pressed again for the same runs."""
+        """Asks first: the button must be pressed again for the same runs. One that cannot go keeps no other."""
         if not self.chosen:
             raise ValueError("0 runs are ticked: tick those to delete")
         if self._about_to_delete != self.chosen:
             self._about_to_delete = self.chosen
             self.delete.description, self.delete.button_style = f"Really delete {len(self.chosen)}?", "danger"
             return
+        errors = []
         for run in self._about_to_delete:
-            delete_run(run, self.root)
+            try:
+                delete_run(run, self.root)
+            except (ValueError, OSError, RuntimeError) as error:
+                errors.append(str(error))
         self.refresh()
+        if errors:
+            raise RuntimeError("; ".join(errors))
 
     def _forget_delete(self) -> None:
         self._about_to_delete = []
