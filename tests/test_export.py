@@ -120,6 +120,31 @@ def test_transformers_prepares_a_picture_as_we_do(squash, tmp_path):
     assert difference.max() <= 2.1
 
 
+@pytest.mark.parametrize("crop", [1.0, 0.8])
+def test_a_picture_that_is_not_square_is_squeezed_and_never_padded(crop, tmp_path):
+    """PIL's own resizing of the middle of the picture is what transformers must give."""
+    model = make({"image_size": (32, 64)})
+    model.metadata |= {"crop": crop}
+    across, down = np.meshgrid(np.linspace(50, 250, 96), np.linspace(50, 200, 96))
+    picture = Image.fromarray(np.stack([across, down, 300 - across], axis=2).astype(np.uint8))
+    processor = transformers.AutoImageProcessor.from_pretrained(to_transformers(model, tmp_path))
+    theirs = processor(picture, return_tensors="pt")["pixel_values"][0].permute(1, 2, 0).numpy()
+    margin = (1 - crop) / 2 * 96
+    box = (margin, margin, 96 - margin, 96 - margin)
+    expected = np.asarray(picture.resize((64, 32), Image.Resampling.BILINEAR, box=box)) / 255
+    assert np.abs(theirs * FACTS["std"] + FACTS["mean"] - expected)[1:-1, 1:-1].max() <= 3 / 255
+    back = load_weights(None, tmp_path, report=None).metadata
+    assert back["squash"] and abs(back.get("crop", 1.0) - crop) < 0.01
+
+
+def test_how_another_models_images_were_prepared_does_not_stay_behind(tmp_path):
+    model = make({})
+    assert (to_transformers(model, tmp_path) / "preprocessor_config.json").is_file()
+    model.metadata = {}
+    assert not (to_transformers(model, tmp_path) / "preprocessor_config.json").exists()
+    assert "mean" not in load_weights(None, tmp_path, report=None).metadata
+
+
 @pytest.mark.parametrize(("write", "changes", "named"), [
     (to_timm, {"head": "mlp"}, "timm cannot be written with head='mlp'"),
     (to_timm, {"pool": "cls_mean"}, "timm cannot be written with pool='cls_mean'"),

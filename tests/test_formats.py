@@ -17,6 +17,7 @@ from other_libraries import (
     SIZE,
     WIDE,
     Reference,
+    deit_distilled,
     dino,
     dinov2,
     from_flax,
@@ -26,6 +27,7 @@ from other_libraries import (
     images_of,
     make_reference,
     make_torchvision,
+    openai_clip,
     state_of,
     vit_jax,
 )
@@ -156,6 +158,44 @@ def test_positions_are_resized_as_the_source_does(name, size, dtype, tolerance, 
     # The rule stays with the model.
     native = load(make(size, dtype, tmp_path)[0] if name == "google" else make(size, dtype)[0])
     torch.testing.assert_close(native.resized(size)(images), theirs(images), rtol=0, atol=tolerance)
+
+
+# --- what a file does not say, or says in few digits ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prefix", ["visual.", ""])
+@torch.no_grad()
+def test_openclip_has_openais_names_and_another_activation(prefix):
+    reference = openai_clip(SIZE, torch.float64, prefix=prefix)
+    for block in reference.logits.blocks:
+        block.mlp.act = nn.GELU()
+    images, reports = images_of(SIZE, torch.float64), []
+    expected = reference.logits(images)
+    assumed = load_weights(None, reference.source, num_heads=4, report=reports.append)
+    assert (assumed(images) - expected).abs().max() > 1e-4
+    named = load_weights(None, reference.source, num_heads=4, act="gelu", report=reports.append)
+    torch.testing.assert_close(named(images), expected, rtol=0, atol=1e-8)
+    note = "act='quick_gelu', as OpenAI's networks have; OpenCLIP's files need act='gelu'"
+    assert [note in report.notes for report in reports] == [True, False]
+
+
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", ["timm", "deit_distilled", "resized"])
+@torch.no_grad()
+def test_sums_of_half_precision_numbers_are_not_rounded(name, half):
+    """CLS and its position, a mean of two heads, a resized table: each as timm has it in float32."""
+    theirs = (deit_distilled if name == "deit_distilled" else from_timm)(SIZE, torch.float32).logits.to(half)
+    state, size = state_of(theirs), (24, 24) if name == "resized" else SIZE
+    theirs.float()
+    if name == "resized":
+        theirs.set_input_size(img_size=size)
+    images, reports = images_of(size, torch.float32), []
+    model = load_weights(None, state, num_heads=4, image_size=size, report=reports.append)
+    torch.testing.assert_close(model(images), theirs(images), rtol=0, atol=1e-5)
+    assert f"{str(half)[6:]} became float32" in reports[0].notes
+    filled = load_weights(VisionTransformer(model.config).eval(), state, image_size=size, report=reports.append)
+    torch.testing.assert_close(filled(images), theirs(images), rtol=0, atol=1e-5)
+    assert f"{str(half)[6:]} became float32" in reports[1].notes
 
 
 # --- mistakes that must show --------------------------------------------------------------------------------------

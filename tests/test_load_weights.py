@@ -3,12 +3,16 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import timm
 import torch
 import transformers
 from conftest import randomize
+from PIL import Image
 from safetensors.torch import save_file
+from timm.models import vision_transformer as timm_vit
+from timm.models.deit import VisionTransformerDistilled
 from torch import Tensor, nn
 
 import vit
@@ -103,7 +107,41 @@ def test_a_guessed_number_of_heads_is_named():
     assert "num_heads=3, as usual at this width; the source does not say" in report.notes
 
 
+@torch.no_grad()
+def test_filling_a_model_with_other_heads_than_usual_must_be_asked_for():
+    sizes = {"img_size": 8, "patch_size": 4, "embed_dim": 192, "depth": 1, "num_classes": 5}
+    config = replace(CONFIG, image_size=8, embed_dim=192, depth=1)
+    images = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    for num_heads in (3, 6):
+        theirs = randomize(timm.models.VisionTransformer(**sizes, num_heads=num_heads)).eval()
+        model = VisionTransformer(replace(config, num_heads=num_heads)).eval()
+        if num_heads == 3:
+            _, report = report_of(model, theirs.state_dict())
+            assert "num_heads=3, as usual at this width; the source does not say" in report.notes
+        else:
+            refused(model, theirs.state_dict(), "usually 3 at a width of 192, but the model has 6: pass num_heads=6 if")
+            _, report = report_of(model, theirs.state_dict(), num_heads=6)
+            assert not any("num_heads" in note for note in report.notes)
+        torch.testing.assert_close(model(images), theirs(images), rtol=0, atol=1e-5)
+        _, report = report_of(VisionTransformer(model.config), theirs)  # a module says it itself
+        assert not any("num_heads" in note for note in report.notes)
+
+
+def test_where_no_number_of_heads_is_usual_the_models_is_taken_and_named(model, state):
+    assert "num_heads=4, as the model has; the source does not say" in report_of(model, state)[1].notes
+
+
 # --- all or nothing -----------------------------------------------------------------------------------------------
+
+
+def test_a_tensor_under_two_names_becomes_two_parameters(state):
+    state["blocks.1.norm1.weight"] = state["blocks.0.norm1.weight"]
+    loaded = load_weights(None, state, num_heads=4, report=None)
+    first, second = (block.norm1.weight for block in loaded.encoder.blocks[:2])
+    assert torch.equal(first, second)
+    with torch.no_grad():
+        first += 1
+    assert not torch.equal(first, second)
 
 
 @pytest.mark.parametrize("name", ["norm.bias", "blocks.1.attn.qkv.bias", "cls_token", "pos_embed", "head.bias"])
@@ -116,6 +154,13 @@ def test_a_missing_tensor_is_refused(model, state, name):
 def test_an_unexpected_tensor_is_refused(model, state, name):
     state[name] = torch.zeros(32)
     refused(model, state, r"unexpected +1|another network")
+
+
+def test_a_name_alone_makes_no_blocks(model, state):
+    state["blocks.999999999.norm1.weight"] = torch.zeros(32)
+    refused(model, state, f"it has a block 999999999, but only {len(state)} tensors")
+    with pytest.raises(ValueError, match="it has a block 999999999"):
+        load_weights(None, state, num_heads=4)
 
 
 @pytest.mark.parametrize("name", ["blocks.1.mlp.fc1.weight", "norm.weight", "patch_embed.proj.bias"])
@@ -210,6 +255,30 @@ def test_a_new_head_forgets_the_names_of_the_old_classes(tmp_path):
     path = vit.save(model, tmp_path / "own.safetensors")
     assert load_weights(None, path).metadata == model.metadata
     assert load_weights(None, path, num_classes=3).metadata == {"mean": [0.5] * 3}
+
+
+def test_of_the_old_facts_only_those_about_a_head_that_is_kept_survive(state, tmp_path):
+    old = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bilinear", "squash": True}
+    about_the_head = {"class_names": list("abcde"), "val_accuracy": 74.5}
+    source = randomize(VisionTransformer(CONFIG))
+    source.metadata = {"mean": [0.1] * 3, "std": [0.2] * 3, "crop": 0.9, "dataset": "theirs"}
+    path = vit.save(source, tmp_path / "own.safetensors")
+
+    def filled(source, **options) -> dict:
+        model = VisionTransformer(replace(CONFIG, **options))
+        model.metadata = old | about_the_head
+        model, report = report_of(model, source, **options)
+        note = "images are prepared as the model's metadata said before; the source does not say"
+        assert (note in report.notes) == (model.metadata.get("mean") == old["mean"])
+        return model.metadata
+
+    assert filled(path) == source.metadata
+    assert filled(path, num_classes=7) == source.metadata | about_the_head
+    assert filled(state) == old, "the source says nothing about its images"
+    assert filled(state, num_classes=7) == old | about_the_head
+    dino = {name: tensor for name, tensor in state.items() if not name.startswith("head.")}
+    imagenet = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "interpolation": "bicubic", "crop": 0.875}
+    assert filled(dino, num_classes=7) == imagenet | about_the_head
 
 
 def test_a_new_head_is_linear_unless_asked_for():
@@ -314,6 +383,42 @@ def test_preprocessing_comes_along(tmp_path):
         assert metadata == {"class_names": ["cat", "dog"], "mean": [0.1, 0.2, 0.3], "std": [0.5, 0.6, 0.7]} | expected
 
 
+def test_class_names_are_in_the_order_of_their_numbers(tmp_path):
+    sizes = {"image_size": 16, "patch_size": 4, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
+    config = transformers.ViTConfig(**sizes, intermediate_size=64, id2label={i: f"class {i}" for i in range(12)})
+    transformers.ViTForImageClassification(config).save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    settings = json.loads(path.read_text())
+    path.write_text(json.dumps(settings, sort_keys=True))
+    assert list(json.loads(path.read_text())["id2label"])[:4] == ["0", "1", "10", "11"]
+    theirs = transformers.AutoConfig.from_pretrained(tmp_path).id2label
+    assert load_weights(None, tmp_path).metadata["class_names"] == [theirs[i] for i in range(12)]
+    path.write_text(json.dumps(settings | {"id2label": {"cat": "0"}}))
+    with pytest.raises(ValueError, match="id2label of its config must name the classes by number: .*'cat'"):
+        load_weights(None, tmp_path)
+
+
+@pytest.mark.parametrize(("kind", "size"), [("CLIP", 40), ("ViT", 32), ("DeiT", 40)])
+def test_an_old_processors_one_number_means_what_transformers_takes_it_for(kind, size, tmp_path):
+    """The shorter side to CLIP's, and both sides to the others."""
+    sizes = {"image_size": 32, "patch_size": 8, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
+    name = "CLIPVision" if kind == "CLIP" else kind
+    config = getattr(transformers, f"{name}Config")(**sizes, intermediate_size=64)
+    getattr(transformers, f"{name}Model")(config).save_pretrained(tmp_path)
+    processor = {
+        "feature_extractor_type": f"{kind}FeatureExtractor", "size": size, "do_resize": True, "resample": 3,
+        "do_normalize": True, "image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6],
+        **({"do_center_crop": True, "crop_size": 32} if size != 32 else {}),
+    }  # fmt: skip
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor))
+    across, down = np.meshgrid(np.linspace(0, 250, 120), np.linspace(0, 200, 80))
+    picture = Image.fromarray(np.stack([across, down, 250 - across], axis=2).astype(np.uint8))
+    theirs = transformers.AutoImageProcessor.from_pretrained(tmp_path)(picture, return_tensors="pt")["pixel_values"]
+    ours = vit.analysis.inputs.prepare_images(load_weights(None, tmp_path, report=None), picture)
+    gray_levels = (theirs - ours).abs() * torch.tensor([0.4, 0.5, 0.6])[:, None, None] * 255
+    assert gray_levels[..., 1:-1, 1:-1].max() <= 3
+
+
 # --- what is not supported ----------------------------------------------------------------------------------------
 
 
@@ -351,6 +456,27 @@ def test_modules_with_other_activations_or_pools_are_refused():
     )
     with pytest.raises(ValueError, match="the activation 'relu' is not supported"):
         load_weights(None, transformers.ViTModel(config))
+
+
+@pytest.mark.parametrize("kind", [
+    "ResPostBlock", "ParallelScalingBlock", "ParallelThingsBlock", "DiffParallelScalingBlock",
+])  # fmt: skip
+def test_timms_other_blocks_are_refused_by_name(kind):
+    theirs = timm.models.VisionTransformer(
+        img_size=16, patch_size=4, embed_dim=32, depth=2, num_heads=4, block_fn=getattr(timm_vit, kind)
+    )
+    with pytest.raises(ValueError, match=f"its blocks are timm's {kind}, which compute something else; only Block is"):
+        load_weights(None, theirs)
+
+
+@torch.no_grad()
+def test_timms_other_models_of_the_same_block_are_read(images):
+    sizes = {"img_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 4, "num_classes": 5}
+    theirs = randomize(VisionTransformerDistilled(**sizes)).eval()
+    torch.testing.assert_close(load_weights(None, theirs)(images), theirs(images), rtol=0, atol=1e-5)
+    theirs = timm.models.VisionTransformer(**sizes, global_pool="avg", pool_include_prefix=True)
+    with pytest.raises(ValueError, match="pool_include_prefix=True is not supported"):
+        load_weights(None, theirs)
 
 
 def test_arguments_are_checked_before_anything_is_read():

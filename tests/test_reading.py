@@ -216,6 +216,39 @@ def test_sizes_are_checked_before_memory_is_taken(tmp_path):
         read_file(header)
 
 
+def test_a_dictionary_that_contains_itself_is_refused(tmp_path):
+    content = {"weight": torch.zeros(2)}
+    content["model"] = content
+    torch.save(content, tmp_path / "weights.pt")
+    with pytest.raises(ValueError, match="weights.pt has its tensors under more than 4 wrappers, or contains itself"):
+        load_weights(None, tmp_path / "weights.pt")
+
+
+def test_tensors_that_repeat_their_numbers_are_refused(own, tmp_path):
+    path = tmp_path / "weights.pt"
+    names = ("encoder.norm.weight", "params/Transformer/encoderblock/LayerNorm_0/scale")
+    for name, shape in zip(names, ((1 << 38,), (1 << 38, 4)), strict=True):
+        torch.save({"model": own.state_dict() | {name: torch.ones(1).expand(shape)}}, path)
+        assert path.stat().st_size < 1 << 20
+        with pytest.raises(ValueError, match=rf"weights.pt: {name} has [0-9,]+ bytes, of which only 4 are stored"):
+            load_weights(own, path)
+    torch.save(own.state_dict() | {names[1]: torch.ones(1 << 38, 0)}, path)  # which takes no memory, but would time
+    with pytest.raises(ValueError, match="unexpected +1"):
+        load_weights(own, path)
+    views = {name: torch.stack([tensor, tensor], dim=-1)[..., 1] for name, tensor in own.state_dict().items()}
+    load_weights(own, views, report=None)  # more memory than numbers is no fault
+
+
+@pytest.mark.parametrize("array", [
+    np.array(["a", "bc"]), np.array([b"a"]), np.zeros(2, dtype=[("x", "i1"), ("y", "i1")]), np.zeros(2, dtype="V4"),
+    np.zeros(2, dtype=complex), np.zeros(2, dtype="datetime64[s]"), np.zeros(2, dtype=np.longdouble),
+], ids=lambda array: str(array.dtype))  # fmt: skip
+def test_arrays_that_hold_no_numbers_are_refused_by_name(array, tmp_path):
+    np.savez(tmp_path / "weights.npz", good=np.ones(2), bad=array)
+    with pytest.raises(ValueError, match="weights.npz: bad holds no numbers that are read"):
+        read_file(tmp_path / "weights.npz")
+
+
 def test_configurations_that_are_no_json(tmp_path):
     save_file({"x": torch.zeros(2)}, tmp_path / "model.safetensors")
     for text in ("<html>", json.dumps([1, 2])):

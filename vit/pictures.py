@@ -24,6 +24,8 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 MAX_PIXELS = 25_000_000
 MIN_SHARE = 1 / 20  # of a picture that must be left when it is cut to shape
 INTERPOLATIONS = ("bicubic", "bilinear", "lanczos")
+# The part of a model's metadata that says how its images are prepared; it is true as a whole or not at all.
+PREPROCESSING = ("mean", "std", "interpolation", "crop", "squash")
 
 _ALLOWED_STARTS = (b"\x89PNG", b"\xff\xd8\xff", b"RIFF", b"BM")
 _OTHER_STARTS = {

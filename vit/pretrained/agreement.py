@@ -44,6 +44,8 @@ def agree(
         rows = [("field", "source", "model"), *((n, str(described[n]), str(config[n])) for n in differing)]
         table = "\n".join(f"  {name:<16} {theirs:<20} {ours}" for name, theirs, ours in rows)
         raise ValueError(f"the model is another network; model=None builds the right one\n{table}")
+    if "num_heads" not in described:
+        _check_num_heads(config["embed_dim"], config["num_heads"], log)
     if described["num_classes"] != config["num_classes"] and "num_classes" not in changes:
         raise ValueError(
             f"it has {described['num_classes']} classes, the model {config['num_classes']}: "
@@ -55,3 +57,18 @@ def agree(
             f"it is for images of {its} pixels, the model for {ours}: pass image_size={ours} to resample it"
         )
     return model.config
+
+
+def _check_num_heads(dim: int, num_heads: int, log: Report) -> None:
+    """Other heads fit the same tensors and compute something else, so they must be the usual ones, or named."""
+    try:
+        usual = num_heads_of(dim)
+    except ValueError:  # there is no usual number at this width
+        log.notes.append(f"num_heads={num_heads}, as the model has; the source does not say")
+        return
+    if num_heads != usual:
+        raise ValueError(
+            f"it does not say how many heads it has: usually {usual} at a width of {dim}, but the model has "
+            f"{num_heads}: pass num_heads={num_heads} if that is right"
+        )
+    log.notes.append(f"num_heads={num_heads}, as usual at this width; the source does not say")

@@ -118,6 +118,8 @@ def describe(tensors: Tensors, facts: Mapping[str, Any], grid: Grid | None) -> d
         raise ValueError("with norm_pre, eps and activation vary, and it does not say which: pass norm_eps= and act=")
     stated = facts.get("mlp_ratio")
     numbers = [int(match[1]) for name in tensors if (match := re.match(r"blocks\.(\d+)\.", name))]
+    if max(numbers) >= len(tensors):  # a name costs nothing, and would have that many blocks built
+        raise ValueError(f"it has a block {max(numbers)}, but only {len(tensors)} tensors")
     fields = {
         **facts,
         "patch_size": patch,

@@ -13,6 +13,7 @@ from torch import Tensor
 
 Tensors = dict[str, Tensor]
 Facts = dict[str, Any]
+MAX_DEPTH = 1000  # blocks; a shape in a file costs nothing, and may claim any number
 
 
 def nothing(tensors: Tensors, facts: Facts) -> None:
@@ -67,7 +68,7 @@ def unstack(tensors: Tensors) -> Tensors:
     """Flax's scanned blocks, stored as one tensor for all, as one for each. Takes and gives Flax's names."""
     separate = {}
     for name, x in tensors.items():
-        if "/encoderblock/" in name:
+        if "/encoderblock/" in name and x.layout == torch.strided and x.ndim and len(x) <= MAX_DEPTH:
             separate |= {name.replace("/encoderblock/", f"/encoderblock_{i}/"): part for i, part in enumerate(x)}
         else:
             separate[name] = x

@@ -86,6 +86,9 @@ def to_transformers(model: VisionTransformer, folder: str | Path) -> Path:
 
     Raises:
         ValueError: that class cannot be this model; the message names the field.
+
+    Differs: for images that are not square, the whole picture is squeezed into their shape, since transformers cannot
+    cut one to it.
     """
     c = model.config
     _refuse("transformers' ViT", c, {
@@ -129,6 +132,8 @@ def to_transformers(model: VisionTransformer, folder: str | Path) -> Path:
     files = {"config.json": config}
     if {"mean", "std"} <= set(model.metadata):
         files["preprocessor_config.json"] = _processor(model.metadata, c)
+    else:  # that of a model that was there before
+        (Path(folder) / "preprocessor_config.json").unlink(missing_ok=True)
     return _write(Path(folder), renamed, files)
 
 
@@ -154,11 +159,15 @@ def _processor(facts: Mapping[str, Any], config: ViTConfig) -> dict[str, Any]:
         "image_std": list(facts["std"]),
         "resample": _PIL_NUMBERS[facts.get("interpolation", "bicubic")],
     }
-    if facts.get("squash") and facts.get("crop", 1) == 1:
-        return processor | {"image_processor_type": "ViTImageProcessor", "size": {"height": height, "width": width}}
+    crop = facts.get("crop", 1)
+    size = {"height": round(height / crop), "width": round(width / crop)}
+    if not facts.get("squash") and height == width:  # else cutting to shape would pad some pictures
+        size = {"shortest_edge": size["height"]}
+    elif crop == 1:
+        return processor | {"image_processor_type": "ViTImageProcessor", "size": size}
     return processor | {
         "image_processor_type": "CLIPImageProcessor",
-        "size": {"shortest_edge": round(min(height, width) / facts.get("crop", 1))},
+        "size": size,
         "do_center_crop": True,
         "crop_size": {"height": height, "width": width},
         "do_convert_rgb": True,

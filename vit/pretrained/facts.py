@@ -18,12 +18,16 @@ _OTHER_ACTIVATIONS = ("ReLU", "ReLU6", "Mish", "Hardswish", "ELU", "LeakyReLU", 
 _TIMM_POOLS = {"token": "cls", "": "cls", "avg": "mean"}
 _PIL_INTERPOLATIONS = {1: "lanczos", 2: "bilinear", 3: "bicubic"}
 
+# Processors of transformers to which one number means the shorter side; to the others, both sides.
+_BY_SHORTER_SIDE = ("clip", "bit")
+
 Facts = tuple[dict[str, Any], dict[str, Any]]
 
 
 def of_transformers(config: Mapping[str, Any], processor: Mapping[str, Any] | None = None) -> Facts:
     """From config.json and preprocessor_config.json of transformers."""
-    names = config.get("id2label", {}).values()
+    names = _class_names(config.get("id2label") or {})
+    model_type = config.get("model_type", "")
     config = config.get("vision_config") or config
     facts = {}
     if "num_attention_heads" in config:
@@ -36,9 +40,9 @@ def of_transformers(config: Mapping[str, Any], processor: Mapping[str, Any] | No
         facts["act"] = "swiglu"
     if isinstance(config.get("image_size"), int | list | tuple):
         facts["image_size"] = _pair(config["image_size"])
-    metadata = _of_processor(processor or {})
+    metadata = _of_processor(processor or {}, model_type)
     if names and not all(str(name).startswith("LABEL_") for name in names):
-        metadata["class_names"] = list(names)
+        metadata["class_names"] = names
     return facts, metadata
 
 
@@ -60,6 +64,7 @@ def of_module(module: nn.Module) -> Facts:
     if hasattr(config, "to_dict") and "model_type" in config.to_dict():
         return of_transformers(config.to_dict())
     parts = list(module.modules())
+    _check_timms(module)
     facts = {
         "norm_eps": _only("LayerNorm's eps", {part.eps for part in parts if isinstance(part, nn.LayerNorm)}),
         "num_heads": _only(
@@ -80,14 +85,37 @@ def of_module(module: nn.Module) -> Facts:
     return {name: fact for name, fact in facts.items() if fact is not None}, metadata
 
 
-def _of_processor(processor: Mapping[str, Any]) -> dict[str, Any]:
+def _class_names(id2label: Mapping[Any, str]) -> list[str]:
+    """In the order of their numbers, which JSON holds as text, and transformers sorts as text: 0, 1, 10, 2."""
+    try:
+        return [id2label[key] for key in sorted(id2label, key=int)]
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"id2label of its config must name the classes by number: {error}") from error
+
+
+def _check_timms(module: nn.Module) -> None:
+    """Refuses what timm computes otherwise than this library, although the tensors have the same names."""
+    kinds = {type(block) for block in getattr(module, "blocks", ()) if type(block).__module__.startswith("timm.")}
+    others = sorted(kind.__name__ for kind in kinds if kind.__name__ != "Block")
+    if others:
+        raise ValueError(f"its blocks are timm's {', '.join(others)}, which compute something else; only Block is read")
+    if getattr(module, "pool_include_prefix", False) and getattr(module, "num_prefix_tokens", 0):
+        raise ValueError("pool_include_prefix=True is not supported: its average takes in CLS and registers")
+
+
+def _of_processor(processor: Mapping[str, Any], model_type: str) -> dict[str, Any]:
     metadata = {}
     if processor.get("do_normalize", True) and "image_mean" in processor and "image_std" in processor:
         metadata |= {"mean": list(processor["image_mean"]), "std": list(processor["image_std"])}
     if processor.get("resample") in _PIL_INTERPOLATIONS:
         metadata["interpolation"] = _PIL_INTERPOLATIONS[processor["resample"]]
     size = processor.get("size")
-    edges = size if isinstance(size, Mapping) else {"height": size, "width": size} if size else {}
+    if isinstance(size, Mapping):
+        edges = size
+    else:
+        kind = processor.get("image_processor_type") or processor.get("feature_extractor_type") or model_type
+        is_shorter_side = str(kind).lower().startswith(_BY_SHORTER_SIDE)
+        edges = {} if not size else {"shortest_edge": size} if is_shorter_side else {"height": size, "width": size}
     if "height" in edges:  # resized without regard to its shape
         metadata["squash"] = True
     cut = processor.get("crop_size")

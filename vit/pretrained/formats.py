@@ -22,6 +22,8 @@ _CLIP_IMAGES = {
     "interpolation": "bicubic",
 }
 _CLIP = {"norm_eps": 1e-5, "act": "quick_gelu"}
+# OpenAI's and OpenCLIP's networks have the same names, and differ in this alone.
+_CLIP_ASSUMED = {"act": "act='quick_gelu', as OpenAI's networks have; OpenCLIP's files need act='gelu'"}
 _HF = {"pos_resampling": "bicubic"}
 
 
@@ -37,6 +39,8 @@ class Format:
         respell: a change to every name before it is looked up.
         convert: what must happen to the tensors.
         fields: of ViTConfig, what holds unless the source says otherwise; `pos_embed` is for one without a table.
+        assumed: some of these that its files differ in without saying so, and what to say of each; said unless the
+            source or the caller names the field.
         slots: how many prefix tokens have a position in the table: "all", "cls", or "any" where its length must tell.
         images: preprocessing in the format's own code, for a source that comes with none.
     """
@@ -49,6 +53,7 @@ class Format:
     respell: Callable[[str], str] = str
     convert: Callable[[Tensors, Facts], None] = conversions.nothing
     fields: Mapping[str, Any] = field(default_factory=dict)
+    assumed: Mapping[str, str] = field(default_factory=dict)
     slots: str = "all"
     images: Mapping[str, Any] = field(default_factory=dict)
 
@@ -78,6 +83,7 @@ _OPENAI_CLIP_VISUAL = Format(
     names.OPENAI_CLIP,
     convert=conversions.from_openai_clip,
     fields=_CLIP,
+    assumed=_CLIP_ASSUMED,
     images=_CLIP_IMAGES,
 )
 
@@ -112,6 +118,7 @@ FORMATS: dict[str, Format] = {
         ignored=r"text_model\.|text_projection\.|logit_scale$",
         convert=conversions.from_clip,
         fields=_CLIP | _HF,
+        assumed=_CLIP_ASSUMED,
         images=_CLIP_IMAGES,
     ),
     "transformers_dinov2_with_registers": Format(

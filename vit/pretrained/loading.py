@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from vit.config import ViTConfig
 from vit.model.pos_embed import resample_pos_embed
 from vit.model.vision_transformer import VisionTransformer, build_head, init_head
+from vit.pictures import PREPROCESSING
 from vit.pretrained.agreement import agree
 from vit.pretrained.assembly import describe, join_tokens, own_name
 from vit.pretrained.conversions import Tensors
@@ -24,7 +25,8 @@ from vit.pretrained.hub import fetch, is_hub_name
 from vit.pretrained.report import Report
 from vit.pretrained.sources import Source, read_source
 
-_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_HALVES = (torch.float16, torch.bfloat16)
+_FLOATS = (*_HALVES, torch.float32, torch.float64)
 
 
 def load_weights(
@@ -89,8 +91,7 @@ def fill(
         raise ValueError(f"{found.name} (format {name}) was not loaded: its shapes are odd ({error})") from error
     if not log.is_good:
         raise ValueError(f"the weights do not fit, and nothing was loaded\n{log}")
-    if FORMATS[name].images and "mean" not in found.metadata:
-        log.notes.append("images should be prepared as the format's own code does; the source does not say")
+    metadata = _metadata(model.metadata if model else {}, found.metadata, FORMATS[name], log)
     if report is not None:
         report(log)
     if model is None:
@@ -99,7 +100,7 @@ def fill(
         model.to(next(model.parameters()).dtype).eval()  # the fixed tables follow the weights
     else:
         model.load_state_dict(state)
-    model.metadata = FORMATS[name].images | model.metadata | found.metadata
+    model.metadata = metadata
     return model
 
 
@@ -121,6 +122,20 @@ def check_values(name: str, tensor: Tensor) -> None:
         raise ValueError(f"{name} holds {kind}: training diverged or the file is damaged")
 
 
+def _metadata(old: Mapping[str, Any], new: Mapping[str, Any], fmt: Format, log: Report) -> dict[str, Any]:
+    """What is true of a model with new weights: of its old facts, those about a head that it kept."""
+    images = {name: new[name] for name in PREPROCESSING if name in new}
+    if "mean" not in images and fmt.images:
+        images = {**fmt.images, **images}
+        log.notes.append("images should be prepared as the format's own code does; the source does not say")
+    elif not images:
+        images = {name: old[name] for name in PREPROCESSING if name in old}
+        if images:
+            log.notes.append("images are prepared as the model's metadata said before; the source does not say")
+    kept = {name: fact for name, fact in old.items() if log.tensors["re-initialised"] and name not in PREPROCESSING}
+    return kept | {name: fact for name, fact in new.items() if name not in PREPROCESSING} | images
+
+
 def _prepare(
     found: Source,
     fmt: Format,
@@ -135,10 +150,11 @@ def _prepare(
             raise ValueError("its names are this library's, but no config came with it: build the model and pass it")
         found.facts = model.config.to_dict()
     # Under timm's names, meaning what timm's mean.
-    tensors = _translate(found, fmt, log)
+    tensors, dtypes = _translate(found, fmt, log)
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     own_size = found.facts.pop("image_size", None)
     asked = {name: value for name, value in changes.items() if name not in ("image_size", "num_classes")}
+    log.notes += [note for name, note in fmt.assumed.items() if name not in found.facts | asked]
     facts = {**fmt.fields, **found.facts, **asked}
     fmt.convert(tensors, facts)
     # As this model has its tokens, with positions for its grid.
@@ -165,12 +181,13 @@ def _prepare(
     expected = (model or blank_model(config)).state_dict()
     log.compare(state, expected, reshaped)
     reference = next(iter(expected.values()))
-    return _owned(state, found, log, reference if model else None), config
+    return _owned(state, dtypes, found, log, reference if model else None), config
 
 
-def _translate(found: Source, fmt: Format, log: Report) -> Tensors:
-    """The source's tensors under timm's names. Empties the source, so that what was repacked can be freed."""
-    tensors = {}
+def _translate(found: Source, fmt: Format, log: Report) -> tuple[Tensors, set[torch.dtype]]:
+    """The source's tensors under timm's names, and its precisions. Empties the source, so that what was repacked can
+    be freed. Half precision becomes float32 before anything is added up, since sums in it would be rounded."""
+    tensors, dtypes = {}, set()
     for key in list(found.tensors):
         tensor = found.tensors.pop(key)
         try:
@@ -184,8 +201,9 @@ def _translate(found: Source, fmt: Format, log: Report) -> Tensors:
             raise ValueError(f"{key} is a second {name}")
         else:
             check_values(key, tensor)
-            tensors[name] = tensor
-    return tensors
+            dtypes.add(tensor.dtype)
+            tensors[name] = tensor.float() if tensor.dtype in _HALVES else tensor
+    return tensors, dtypes
 
 
 def _resize(tensors: Tensors, grid: tuple[int, int], config: ViTConfig, rule: str, log: Report) -> None:
@@ -208,18 +226,19 @@ def _change_head(state: Tensors, config: ViTConfig, model: VisionTransformer | N
         log.tensors["re-initialised"].append(name)
 
 
-def _owned(state: Tensors, found: Source, log: Report, reference: Tensor | None) -> Tensors:
+def _owned(state: Tensors, dtypes: set[torch.dtype], found: Source, log: Report, reference: Tensor | None) -> Tensors:
     """The state in the model's precision, or float32 for a new one; there, each tensor with memory of its own."""
-    dtypes = {tensor.dtype for tensor in state.values()}
     if reference is not None:
         dtype = reference.dtype  # what is copied into a model needs nothing else
     else:
         dtype = torch.float64 if torch.float64 in dtypes else torch.float32
+        taken = set()  # one tensor may be in a file under two names
         for name, tensor in state.items():
             state[name] = tensor.to("cpu", dtype).contiguous()
             is_shared = not found.is_owned or tensor.untyped_storage().nbytes() != tensor.nbytes
-            if is_shared and state[name].data_ptr() == tensor.data_ptr():
-                state[name] = tensor.clone()
+            if (is_shared and state[name].data_ptr() == tensor.data_ptr()) or state[name].data_ptr() in taken:
+                state[name] = state[name].clone()
+            taken.add(state[name].data_ptr())
     if others := dtypes - {dtype}:
         log.notes.append(f"{', '.join(str(other)[6:] for other in others)} became {str(dtype)[6:]}")
     return state

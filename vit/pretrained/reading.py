@@ -188,8 +188,10 @@ def _read_npz(path: Path) -> dict[str, Tensor]:
                 nbytes = math.prod(shape) * dtype.itemsize
                 if dtype.hasobject or not dtype.isnative or member.tell() + nbytes != info.file_size:
                     raise ValueError(f"{path}: {name} is not a plain array of its size ({dtype}, {shape}); refused")
+                is_bfloat16 = dtype == np.dtype("V2")  # how NumPy stores JAX's
+                if not is_bfloat16 and (dtype.kind not in "fiub" or dtype.itemsize > 8):
+                    raise ValueError(f"{path}: {name} holds no numbers that are read ({dtype}); save it as float32")
                 data = bytearray(member.read(nbytes))
-            is_bfloat16 = dtype.str == "|V2"  # how NumPy stores JAX's
             array = np.ndarray(shape, np.int16 if is_bfloat16 else dtype, data, order="F" if is_fortran else "C")
             arrays[name] = torch.from_numpy(array).view(torch.bfloat16) if is_bfloat16 else torch.from_numpy(array)
     return arrays

@@ -4,11 +4,13 @@ Wrappers of training scripts are taken off here, and said so. What the tensors m
 """
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from vit.config import ViTConfig
@@ -19,6 +21,7 @@ from vit.pretrained.reading import read_file, read_json
 
 # Under what checkpoints keep the weights, the best first: DINO's teacher is the network to use, not its student.
 _WRAPPERS = ("teacher", "model", "state_dict")
+_MAX_WRAPPERS = 4  # within one another; a dictionary in a file may contain itself
 _PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.")
 _FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
 
@@ -116,6 +119,8 @@ def _from_mapping(name: str, loaded: Mapping[str, Any]) -> Source:
     notes = []
     while wrapper := next((key for key in _WRAPPERS if isinstance(loaded.get(key), Mapping)), None):
         notes.append(f"read what is under {wrapper!r} of {', '.join(map(repr, list(loaded)[:6]))}")
+        if len(notes) > _MAX_WRAPPERS:
+            raise ValueError(f"{name} has its tensors under more than {_MAX_WRAPPERS} wrappers, or contains itself")
         loaded = loaded[wrapper]
     tensors = {
         key: value.detach() for key, value in loaded.items() if isinstance(value, Tensor) and isinstance(key, str)
@@ -125,6 +130,8 @@ def _from_mapping(name: str, loaded: Mapping[str, Any]) -> Source:
     others = [str(key) for key in loaded if key not in tensors]
     if others:
         notes.append(f"no tensors by name, so not read: {', '.join(others[:6])}")
+    for key, tensor in tensors.items():
+        _check_size(name, key, tensor)
     tensors = unstack(tensors)
     while prefix := next((p for p in _PREFIXES if all(key.startswith(p) for key in tensors)), None):
         tensors = {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
@@ -133,3 +140,14 @@ def _from_mapping(name: str, loaded: Mapping[str, Any]) -> Source:
     if inner:
         notes.append(f"only what is under 'backbone.' was read, {len(tensors) - len(inner)} other tensors were not")
     return Source(name, inner or tensors, notes=notes)
+
+
+def _check_size(name: str, key: str, tensor: Tensor) -> None:
+    """Refuses a tensor that repeats its numbers: from a tiny file, a copy of it could fill any memory."""
+    if tensor.layout == torch.strided:  # any other is refused with the values
+        claimed, stored = math.prod(tensor.shape) * tensor.itemsize, tensor.untyped_storage().nbytes()
+        if claimed > stored:
+            raise ValueError(
+                f"{name}: {key} has {claimed:,} bytes, of which only {stored:,} are stored (it was expanded); refused. "
+                "Where you trust it, pass its .contiguous()"
+            )

@@ -15,10 +15,8 @@ from torch import nn
 from vit.config import TrainConfig
 from vit.data import DataSplits, make_loaders
 from vit.model import VisionTransformer
+from vit.pictures import PREPROCESSING
 from vit.training import History, build_optimizers, fit
-
-# How pictures are made what the network takes: all that stays true of it for other classes.
-PREPROCESSING = ("mean", "std", "interpolation", "crop", "squash")
 
 
 def with_new_head(model: VisionTransformer, data: DataSplits) -> VisionTransformer:
