@@ -32,7 +32,7 @@ ALLOWED = {
         *{"vit.config", "vit.device", "vit.model", "vit.analysis"},
         *{"vit.training.optim", "vit.training.memory"},
     },
-    "vit.pretrained": {"vit.config", "vit.files", "vit.model", "vit.pretrained"},
+    "vit.pretrained": {"vit.config", "vit.files", "vit.pictures", "vit.model", "vit.pretrained"},
     "vit.plots": {"vit.plots"},
     "vit.launch": set(),
     "vit.tasks": {*LEAVES, "vit.model", "vit.data", "vit.training"},
