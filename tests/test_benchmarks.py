@@ -6,6 +6,7 @@ import statistics
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -14,6 +15,7 @@ sys.path.insert(0, str(BENCHMARKS))
 import imagenet_plan  # noqa: E402
 import readme  # noqa: E402
 import report  # noqa: E402
+import train_cifar10  # noqa: E402
 
 FIELDS = {"name", "value", "unit", "spread", "seeds", "command", "hardware", "versions", "commit", "date"}
 
@@ -61,3 +63,30 @@ def test_the_plan_for_imagenet_is_what_its_command_writes():
 def test_the_readme_quotes_the_stored_results():
     text = readme.README.read_text()
     assert text == readme.filled(text), "run: python benchmarks/readme.py"
+
+
+def test_a_seed_is_kept_for_the_same_settings_and_trained_anew_for_others(monkeypatch, tmp_path):
+    trained = []
+
+    def run(command: list[str], **_) -> None:
+        folder, seed = Path(command[command.index("--one") + 1]), int(command[command.index("--seeds") + 1])
+        trained.append((seed, sorted(path.name for path in folder.iterdir())))
+        values = dict.fromkeys(("test_accuracy", "test_accuracy_flip", "val_accuracy", "peak_memory_gb"), 1.0)
+        settings = train_cifar10.settings_of(seed, quick=False)
+        (folder / "result.json").write_text(json.dumps({"settings": settings, "threads": 1, **values}))
+        (folder / "state.pt").touch()
+
+    monkeypatch.setattr(train_cifar10, "RUNS", tmp_path)
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    monkeypatch.setattr(train_cifar10, "subprocess", SimpleNamespace(run=run))
+    monkeypatch.setattr(sys, "argv", ["train_cifar10.py", "--seeds", "0", "1"])
+    for _ in range(2):
+        train_cifar10.main()
+    assert trained == [(0, ["begun.json"]), (1, ["begun.json"])], "once"
+    (tmp_path / "cpu_10min-seed1" / "result.json").unlink()
+    train_cifar10.main()
+    assert trained[2:] == [(1, ["begun.json", "state.pt"])], "goes on"
+    changed = train_cifar10.vit.TrainConfig.PRESETS["cpu_10min"] | {"epochs": 7}
+    monkeypatch.setitem(train_cifar10.vit.TrainConfig.PRESETS, "cpu_10min", changed)
+    train_cifar10.main()
+    assert trained[3:] == [(0, ["begun.json"]), (1, ["begun.json"])], "begins anew"

@@ -31,6 +31,7 @@ TINY = Setup(
 def test_the_quick_form_trains_every_variant_and_stores_nothing(monkeypatch, capsys):
     before = {path.name: path.read_text() for path in report.RESULTS.glob("*.json")}
     monkeypatch.setattr(sys, "argv", ["ablations.py", "--quick"])
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # `main` sets it too; so it is put back
     folders = ablations.CELLS, ablations.RUNS
     ablations.main()
     names = {f"{ablations.QUICK_MINUTES:g}min.{name}" for name in setups_of(ablations.QUICK_BASE)}
@@ -160,6 +161,7 @@ def table(shapes, tmp_path, monkeypatch):
             done.append((cell.minutes, cell.name, cell.seed))
 
     monkeypatch.setattr(ablations, "run_all", run_all)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
 
     def main(*arguments):
         done.clear()

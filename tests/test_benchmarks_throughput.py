@@ -223,3 +223,17 @@ def test_no_library_is_faster_in_what_is_stored():
     assert len(ratios) == len(libraries.BATCHES) * len(throughput.MODES) * (len(libraries.LIBRARIES) - 1)
     assert min(ratios) >= 1.0
     assert claims["vit_mini_patch4_32.train.share_of_matrix_product"]["value"] >= 70
+
+
+def test_a_configuration_measured_anew_leaves_the_stored_ones_alone(monkeypatch, tmp_path):
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    monkeypatch.setattr(throughput, "compare", lambda p, o: [report.claim(f"{p}.x", [float(o.rounds)], "x", "c")])
+    monkeypatch.setattr(throughput, "memory_and_cold_start", lambda *_: [])
+    monkeypatch.setattr(throughput, "table", lambda *_: [])
+    first, second = list(libraries.BATCHES)[:2]
+    for rounds, presets in (("1", [first, second]), ("2", [second])):
+        arguments = ["--device", "cpu", "--allocator", "default", "--rounds", rounds, "--configs", *presets]
+        monkeypatch.setattr(sys, "argv", ["throughput.py", *arguments])
+        throughput.main()
+    (path,) = tmp_path.glob("throughput*.json")
+    assert {name: c["value"] for name, c in report.load(path.stem).items()} == {f"{first}.x": 1.0, f"{second}.x": 2.0}

@@ -1,7 +1,7 @@
 """LoRA: fine-tuning a few numbers that are added to frozen matrices, W + (alpha / rank) B A.
 
-B starts at zero, so the first forward is that of the frozen network; `merge` folds the product into W and
-leaves a plain network that costs nothing more and that `vit.save` can keep.
+B starts at zero, so the first forward is that of the frozen network; `merge` folds the product into W and leaves a
+plain network that costs nothing more and that `vit.save` can keep.
 Source: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022, Eq. 3.
 Differs: queries, keys and values share one matrix here, and so one A and B.
 """

@@ -91,6 +91,7 @@ def _step_seconds(model: nn.Module, loader: Any, config: TrainConfig, seconds: f
     world, optimizers = current_world(), build_optimizers(model, config)
     network = world.wrap(model)
     network = torch.compile(network) if config.compile else network
+    ema = AveragedWeights(model, config.ema_decay) if config.ema_decay else None
     count, warm_up = 0, min(WARM_UP_STEPS, len(loader) - 1)
 
     def should_stop() -> bool:
@@ -102,7 +103,6 @@ def _step_seconds(model: nn.Module, loader: Any, config: TrainConfig, seconds: f
         return world.any(count > warm_up and time.perf_counter() - started > seconds)
 
     started = time.perf_counter()
-    ema = AveragedWeights(model, config.ema_decay) if config.ema_decay else None
     options = {"loss_fn": loss_fn, "ema": ema, "bar": _NoBar(), "should_stop": should_stop, "world": world}
     train_one_epoch(network, loader, optimizers, config, **options)
     _wait_for_device()

@@ -2,7 +2,7 @@
 
 Training goes on in a thread (`train_in_background`), so that the notebook answers meanwhile. The panel is redrawn by
 the event loop of the notebook, never by a thread: figures have one global state. In plain Python there is no such loop,
-and `wait` brings the panel up to date.
+and `wait` brings the panel up to date. One file, long for that: all of it is one panel, whose parts act on each other.
 """
 
 import asyncio
