@@ -192,7 +192,8 @@ MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 RATIO_3_4, RATIO_9_10 = (3 / 4, 4 / 3), (0.9, 1.1)
 # What an augmentation is for one picture and for a batch. AutoAugment has no form for batches. Its policy for CIFAR-10
 # changes an image 1.06 times on average, at 0.66 of the ranges that RandAugment has too: one operation of RandAugment
-# at that strength stands in for it.
+# at that strength stands in for it, which moves or bends an image in a third of the cases, the policy in a fifth, and
+# leaves black outside, the policy grey.
 AUGMENTATIONS = {
     "flip": (transforms.RandomHorizontalFlip(), random_flip),
     "crop": (transforms.RandomCrop(32, padding=4), padded_crop),
@@ -204,7 +205,7 @@ AUGMENTATIONS = {
     "rand_augment_9": (transforms.RandAugment(2, 9), rand_augment),
     "rand_augment_14": (transforms.RandAugment(2, 14), partial(rand_augment, magnitude=14)),
     "auto_augment": (
-        transforms.AutoAugment(transforms.AutoAugmentPolicy.CIFAR10),
+        transforms.AutoAugment(transforms.AutoAugmentPolicy.CIFAR10, fill=[128.0] * 3),
         partial(rand_augment, num_ops=1, magnitude=20),
     ),
     # Published with the mean as the value after normalizing, which is a brighter grey before it.
@@ -317,7 +318,8 @@ PEERS = {
         workers=8, batch_size=128, optimizer="adam", learning_rate=1e-3, weight_decay=5e-5,
         schedule="cosine", warmup=5 / 200, final_rate=1e-5 / 1e-3, label_smoothing=0.1 * 10 / 9,
     ),
-    # Its RandAugment(2, 14) has operations of its own; torchvision's stands for it. Reports the best epoch on test.
+    # Its RandAugment(2, 14) has operations of its own, which move a fifth of its pictures out of sight; torchvision's,
+    # which is milder, stands for it. Reports the best epoch on test.
     "kentaroy47": Peer(
         source="https://github.com/kentaroy47/vision-transformers-cifar10 --net vit @5bb83d3",
         published="80 % after 200",

@@ -189,13 +189,11 @@ def test_the_loop_sets_the_rate_of_every_step():
     peer, model = Spy(**fields), PlainViT(TINY)
     batches = iter([(torch.randn(2, 3, 8, 8), torch.zeros(2, dtype=torch.int64))] * 7)
 
-    def before_step(model):
+    for step in itertools.islice(tta.train_peer(model, peer, batches, 40), 7):
+        assert step == len(rates)
         rates.append(peer.__dict__["optimizer_built"].param_groups[0]["lr"])
-        return len(rates) > 6
-
-    tta.train_peer(model, peer, batches, 40, before_step)
     assert rates[1:] == [5e-4 * peer.rate_factor(step, 40) for step in range(6)]
-    assert len(list(batches)) == 1, "stopped when told to"
+    assert len(list(batches)) == 1, "no step that nobody asked for"
 
 
 # Feeds
@@ -251,9 +249,11 @@ def test_both_feeds_show_alike_images(name, data):
         assert labels.shape == ((256, 10) if peer.mixes else (256,))
         found[feed] = images
     plain = normalize(data.train.images, peer.mean, peer.std)
+    # AutoAugment's own grey outside the picture is black in the batch.
+    tolerance = 0.2 if "auto_augment" in peer.augment else 0.1
     for statistic in (torch.mean, torch.std):
         one, other = (statistic(x).item() for x in found.values())
-        assert one == pytest.approx(other, abs=0.1), statistic.__name__
+        assert one == pytest.approx(other, abs=tolerance), statistic.__name__
     assert not torch.equal(found["batched"].sort(dim=0).values, plain.sort(dim=0).values)
 
 
@@ -276,13 +276,27 @@ def test_one_image_in_four_is_erased():
 # Runs
 
 
-def test_a_step_is_timed_after_the_warm_up(monkeypatch):
-    clock = iter([100.0] * 3 + [100, 100] + [102, 103, 107, 110])  # as read before each step; step 4 takes 2 s, ...
-    monkeypatch.setattr(tta.time, "perf_counter", lambda: next(clock))
-    stopwatch, steps = tta.Stopwatch(seconds=9.0), 0
-    while not stopwatch(None):
-        steps += 1
-    assert steps == tta.WARM_UP_STEPS + 4 and stopwatch.seconds_per_step == pytest.approx((110 - 100) / 4)
+@pytest.mark.parametrize(
+    ("durations", "mean", "taken"),
+    [
+        ([0.5, 0.1, 0.1, 0.1, 2, 3, 4, 9], 3, 7),  # four to warm up; the third that counts ends the nine seconds
+        ([1, 1.5, 5, 5, 5], 5, 4),  # two seconds of warming up are enough
+        ([30, 20, 20], 20, 2),  # at least one step
+    ],
+)
+def test_a_step_is_timed_after_the_warm_up(monkeypatch, durations, mean, taken):
+    now, done = [100.0], []
+
+    def steps():
+        for duration in durations:
+            yield len(done)
+            now[0] += duration
+            done.append(duration)
+
+    monkeypatch.setattr(tta.time, "perf_counter", lambda: now[0])
+    running = steps()
+    next(running)
+    assert tta.timed(running, seconds=8.5) == pytest.approx(mean) and len(done) == taken
 
 
 def test_validation_is_off_the_clock(monkeypatch):
@@ -296,7 +310,7 @@ def test_validation_is_off_the_clock(monkeypatch):
     monkeypatch.setattr(tta.vit, "evaluate", evaluate)
     track = tta.Track(None, 25)
     for _ in range(25):
-        assert not track(None)
+        track(None)
         now[0] += 1
     track.look(None)
     assert track.seconds == 25
@@ -324,11 +338,16 @@ def in_this_process(monkeypatch, tmp_path):
         monkeypatch.setattr(sys, "argv", ["time_to_accuracy.py", *arguments])
         tta.main()
 
+    def child(command):
+        main(*command[2:])
+        return SimpleNamespace(returncode=0)
+
     monkeypatch.setattr(tta, "FOLDER", tmp_path / "runs")
     monkeypatch.setattr(tta, "QUICK_FOLDER", tmp_path / "runs")
     monkeypatch.setattr(report, "RESULTS", tmp_path)
     monkeypatch.setattr(tta, "FIGURE", tmp_path / "figure.png")
-    monkeypatch.setattr(tta, "subprocess", SimpleNamespace(run=lambda command, check: main(*command[2:])))
+    monkeypatch.setattr(tta, "subprocess", SimpleNamespace(run=child))
+    monkeypatch.setattr(tta, "signal", SimpleNamespace(signal=lambda *_: None, SIGTERM=None))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     return main
 
@@ -388,6 +407,57 @@ def test_a_finished_run_is_not_repeated_and_claims_are_kept(in_this_process, tmp
     in_this_process(*twice, "--peers", "tintn")
     row = json.loads(times.read_text())["tintn.batched"]
     assert row["recipe"]["batch_size"] == 256 and row["measured"]["seconds_per_step"] != 0.02, "of another recipe"
+
+
+def options_in(folder, **changes):
+    values = {"quick": False, "minutes": 1.0, "folder": folder, "threads": None}
+    return SimpleNamespace(**values | changes)
+
+
+def test_steps_are_timed_in_turns_and_stored_at_the_pace_of_ours(monkeypatch, tmp_path, data):
+    monkeypatch.setattr(tta.vit, "load_data", lambda name: data)
+    base, peer = (tta.Run(*key, 0, options_in(tmp_path)) for key in (("ours", "cpu_5min"), ("tintn", "batched")))
+    order, own, theirs = [], iter([0.05, 0.1, 0.1, 0.2, 0.1, 0.1]), iter([0.3, 0.3, 0.9, 0.3, 0.2])
+    monkeypatch.setattr(tta.Run, "own_seconds", lambda run, *rest: order.append(run.key) or next(own))
+    monkeypatch.setattr(tta, "timed", lambda steps, seconds: order.append("tintn.batched") or next(theirs))
+    base.measure()
+    assert base.measured["seconds_per_step"] == 0.05
+    peer.measure()
+    assert order[1:] == ["ours.cpu_5min", "tintn.batched"] * tta.TURNS, "in turns"
+    assert peer.measured["times_base"] == pytest.approx([3, 3, 4.5, 3, 2])
+    assert peer.measured["seconds_per_step"] == pytest.approx(3 * 0.05)
+
+
+def test_a_stored_recipe_may_lack_options_that_came_later(tmp_path):
+    run = tta.Run("ours", "cpu_5min", 0, options_in(tmp_path))
+    stored = json.loads(json.dumps(run.recipe))
+    del stored["train"]["patch_drop_until"], stored["model"]["fc_norm"]
+    assert not run.is_of(stored), "patch_drop_until is not the default's"
+    stored["train"]["patch_drop_until"] = run.config.patch_drop_until
+    assert run.is_of(stored)
+    assert not run.is_of({}) and not tta.Run("tintn", "batched", 0, options_in(tmp_path)).is_of({})
+
+
+def test_a_run_that_fails_does_not_stop_the_others(in_this_process, tmp_path, monkeypatch, data):
+    few = replace(data, train=data.train.subset(slice(32)))
+    monkeypatch.setattr(tta.vit, "load_data", lambda name: few)
+    for name, seconds in {"PROBE_SECONDS": 0.01, "TURN_SECONDS": 0.01, "TURNS": 1}.items():
+        monkeypatch.setattr(tta, name, seconds)
+    well, train = tta.subprocess.run, tta.Run.train
+    monkeypatch.setattr(tta.Run, "train", lambda run: train(run) if run.name != "tintn" else 1 / 0)
+
+    def child(command):
+        try:
+            return well(command)
+        except ZeroDivisionError:
+            return SimpleNamespace(returncode=1)
+
+    monkeypatch.setattr(tta, "subprocess", SimpleNamespace(run=child))
+    monkeypatch.setattr(tta, "BASE", "quick")
+    arguments = ["--minutes", "0.001", "--seeds", "0", "--preset", "quick", "--feeds", "batched"]
+    with pytest.raises(SystemExit, match="failed: tintn-batched-seed0"):
+        in_this_process(*arguments, "--peers", "tintn", "ours")
+    assert list(report.load("time_to_accuracy")) == ["0.001min.ours.quick"]
 
 
 def test_stored_results_meet_their_bars():

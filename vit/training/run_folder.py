@@ -83,7 +83,7 @@ def current_commit() -> str:
     """The commit of the repository, with "+" if the code differs from it; "unknown" outside a git checkout."""
     try:
         commit = _git("rev-parse", "--short=12", "HEAD")
-        return commit + ("+" if _git("status", "--porcelain", "--", "vit") else "")
+        return commit + ("+" if _git("status", "--porcelain", "--", "vit", "benchmarks/*.py") else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 
