@@ -21,7 +21,8 @@ from vit.training import build_optimizers
 from vit.training.loop import STATE_FILE
 from vit.training.memory import keep_freed_memory
 
-ROUNDS, WARM_UP_ROUNDS = 20, 2  # of a measurement; the first steps allocate memory
+ROUNDS, WARM_UP_ROUNDS = 12, 1  # of a measurement; the first steps allocate memory
+STEPS = 3  # of a turn; the first of them is not timed, since it finds the caches filled by another training
 WHITENING_IMAGES = 5000
 PREPARATIONS: dict[str, Callable[[vit.VisionTransformer, DataSplits], None]] = {
     "whitening": lambda model, data: init_whitened_patches(
@@ -62,8 +63,8 @@ def train(setup: Setup, data: DataSplits, steps: int, run_dir: Path | None = Non
 def step_seconds(setups: Sequence[Setup], data: DataSplits, *, rounds: int = ROUNDS) -> list[float]:
     """Duration of a mean step of each whole training, on this machine now.
 
-    The trainings take a step each, in turns, so that a machine whose speed drifts is slow for all of them alike; the
-    median over the rounds counts.
+    The trainings take a few steps each, in turns, so that a machine whose speed drifts is slow for all of them alike;
+    the median over the rounds counts.
     """
     keep_freed_memory()
     parts = [_parts(setup, data) for setup in setups]
@@ -71,9 +72,11 @@ def step_seconds(setups: Sequence[Setup], data: DataSplits, *, rounds: int = ROU
     for turn in range(WARM_UP_ROUNDS + rounds):
         for of_setup, found in zip(parts, times, strict=True):
             for (_, take_step), seconds in zip(of_setup, found, strict=True):
+                take_step(STEPS * turn)
                 started = time.perf_counter()
-                take_step(turn)
-                seconds.append(time.perf_counter() - started)
+                for i in range(1, STEPS):
+                    take_step(STEPS * turn + i)
+                seconds.append((time.perf_counter() - started) / (STEPS - 1))
     return [
         sum(share * statistics.median(s[WARM_UP_ROUNDS:]) for (share, _), s in zip(of_setup, found, strict=True))
         for of_setup, found in zip(parts, times, strict=True)

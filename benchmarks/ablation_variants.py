@@ -87,7 +87,7 @@ class Variant:
 
 
 def batch_times(factor: float) -> Callable[[vit.TrainConfig], dict[str, Any]]:
-    """Another batch, with the rates times the root of its growth."""
+    """Another batch, with the rates times the root of its growth, which is a rule and no search."""
 
     def change(config: vit.TrainConfig) -> dict[str, Any]:
         rates = {name: getattr(config, name) * factor**0.5 for name in ("learning_rate", "muon_learning_rate")}
@@ -112,7 +112,10 @@ VARIANTS = {
     "adamw_half": Variant(
         "AdamW alone, half its rate", train=lambda c: {"optimizer": "adamw", "learning_rate": c.learning_rate / 2}
     ),
-    "pos_learned": Variant("positions learned", model={"pos_embed": "learned"}),
+    "adamw_double": Variant(
+        "AdamW alone, twice its rate", train=lambda c: {"optimizer": "adamw", "learning_rate": 2 * c.learning_rate}
+    ),
+    "pos_learned": Variant("positions learned, from sines", model={"pos_embed": "learned"}),
     "pos_sincos2d": Variant("positions fixed sines", model={"pos_embed": "sincos2d"}),
     "pos_rope": Variant("positions rotary", model={"pos_embed": "rope"}),
     "pos_none": Variant("no positions", model={"pos_embed": "none"}),
@@ -125,7 +128,7 @@ VARIANTS = {
     "plain_start": Variant("start: neither", prepare=()),
     "smoothing_0": Variant("no label smoothing", train={"label_smoothing": 0.0}),
     "smoothing_20": Variant("label smoothing 0.2", train={"label_smoothing": 0.2}),
-    "ema": Variant("weights averaged (EMA 0.99)", train={"ema_decay": 0.99}),
+    "ema": Variant("weights averaged (EMA 0.998)", train={"ema_decay": 0.998}),
     "drop_0": Variant("no patches dropped", train={"patch_drop_rate": 0.0}),
     "drop_50": Variant("50 % dropped until 85 %", train={"patch_drop_rate": 0.5, "patch_drop_until": 0.85}),
     "drop_75": Variant("75 % dropped until 70 %", train={"patch_drop_rate": 0.75, "patch_drop_until": 0.7}),

@@ -17,6 +17,7 @@ import json
 import math
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -55,21 +56,33 @@ def known_times() -> list[dict]:
     return json.loads(times_file().read_text()) if times_file().exists() else []
 
 
+def is_of(stored: dict, setup: Setup) -> bool:
+    """Whether a stored setup is this one; options that it has not heard of have their defaults."""
+    defaults = {"model": vit.ViTConfig().to_dict(), "train": vit.TrainConfig().to_dict()}
+    filled = stored | {part: values | stored.get(part, {}) for part, values in defaults.items()}
+    return json.loads(json.dumps(filled)) == setup.to_dict()
+
+
 def measured(setup: Setup) -> dict | None:
     """The stored time of a step of such a setup, with the machine and threads it was measured on."""
-    wanted = setup.timed.to_dict()
-    found = [row for row in known_times() if row["setup"] == wanted]
+    found = [row for row in known_times() if is_of(row["setup"], setup.timed)]
     return {name: value for name, value in found[0].items() if name != "setup"} if found else None
 
 
 def measure(setups: list[Setup], data: DataSplits, *, rounds: int = ROUNDS) -> None:
-    """Times the steps of all setups without a stored time, in turns, and stores them."""
+    """Times the steps of all setups without a stored time, in turns, and stores them; at the pace of the first of the
+    stored ones, if there are any, which is timed again with the others."""
     wanted = list(dict.fromkeys(setup.timed for setup in setups if measured(setup) is None))
+    if not wanted:
+        return
+    known = [setup.timed for setup in setups if measured(setup)][:1]
     few = replace(data, train=data.train.subset(slice(PROBE_IMAGES)))
+    times = step_seconds([*known, *wanted], few, rounds=rounds)
+    pace = measured(known[0])["seconds_per_step"] / times.pop(0) if known else 1.0
     of_machine = {"threads": torch.get_num_threads(), "hardware": report.hardware()}
     rows = [
-        {"setup": setup.to_dict(), "seconds_per_step": seconds, **of_machine}
-        for setup, seconds in zip(wanted, step_seconds(wanted, few, rounds=rounds), strict=True)
+        {"setup": setup.to_dict(), "seconds_per_step": pace * seconds, **of_machine}
+        for setup, seconds in zip(wanted, times, strict=True)
     ]
     CELLS.mkdir(parents=True, exist_ok=True)
     write_json(times_file(), known_times() + rows)
@@ -99,8 +112,9 @@ class Cell:
 
     def result(self) -> dict | None:
         """What is stored of it, if that is of these settings."""
-        found = json.loads(self.path.read_text()) if self.path.exists() else {}
-        return found if found.get("settings") == self.settings() else None
+        found = json.loads(self.path.read_text()) if self.path.exists() else {"settings": {}}
+        setup, steps = (found["settings"].get(name) for name in ("setup", "steps"))
+        return found if setup and is_of(setup, self.setup.with_seed(self.seed)) and steps == self.steps else None
 
     def run(self, data: DataSplits) -> None:
         """Trains and stores the result."""
@@ -119,30 +133,32 @@ class Cell:
         print(f"{self.path.stem}: {accuracy:.2f} % after {settings['steps']} steps, {seconds:.0f} s", flush=True)
 
 
-def run_all(cells: list[Cell], *, processes: int, stop_after: float) -> None:
+def run_all(cells: list[Cell], *, processes: int, stop_after: float) -> list[Cell]:
     """Runs the cells in order, each in a process of its own with one thread, until `stop_after` minutes are over; those
-    that run then save and end."""
-    waiting, running, deadline = list(cells), [], time.monotonic() + 60 * stop_after
+    that run then save and end. Returns those that failed or were stopped; they do not keep the others from running."""
+    waiting, running, failed, deadline = list(cells), {}, [], time.monotonic() + 60 * stop_after
     try:
         while (waiting or running) and time.monotonic() < deadline:
             while waiting and len(running) < processes:
-                running.append(start(waiting.pop(0)))
+                cell = waiting.pop(0)
+                running[cell] = start(cell)
             time.sleep(0.2)
-            ended = [process for process in running if process.poll() is not None]
-            if any(process.returncode for process in ended):
-                sys.exit("a training failed or was stopped, see above; the same command goes on")
-            running = [process for process in running if process not in ended]
+            ended = [cell for cell, process in running.items() if process.poll() is not None]
+            failed += [cell for cell in ended if running.pop(cell).returncode]
     finally:
-        for process in running:
+        for process in running.values():
             process.terminate()
-        for process in running:
+        for process in running.values():
             process.wait()
+    return failed
 
 
 def start(cell: Cell) -> subprocess.Popen:
     command = [sys.executable, __file__, "--child", "--minutes", f"{cell.minutes:g}"]
     command += ["--variants", cell.name, "--seeds", str(cell.seed)]
-    return subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1", "VIT_PROGRESS": "none"})
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "VIT_PROGRESS": "none"}
+    # Ctrl-C is for this process alone, which then asks them to save: twice would be to insist.
+    return subprocess.Popen(command, env=environment, start_new_session=True)
 
 
 def seeds_on_disk(minutes: float) -> set[int]:
@@ -231,11 +247,9 @@ def main() -> None:
         cell.run(load_data(quick=False))
         return
     chosen.sort(key=lambda cell: (options.seeds.index(cell.seed), options.variants.index(cell.name)))
-    run_all(
-        [cell for cell in chosen if cell.result() is None],
-        processes=options.processes,
-        stop_after=options.stop_after,
-    )
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as Ctrl-C: the trainings save
+    missing = [cell for cell in chosen if cell.result() is None]
+    failed = run_all(missing, processes=options.processes, stop_after=options.stop_after)
     num_train = len(load_data(quick=False).train)
     command = f"python benchmarks/ablations.py --minutes {options.minutes}"
     timed = [cell for cell in cells if cell.steps is not None]
@@ -244,6 +258,8 @@ def main() -> None:
         sys.exit("the base has no result yet: nothing to compare with")
     report.publish("ablations", merged(claims))
     print("", table(stored(options.minutes)), sep="\n")
+    if failed:
+        sys.exit(f"failed or stopped, see above: {', '.join(cell.path.stem for cell in failed)}")
 
 
 if __name__ == "__main__":

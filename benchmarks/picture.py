@@ -27,6 +27,7 @@ def draw(run_dir: Path) -> plt.Figure:
     panels = figure.subplot_mosaic("ABCD", width_ratios=[1, 1.12, 0.95, 1.5])
     panels["A"].imshow(image.permute(1, 2, 0))
     set_title(panels["A"], "image, 32 x 32")
+    panels["A"].set_anchor("N")
 
     exploded = np.full((8 * 5 - 1, 8 * 5 - 1, 3), 255, np.uint8)
     for n, patch in enumerate(patches):
@@ -34,6 +35,7 @@ def draw(run_dir: Path) -> plt.Figure:
         exploded[y : y + 4, x : x + 4] = patch
     panels["B"].imshow(exploded)
     set_title(panels["B"], "64 patches, 4 x 4")
+    panels["B"].set_anchor("N")
 
     tokens = np.vstack([np.full((1, 3), np.nan), patches.reshape(64, -1, 3).mean(1) / 255])
     ax = panels["C"]
@@ -41,7 +43,7 @@ def draw(run_dir: Path) -> plt.Figure:
         is_cls = n == 0
         face = ORANGE if is_cls else tuple(color)
         ax.add_patch(plt.Rectangle((0.05, -n), 0.35, 0.8, facecolor=face, edgecolor="none"))
-        ax.text(0.5, -n + 0.4, "CLS" if is_cls else f"patch {n} + position", va="center", fontsize=7.5)
+        ax.text(0.5, -n + 0.4, "CLS" if is_cls else f"patch {n - 1} + position", va="center", fontsize=7.5)
     ax.text(0.22, -12.2, "...", ha="center", fontsize=11, color=GREY)
     ax.set(xlim=(0, 1.5), ylim=(-12.6, 1))
     set_title(ax, "65 tokens")

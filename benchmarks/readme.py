@@ -59,13 +59,14 @@ GROUPS = {
             "cifar10.pixels_knn.10": ("five new classes, ten images of each: raw pixels, neighbors", 1),
             "cifar10.probe.10": ("the same on the features of a network trained on five others, linear probe", 1),
             "cifar10.finetune.10": ("the same with all weights fine-tuned", 1),
+            "cifar10.scratch_steps.10": ("the same from scratch, as many steps as fine-tuning", 1),
             "cifar10.scratch_compute.10": ("the same from scratch, for as long as both trainings together", 1),
         },
     },
     "When things go wrong": {
-        "faults": {"rows_pass": ("known faults, of 99, that end well; the others cannot happen here", 0),
+        "faults": {"rows_pass": ("known faults handled as they should be, of 99; the rest cannot occur here", 0),
                    "sigkill_same_bits": ("trainings killed by SIGKILL, of 100, resumed to the same bits", 0),
-                   "fuzz_wrong": ("damaged files, of 24,000, that ended other than they should", 0)},
+                   "fuzz_wrong": ("damaged files, of 24,000, handled wrongly", 0)},
     },
 }  # fmt: skip
 

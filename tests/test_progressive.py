@@ -60,6 +60,23 @@ def test_one_schedule_and_one_order_of_images_span_both_sizes(shapes, monkeypatc
     assert [rest for _, *rest in two_sizes] == [rest for _, *rest in seen]
 
 
+def test_fixed_positions_name_the_same_place_at_both_sizes(shapes, monkeypatch):
+    tables, steps = [], progressive._train_steps
+    monkeypatch.setattr(
+        progressive, "_train_steps", lambda model, *rest: tables.append(model.pos_table.clone()) or steps(model, *rest)
+    )
+    torch.manual_seed(0)
+    model = vit.VisionTransformer(replace(MODEL, pos_embed="sincos2d"))
+    train_progressively(model, shapes, CONFIG, start_size=8, until=0.5)
+    small, large = tables
+    assert small.shape == (1, 4, 16) and torch.equal(large, model.pos_table)
+    # Of 2 by 2 patches each covers 2 by 2 of the 4 by 4, so its code is nearer to theirs than to any other's.
+    blocks = torch.tensor([[[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]]])[0]
+    means = large[0][blocks].mean(dim=1)  # (4, D)
+    assert torch.cdist(small[0], means).argmin(dim=1).tolist() == [0, 1, 2, 3]
+    assert (small[0] - means).abs().max() < 0.5 < (small[0] - large[0, :4]).abs().max()
+
+
 def test_what_it_cannot_do_is_refused(shapes):
     with pytest.raises(ValueError, match="until=1.5 must be a share"):
         train_progressively(new_model(), shapes, CONFIG, start_size=8, until=1.5)

@@ -1,6 +1,7 @@
 """Small pictures first: the first part of a training sees shrunken images, whose steps are cheaper, the rest full ones.
 
-One schedule of rates spans both parts. The small network is the large one resized, and hands its weights back.
+One schedule of rates spans both parts. The small network is the large one resized, fixed sine positions included, and
+hands its weights back.
 Source: Tan & Le, "EfficientNetV2", ICML 2021, section 4 (progressive learning).
 Differs: two sizes alone, and the same augmentation at both.
 """
@@ -13,6 +14,7 @@ from vit.config import TrainConfig
 from vit.data import DataSplits, Loader, make_loaders, resize
 from vit.device import resolve_device
 from vit.model import VisionTransformer
+from vit.model.pos_embed import resample_pos_embed
 from vit.progress import progress_bar
 from vit.training.epoch import run_steps, set_patch_drop, train_one_epoch
 from vit.training.memory import keeping_freed_memory
@@ -41,6 +43,8 @@ def train_progressively(
     device = resolve_device(config.device)
     model.to(device)
     small = model.resized(start_size)
+    if model.config.pos_embed == "sincos2d":  # else a place of the picture would be named otherwise after the change
+        small.pos_table.copy_(resample_pos_embed(model.pos_table, model.config.grid_size, small.config.grid_size))
     loader, _ = make_loaders(data, config)
     total_steps = run_steps(config, len(loader))
     switch = round(until * total_steps)
