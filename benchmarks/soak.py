@@ -28,7 +28,7 @@ from kills import COMPLETE, CONTEXT, TRAIN, final_state, same, start, train
 COMMAND = "python benchmarks/soak.py"
 CONFIG = replace(TRAIN, epochs=60)  # some ten seconds
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
-FILES = {"history.csv", "state.pt", "state.best.pt", "state.previous.pt", ".lock"}
+FILES = {"config.json", "history.csv", "state.pt", "state.best.pt", "state.previous.pt", ".lock"}
 
 
 def kill_until(end: float, root: Path, rng: random.Random) -> dict[str, int]:

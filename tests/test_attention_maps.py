@@ -8,6 +8,7 @@ import pytest
 import timm
 import torch
 from conftest import randomize
+from timm.models.deit import VisionTransformerDistilled
 from torch import Tensor, nn
 
 from vit.analysis import attention
@@ -388,6 +389,23 @@ def test_layouts_of_timm_models():
     assert mean == TokenLayout((16, 16), (4, 4), (4, 4), 0, False, "mean")
     ours = token_layout(our_model(pool="mean", num_registers=2))
     assert ours == TokenLayout((16, 16), (4, 4), (4, 4), 2, False, "mean")
+
+
+def test_heads_of_timm_that_read_something_else_are_not_called_a_mean():
+    sizes = {"img_size": 16, "patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2, "num_classes": 3}
+    distilled = randomize(VisionTransformerDistilled(**sizes)).eval()
+    layout = token_layout(distilled)
+    assert layout == TokenLayout((16, 16), (4, 4), (4, 4), 2, True, "cls_register")
+    maps = attention_maps(distilled, random_images())[0]  # (B, h, T, T)
+    both = maps[..., :2, 2:].mean(dim=-2).unflatten(-1, (4, 4))
+    torch.testing.assert_close(attention_from(maps, layout), both)
+    whole = {"pool_include_prefix": True, "global_pool": "avg"}
+    for options in ({"global_pool": "max"}, {"global_pool": "avgmax"}, {"global_pool": "map"}, whole):
+        model = randomize(timm.models.VisionTransformer(**(sizes | {"fc_norm": False} | options))).eval()
+        maps, layout = attention_maps(model, random_images())[0], token_layout(model)
+        with pytest.raises(TypeError, match=f"reads global_pool='{options['global_pool']}.* is not supported here"):
+            attention_from(maps, layout)
+        assert attention_from(maps, layout, (0, 0)).shape == (2, 2, 4, 4), "what one patch attends to is always known"
 
 
 def test_a_token_that_is_not_there_is_named():

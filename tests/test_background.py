@@ -36,12 +36,15 @@ def without_seconds(history: History) -> list[dict]:
 
 
 class Slow:
-    """A loader that takes its time before every batch, and says when it has begun; at a given batch it may raise."""
+    """A loader that takes its time before every batch, and says when it has begun; at a given batch it may raise.
+
+    A val loader is drawn from once before the training: its first validation begins with the second batch.
+    """
 
     num_classes = 10
 
-    def __init__(self, loader, seconds=0.0, raises_at=None):
-        self.loader, self.seconds, self.raises_at = loader, seconds, raises_at
+    def __init__(self, loader, seconds=0.0, raises_at=None, begins_at=1):
+        self.loader, self.seconds, self.raises_at, self.begins_at = loader, seconds, raises_at, begins_at
         self.drawn, self.has_begun = 0, threading.Event()
 
     def __len__(self):
@@ -52,7 +55,8 @@ class Slow:
             self.drawn += 1
             if self.drawn == self.raises_at:
                 raise OSError("the disk is gone")
-            self.has_begun.set()
+            if self.drawn >= self.begins_at:
+                self.has_begun.set()
             time.sleep(self.seconds)
             yield batch
 
@@ -109,7 +113,9 @@ def test_one_can_watch_it_and_do_other_things(loaders, tmp_path):
 @pytest.mark.parametrize("where", ["a step", "the validation"])
 def test_stopped_within_seconds_and_resumed_to_the_same_bits(loaders, whole, tmp_path, where):
     train, val = loaders[0], Parts(loaders[1])
-    slow = Slow(train, 0.4) if where == "a step" else Slow(val, 0.4)  # an epoch of 3 s, a validation of 8 s
+    slow = (
+        Slow(train, 0.4) if where == "a step" else Slow(val, 0.4, begins_at=2)
+    )  # an epoch of 3 s, a validation of 8 s
     run = train_in_background(make_model(), *((slow, val) if where == "a step" else (train, slow)), CONFIG, tmp_path)
     assert slow.has_begun.wait(20)
     assert is_being_written(tmp_path)
@@ -136,8 +142,9 @@ def test_errors_are_kept_said_and_raised(loaders, tmp_path, capsys):
     assert f"the training in {tmp_path} has ended: OSError: the disk is gone" in capsys.readouterr().err
     # The state of the last whole epoch is there.
     assert train_in_background(model, *loaders, CONFIG, tmp_path, resume=True).wait(60).is_complete
-    wrong = train_in_background(model, *loaders, replace(CONFIG, seed=1), tmp_path, resume=True)
-    with pytest.raises(ValueError, match="seed: saved 0, now 1"):
+    other = replace(CONFIG, learning_rate=1e-4)
+    wrong = train_in_background(model, *loaders, other, tmp_path, resume=True)
+    with pytest.raises(ValueError, match="learning_rate: saved 0.002, now 0.0001"):
         wrong.wait(60)
 
 

@@ -3,6 +3,7 @@
 import json
 from dataclasses import fields, replace
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -62,6 +63,9 @@ def test_a_bad_model_setting_is_refused(values, message):
         ({"accumulation_steps": 0}, r"accumulation_steps=0 must be an integer of 1 or more"),
         ({"batch_size": 4, "accumulation_steps": 8}, r"accumulation_steps=8 must be at most batch_size=4"),
         ({"seed": -1}, r"seed=-1 must be an integer of 0 or more"),
+        ({"seed": 2**64}, r"seed=18446744073709551616 must be below 2\*\*63"),
+        ({"adam_betas": ("a", "b")}, r"adam_betas=\('a', 'b'\) must be a tuple of two numbers in \[0, 1\)"),
+        ({"adam_betas": (True, 0.9)}, r"adam_betas=\(True, 0.9\) must be a tuple of two numbers"),
         ({"mix_probability": 1.1}, r"mix_probability=1.1 must be a number in \[0.0, 1.0\]"),
         ({"mix_until": -0.1}, r"mix_until=-0.1 must be a number in \[0.0, 1.0\]"),
         ({"flat_until": 1.0}, r"flat_until=1.0 must be a number in \[0.0, 1.0\)"),
@@ -94,6 +98,31 @@ def test_a_recipe_hands_each_change_to_the_config_that_has_the_field():
         vit.recipe("quick", deph=2)
     with pytest.raises(ValueError, match="num_heads=5 does not divide embed_dim=64"):
         vit.recipe("quick", num_heads=5)
+
+
+def test_the_numbers_of_numpy_are_stored_as_those_of_python():
+    model = ViTConfig(embed_dim=np.int64(96), image_size=(np.int32(32), np.int64(64)), drop_rate=np.float32(0.5))
+    assert model == ViTConfig(embed_dim=96, image_size=(32, 64), drop_rate=0.5)
+    train = TrainConfig(epochs=np.int64(3), learning_rate=np.float64(1e-3), adam_betas=(np.float64(0.5), 0.5))
+    assert train == TrainConfig(epochs=3, learning_rate=1e-3, adam_betas=(0.5, 0.5))
+    for config in (model, train):
+        assert type(config).from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert ViTConfig(image_size=np.int64(32)) == ViTConfig(image_size=32)
+    for value in (np.bool_(True), np.float64(96), "96"):
+        with pytest.raises(ValueError, match="embed_dim=.* must be an integer"):
+            ViTConfig(embed_dim=value)
+
+
+@pytest.mark.parametrize(("epochs", "warmup"), [(1, 0.1), (10, 1.0), (30, 3.0), (0.5, 0.05)])
+def test_a_preset_of_other_epochs_has_the_same_share_of_warm_up(epochs, warmup):
+    for config in (TrainConfig.preset("cpu_10min", epochs=epochs), vit.recipe("cpu_10min", epochs=epochs)[1]):
+        assert config.epochs == epochs and config.warmup_epochs == pytest.approx(warmup)
+    assert TrainConfig.preset("cpu_10min", epochs=epochs, warmup_epochs=0.25 * epochs).warmup_epochs == 0.25 * epochs
+    assert replace(TrainConfig.preset("cpu_10min"), epochs=30).warmup_epochs == 1.0, "which changes one field alone"
+    with pytest.raises(ValueError, match="epochs='3' must be a number"):
+        TrainConfig.preset("cpu_10min", epochs="3")
+    with pytest.raises(ValueError, match="epochs=-3 must be a number"):
+        TrainConfig.preset("cpu_10min", epochs=-3)
 
 
 def test_text_is_never_run_as_code():

@@ -63,3 +63,9 @@ def test_dropped_patches_are_not_counted_in_the_encoder(pos_embed):
     whole = forward_flops(model)
     assert train_flops(model, 10, patch_drop_rate=0.75, patch_drop_until=0.6) == 30 * 0.6 * few + 30 * 0.4 * whole
     assert train_flops(model, 10, patch_drop_rate=0.75) == 30 * few
+
+
+def test_a_model_without_a_config_is_refused():
+    for count in (forward_flops, lambda model: train_flops(model, 10)):
+        with pytest.raises(TypeError, match="as a VisionTransformer of this library has; Linear has none"):
+            count(torch.nn.Linear(2, 2))

@@ -1,6 +1,5 @@
 """Features are what the head reads; kept ones are the model's own, or made anew."""
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +48,27 @@ def test_timms_features_are_its_own_before_the_logits(images):
     torch.testing.assert_close(analysis.features(model, x), expected)
 
 
+def test_a_distilled_models_features_are_both_tokens_that_its_heads_read():
+    deit = pytest.importorskip("timm.models.deit")
+    model = randomize(
+        deit.VisionTransformerDistilled(img_size=8, patch_size=4, embed_dim=16, depth=2, num_heads=2, num_classes=5)
+    )
+    x = torch.randn(3, 3, 8, 8)
+    expected = model.eval().forward_features(x)[:, :2].flatten(1)
+    found = analysis.features(model, x)
+    torch.testing.assert_close(found, expected)
+    heads = [torch.nn.functional.linear(found[:, i : i + 16], h.weight, h.bias) for i, h in
+             ((0, model.head), (16, model.head_dist))]  # fmt: skip
+    torch.testing.assert_close(sum(heads) / 2, model(x))
+
+
+def test_a_head_that_reads_all_tokens_has_no_features():
+    timm = pytest.importorskip("timm")
+    model = timm.models.VisionTransformer(img_size=8, patch_size=4, embed_dim=16, depth=1, num_heads=2, global_pool="")
+    with pytest.raises(TypeError, match=r"reads \(5, 16\) numbers an image, not one vector"):
+        analysis.features(model, torch.randn(2, 3, 8, 8))
+
+
 def test_the_model_is_left_as_it_was(images):
     model = make_model(drop_rate=0.5).train()
     first, second = analysis.features(model, images), analysis.features(model, images)
@@ -59,7 +79,7 @@ def test_the_model_is_left_as_it_was(images):
 def test_parts_do_not_show(images, monkeypatch):
     model = make_model()
     whole = analysis.features(model, images)
-    monkeypatch.setattr(sys.modules["vit.analysis.features"], "BATCH", 3)
+    monkeypatch.setattr("vit.analysis.inputs.BATCH", 3)
     torch.testing.assert_close(analysis.features(model, images), whole, rtol=0, atol=1e-6)
 
 

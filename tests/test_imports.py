@@ -37,7 +37,7 @@ ALLOWED = {
     "vit.launch": set(),
     "vit.tasks": {*LEAVES, "vit.model", "vit.data", "vit.training"},
     # A command, which leaves the weights it has trained.
-    "vit.tasks.train": {"vit.config", "vit.model", "vit.data", "vit.training", "vit.pretrained"},
+    "vit.tasks.train": {"vit.config", "vit.device", "vit.model", "vit.data", "vit.training", "vit.pretrained"},
     "vit.widgets": {"vit.pictures", "vit.analysis", "vit.plots", "vit.training", "vit.widgets"},
     # Panels that do what a cell would do from configs on.
     "vit.widgets.config_form": {"vit.config", "vit.widgets"},

@@ -191,7 +191,8 @@ def test_values_that_are_no_weights_are_refused(model, state):
     refused(model, hidden, "head.weight is torch.float32 on meta")
 
 
-def test_damage_in_our_own_files_is_found_too(model, tmp_path):
+def test_damage_in_our_own_files_is_found_too(model, tmp_path, monkeypatch):
+    monkeypatch.setattr("vit.pretrained.weights.check_values", lambda name, tensor: None)  # as an older version saved
     with torch.no_grad():
         model.encoder.norm.weight[3] = float("nan")
     path = vit.save(model, tmp_path / "own.safetensors")
@@ -257,11 +258,49 @@ def test_a_new_head_forgets_the_names_of_the_old_classes(tmp_path):
     assert load_weights(None, path, num_classes=3).metadata == {"mean": [0.5] * 3}
 
 
+def test_a_new_head_has_no_accuracy_but_a_past(tmp_path):
+    model = randomize(VisionTransformer(CONFIG))
+    first, second = {"dataset": "a", "class_names": ["x", "y"]}, {"dataset": "b", "class_names": list("abcde")}
+    model.metadata = {"mean": [0.5] * 3, "std": [0.2] * 3, "test_accuracy": 86.9, "pretrained_on": [first], **second}
+    path = vit.save(model, tmp_path / "own.safetensors")
+    metadata = load_weights(None, path, num_classes=3, report=None).metadata
+    past = [first, {"dataset": "b", "class_names": tuple("abcde")}]
+    assert metadata == {"mean": [0.5] * 3, "std": [0.2] * 3, "pretrained_on": past}
+
+
+# --- named fields --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("changes, message", [
+    ({"patch_size": 8}, "patch_size=8, the weights have 4"),
+    ({"depth": 3, "embed_dim": 64}, "depth=3, the weights have 2; embed_dim=64, the weights have 32"),
+    ({"head": "mlp"}, "head='mlp', the weights have 'linear'"),
+    ({"pos_embed": "rope"}, "pos_embed='rope', the weights have 'learned'"),
+    ({"mlp_ratio": 2.0}, "mlp_ratio=2.0, the weights have 4.0"),
+    ({"layer_scale": 0.1}, "layer_scale=0.1, the weights have None"),
+    ({"num_registers": 2}, "num_registers=2, the weights have 0"),
+    ({"qk_norm": True}, "qk_norm=True, the weights have False"),
+    ({"in_chans": 1}, "in_chans=1, the weights have 3"),
+])  # fmt: skip
+def test_a_named_field_that_the_weights_contradict_is_refused(changes, message, state, model, tmp_path):
+    for source in (state, vit.save(model, tmp_path / "own.safetensors")):
+        with pytest.raises(ValueError, match=f"asked for {message}"):
+            load_weights(None, source, report=None, **{"num_heads": 4, **changes})
+
+
+def test_a_named_field_that_can_be_had_is_had(model, tmp_path):
+    path = vit.save(model, tmp_path / "own.safetensors")
+    changes = {"drop_path_rate": 0.1, "image_size": 24, "num_classes": 3, "head": "mlp", "depth": 2}
+    expected = replace(CONFIG, drop_path_rate=0.1, image_size=24, num_classes=3, head="mlp")
+    assert load_weights(None, path, report=None, **changes).config == expected
+
+
 def test_of_the_old_facts_only_those_about_a_head_that_is_kept_survive(state, tmp_path):
     old = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bilinear", "squash": True}
     about_the_head = {"class_names": list("abcde"), "val_accuracy": 74.5}
     source = randomize(VisionTransformer(CONFIG))
-    source.metadata = {"mean": [0.1] * 3, "std": [0.2] * 3, "crop": 0.9, "dataset": "theirs"}
+    images = {"mean": [0.1] * 3, "std": [0.2] * 3, "crop": 0.9}
+    source.metadata = images | {"dataset": "theirs", "class_names": list("uvwxy"), "test_accuracy": 86.9}
     path = vit.save(source, tmp_path / "own.safetensors")
 
     def filled(source, **options) -> dict:
@@ -273,7 +312,8 @@ def test_of_the_old_facts_only_those_about_a_head_that_is_kept_survive(state, tm
         return model.metadata
 
     assert filled(path) == source.metadata
-    assert filled(path, num_classes=7) == source.metadata | about_the_head
+    pretrained_on = [{"dataset": "theirs", "class_names": tuple("uvwxy")}]
+    assert filled(path, num_classes=7) == images | about_the_head | {"pretrained_on": pretrained_on}
     assert filled(state) == old, "the source says nothing about its images"
     assert filled(state, num_classes=7) == old | about_the_head
     dino = {name: tensor for name, tensor in state.items() if not name.startswith("head.")}

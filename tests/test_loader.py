@@ -44,6 +44,15 @@ def test_the_order_depends_on_seed_and_epoch_alone():
     assert seen(make_loader(split), 5) == list(range(103)), "without shuffle: the split's own order"
 
 
+def test_whoever_iterates_gets_epoch_after_epoch():
+    loader = make_loader(numbered(), shuffle=True)
+    passes = [[int(n) for images, _ in loader for n in images[:, 0, 0, 0].round()] for _ in range(3)]
+    assert passes == [seen(make_loader(numbered(), shuffle=True), epoch) for epoch in range(3)]
+    assert passes[0] != passes[1] and seen(loader, 0) == passes[0], "an epoch asked for by number is always the same"
+    plain = make_loader(numbered())
+    assert torch.equal(torch.cat([y for _, y in plain]), torch.cat([y for _, y in plain])), "nothing to draw anew"
+
+
 def test_an_epoch_can_start_anywhere(shapes):
     loader, _ = make_loaders(shapes, TrainConfig(batch_size=64, auto_augment="trivial", erase_size=4))
     whole = list(loader.epoch(2))
@@ -143,3 +152,48 @@ def test_bad_splits_are_refused():
         wrong = Split(images, torch.tensor([0, 1, label, 3]))
         with pytest.raises(ValueError, match=rf"val labels must lie in 0..9; record 2 has label {label}"):
             DataSplits("x", good, wrong, good, tuple("abcdefghij"), (0.5,) * 3, (0.2,) * 3)
+
+
+def test_data_of_several_shapes_or_with_a_mean_of_other_pixels_are_refused():
+    images, labels = torch.zeros(4, 3, 8, 6, dtype=torch.uint8), torch.zeros(4, dtype=torch.int64)
+    good = Split(images, labels)
+
+    def build(mean=(0.5,) * 3, std=(0.2,) * 3, train=good, val=good):
+        Loader(train, batch_size=2, mean=mean, std=std)
+        DataSplits("x", train, val, good, ("a",), mean, std)
+
+    build()
+    build(mean=(0.0, 1.0, 0.5), std=(1.0, 1 / 255, 0.5))
+    for mean, std in (((0.5,), (0.2,)), ((0.5,) * 3, (0.2,)), ((0.5,) * 4, (0.2,) * 4)):
+        with pytest.raises(ValueError, match=r"need one value for each of the 3 channels of images \(3, 8, 6\)"):
+            build(mean, std)
+    nan = float("nan")
+    for mean, std in (((125.0,) * 3, (60.0,) * 3), ((0.5, 0.5, nan), (0.2,) * 3), ((0.5,) * 3, (0.2, 0.2, 0.0))):
+        with pytest.raises(ValueError, match=r"must lie in \[0, 1\] and std=.* in \(0, 1\].*channel_statistics"):
+            build(mean, std)
+    last = Split(images.permute(0, 2, 3, 1), labels)
+    with pytest.raises(ValueError, match=r"if the channels come last, use images.permute\(0, 3, 1, 2\)"):
+        build(train=last, val=last)
+    with pytest.raises(ValueError, match=r"must have one shape .*'val': \(8, 6, 3\)"):
+        DataSplits("x", good, last, good, ("a",), (0.5,) * 3, (0.2,) * 3)
+
+
+def test_arrays_and_floats_are_refused_with_the_remedy():
+    images, labels = torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.zeros(4, dtype=torch.int64)
+    with pytest.raises(TypeError, match="images must be a torch tensor, got ndarray; use torch.from_numpy"):
+        Split(images.numpy(), labels)
+    with pytest.raises(TypeError, match="labels must be a torch tensor, got list; use .* torch.tensor"):
+        Split(images, labels.tolist())
+    with pytest.raises(ValueError, match=r"got torch.float32 .*use \(255 \* images\).round\(\).to\(torch.uint8\)"):
+        Split(images / 255, labels)
+
+
+def test_data_and_loaders_are_shown_in_a_line(shapes):
+    split = numbered()
+    assert repr(split) == "Split(103 images of 3 x 8 x 8 (C x H x W))"
+    data = DataSplits("digits", split, split, split, tuple("abcdefghij"), (0.5,) * 3, (0.2,) * 3)
+    assert repr(data) == f"DataSplits('digits', 10 classes, train={split!r}, val={split!r}, test={split!r})"
+    loader, val_loader = make_loaders(data, TrainConfig(batch_size=50, device="cpu"))
+    assert repr(loader) == f"Loader(3 batches of {split!r}, shuffled, augmented, cpu)"
+    assert repr(val_loader) == f"Loader(1 batches of {split!r}, cpu)"
+    assert "with masks" in repr(shapes.test)

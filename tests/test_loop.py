@@ -379,5 +379,6 @@ def test_the_val_loader_is_measured_whatever_is_learned(shapes):
 
 def test_a_loader_made_by_hand_that_mixes_nothing_is_taken(shapes):
     loader, val_loader = make_loaders(shapes, QUICK)
+    loader.config = None  # which says that `make_loaders` has made it
     config = replace(QUICK, mix_until=0.5, cutmix_alpha=1.0)
     assert loader.mix is None and fit(make_model(), loader, val_loader, config).is_complete

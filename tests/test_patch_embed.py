@@ -109,3 +109,10 @@ def test_every_patch_is_dropped_equally_often():
     counts = torch.bincount(drop(x)[0].flatten().long(), minlength=8)
     # Kept with probability 1/2: 2000 of 4000, standard deviation 32.
     assert ((counts - 2000).abs() < 160).all()
+
+
+@pytest.mark.parametrize("in_chans, chans, remedy", [(1, 3, "for gray use .*'L'"), (3, 1, "for RGB use .*'RGB'")])
+def test_images_of_another_kind_are_refused_with_the_way_to_this_one(in_chans, chans, remedy):
+    embed = PatchEmbed((8, 8), 4, in_chans, 16)
+    with pytest.raises(ValueError, match=f"was built for in_chans={in_chans}; {remedy}"):
+        embed(torch.zeros(2, chans, 8, 8))

@@ -1,12 +1,15 @@
 """Figures show the numbers they were given, and have names on their axes."""
 
+import inspect
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
 
+from vit import plots
 from vit.plots import plot_class_accuracy, plot_history, plot_images, plot_predictions
+from vit.training import History
 
 ROWS = [
     {"epoch": e, "train_loss": 2.0 / e, "val_loss": 1.8 / e, "train_accuracy": 30.0 * e, "val_accuracy": 31.0 * e}
@@ -22,6 +25,9 @@ def test_history_draws_every_column_against_epochs():
         assert ax.get_xlabel() == "epoch" and ax.get_ylabel()
     with pytest.raises(ValueError, match="rows is empty"):
         plot_history([])
+    whole = plot_history(History(ROWS))
+    for ax, same in zip(figure.axes, whole.axes, strict=True):
+        assert [line.get_xydata().tolist() for line in ax.lines] == [line.get_xydata().tolist() for line in same.lines]
 
 
 def test_class_accuracy_is_the_share_of_right_answers():
@@ -42,12 +48,23 @@ def test_images_are_drawn_as_they_are():
         assert ax.get_title() == str(i)
     with pytest.raises(ValueError, match=r"uint8 of shape \(B, C, H, W\) with C = 1 or 3, got float32"):
         plot_images(np.zeros((1, 3, 5, 6), np.float32))
+    with pytest.raises(ValueError, match="images is empty: there is nothing to plot"):
+        plot_images(images[:0])
+    with pytest.raises(ValueError, match="titles has 6 entries for 7 images; one for each is needed"):
+        plot_images(images, ["x"] * 6)
 
 
 def test_predictions_name_the_guess_and_where_wrong_the_truth():
     images = torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
     figure = plot_predictions(images, np.array([[0.75, 0.25], [0.6, 0.4]]), np.array([0, 1]), ["cat", "dog"], columns=2)
     assert [ax.get_title() for ax in figure.axes] == ["cat 75 %\n", "cat 60 %\nis dog"]
+    with pytest.raises(ValueError, match="labels has 1 entries for 2 images; one for each is needed"):
+        plot_predictions(images, np.full((2, 2), 0.5), np.array([0]), ["cat", "dog"])
+
+
+def test_the_help_of_every_plot_can_be_read():
+    for name in plots.__all__:
+        assert "_SupportsArray" not in str(inspect.signature(getattr(plots, name))), "the whole of ArrayLike"
 
 
 def test_no_figure_stays_open():

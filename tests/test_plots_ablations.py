@@ -16,18 +16,31 @@ def test_rows_are_differences_from_the_mean_of_the_base_best_on_top():
     assert dots == [[[-5, 0], [-3, 0], [-1, 0]], [[0, 1], [0, 1]], [[4, 2]]]
     means = [bar.lines[0].get_xydata()[0].tolist() for bar in ax.containers]
     assert means == [[-3, 0], [0, 1], [4, 2]]
+    # Squares around their own means: 2 of plain, 8 of worse, 0 of the others; of 2 + 2 + 0 + 1 degrees of freedom.
+    deviation = 2**0.5
     intervals = [bar.lines[2][0].get_segments()[0][:, 0].tolist() for bar in ax.containers]
-    assert intervals == [[-5, -1], [0, 0], [4, 4]], "the sample deviation of 66, 68 and 70 is 2; one seed has none"
+    expected = [(mean - deviation / n**0.5, mean + deviation / n**0.5) for mean, n in ((-3, 3), (0, 2), (4, 1))]
+    np.testing.assert_allclose(intervals, expected)
     assert [text.get_text() for text in ax.texts] == ["-3.0", "+0.0", "+4.0"]
-    assert ax.get_title(loc="left") == "Title" and "plain (71.0 ± 1.0 %)" in ax.get_xlabel()
+    assert ax.get_title(loc="left") == "Title" and "plain (71.0 %; a seed deviates by 1.4)" in ax.get_xlabel()
 
 
-def test_the_band_is_the_spread_of_the_base():
-    [band] = plot_differences(RESULTS, "plain").axes[0].patches
-    assert band.get_extents().width > 0
-    np.testing.assert_allclose([band.get_x(), band.get_x() + band.get_width()], [-1, 1])
-    ax = plot_differences(RESULTS | {"plain": [71.0]}, "plain").axes[0]
-    assert ax.patches[0].get_width() == 0 and "plain (71.0 %, one seed)" in ax.get_xlabel()
+def test_the_band_is_two_standard_errors_of_a_difference():
+    ax = plot_differences(RESULTS, "plain").axes[0]
+    # 2 * sqrt(2) * sqrt(1/3 + 1/n) for 3, 2 and 1 seeds: sqrt(16/3), sqrt(20/3), sqrt(32/3)
+    half = [2.309401, 2.581989, 3.265986]
+    spans = [(band.get_x(), band.get_x() + band.get_width()) for band in ax.patches]
+    np.testing.assert_allclose(spans, [(-h, h) for h in half], rtol=1e-6)
+    assert [(band.get_y(), band.get_height()) for band in ax.patches] == [(-0.5, 1), (0.5, 1), (1.5, 1)], "a row each"
+
+
+def test_the_band_is_not_that_of_the_base_alone():
+    """By chance its seeds may be alike."""
+    ax = plot_differences({"plain": [71.0, 71.0, 71.0], "other": [70.0, 72.0, 74.0]}, "plain").axes[0]
+    # Squares 0 + 8, of 4 degrees of freedom: a deviation of sqrt(2); the band is 2 * sqrt(2) * sqrt(2/3).
+    assert ax.patches[0].get_width() / 2 == pytest.approx(2.309401)
+    single = plot_differences({"plain": [71.0], "other": [72.0]}, "plain").axes[0]
+    assert single.patches[0].get_width() == 0 and "(71.0 %; no spread is known)" in single.get_xlabel()
 
 
 def test_more_and_less_differ_in_color():

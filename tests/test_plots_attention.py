@@ -29,13 +29,25 @@ def test_heat_covers_its_patch_and_nothing_else(image, patch):
 
 
 def test_opacity_goes_from_the_grey_image_to_the_heat(image):
-    image[0] = 255
     heat = np.eye(3)
-    grey = (255 + 128 + 128) / 3 / 255
     image = image[:, :, :12]
-    np.testing.assert_allclose(blend(image, heat, opacity=0), np.full((12, 12, 3), grey))
+    image[0, 6:] = 255  # the lower half is brighter: grey 128 above, (255 + 128 + 128) / 3 below, 149.1667 on average
+    above, below = 0.5 - 0.35 * 21.166667 / 255, 0.5 + 0.35 * 21.166667 / 255
+    only_image = blend(image, heat, opacity=0)
+    np.testing.assert_allclose(only_image[:6], np.full((6, 12, 3), above), rtol=1e-6)
+    np.testing.assert_allclose(only_image[6:], np.full((6, 12, 3), below), rtol=1e-6)
     half = blend(image, heat, opacity=0.5)
-    np.testing.assert_allclose(half[0, 0], (BRIGHTEST + grey) / 2)
+    np.testing.assert_allclose(half[0, 0], (BRIGHTEST + above) / 2, rtol=1e-6)
+    np.testing.assert_allclose(half[11, 0], (DARKEST + below) / 2, rtol=1e-6)
+
+
+@pytest.mark.parametrize("opacity", [0.0, 0.3, 1.0])
+def test_the_scale_has_the_colors_of_the_picture(image, opacity):
+    heat = np.arange(15.0).reshape(3, 5)
+    figure = plot_attention_view(image, heat, opacity=opacity)
+    shown = np.asarray(figure.axes[1].images[0].get_array())[::4, ::4]  # a pixel of each patch, (3, 5, 3)
+    bar = figure.axes[2].collections[-1]  # what draws the colors of the scale
+    np.testing.assert_allclose(shown, bar.cmap(bar.norm(heat))[..., :3], atol=1e-6)
 
 
 def test_no_heat_at_all_is_cold_everywhere(image):
@@ -92,3 +104,9 @@ def test_queries_and_explanations_show_what_they_are_given(image):
     np.testing.assert_allclose(shown[5], blend(image, heats[0]))
     with pytest.raises(ValueError):
         plot_queries(image, heats, [(0, 0)])
+    with pytest.raises(ValueError, match="grids has 2 entries for 1 queries; one for each is needed"):
+        plot_queries(image, heats, [(0, 0)])
+    with pytest.raises(ValueError, match="titles has 1 entries for 2 images"):
+        plot_explanations(np.stack([image, image]), {"c": heats}, ["one"])
+    with pytest.raises(ValueError, match="heatmaps of 'c' has 2 entries for 1 images"):
+        plot_explanations(image[None], {"c": heats})

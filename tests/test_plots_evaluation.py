@@ -83,6 +83,12 @@ def test_reliability_draws_the_bins_and_states_the_error():
     assert above[0].get_title(loc="left") == f"before: ECE {100 * expected:.1f} %"
 
 
+def test_reliability_of_one_model_needs_no_name():
+    one = (np.full(5, 0.5), np.full(5, 0.7), np.full(5, 9))
+    figure = plot_reliability(one)
+    assert figure.axes[0].get_title(loc="left") == "the model: ECE 20.0 %" and len(figure.axes) == 2
+
+
 @pytest.mark.parametrize("count", [10, 1000])
 def test_reliability_keeps_its_shape_whether_or_not_bins_are_small(count):
     """An empty set of points must not take the room of the panels."""

@@ -99,6 +99,7 @@ def test_every_head_is_a_point_in_its_layer(rng, plot, unit):
     is_small_and_readable(plot({f"a model with a long name {i}": sets["random"] for i in range(4)}, uniform=1.0))
     alone = plot({"trained": sets["trained"]}).axes[0].lines
     assert len(alone) == 1 and set(alone[0].get_xdata()) == {0, 1, 2, 3}
+    np.testing.assert_array_equal(plot(sets["trained"]).axes[0].lines[0].get_xydata(), alone[0].get_xydata())
     assert np.isfinite(plot({"one head without a value": [[1.0, np.nan]]}).axes[0].get_ylim()).all()
     with pytest.raises(ValueError, match=r"'flat' must be \(L, h\), one value a head, got shape \(3,\)"):
         plot({"flat": np.ones(3)})

@@ -51,7 +51,7 @@ def test_pictures_are_prepared_as_the_metadata_says(model):
 def test_pictures_are_prepared_as_timms_configuration_says():
     model = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=4)
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
-    options = {"interpolation": "bicubic", "crop": model.pretrained_cfg["crop_pct"], "squash": False}
+    options = {"interpolation": "bicubic", "crop": model.pretrained_cfg["crop_pct"], "squash": False, "channels": 3}
     assert picture_options(model) == options and options["crop"] == 0.9
     with torch.no_grad():
         logits = model.eval()(prepare_images(model, picture))
@@ -111,8 +111,71 @@ def test_floats_that_were_not_normalized_bring_a_warning(model):
 def test_wrong_kinds_are_refused(model, tmp_path):
     with pytest.raises(TypeError, match="a path, a PIL image or a uint8 array, got int"):
         vit.predict(model, 3)
-    with pytest.raises(TypeError, match=r"an array must be uint8 \(H, W, 3\), got float64 \(8, 8, 3\)"):
+    with pytest.raises(TypeError, match=r"an array must be uint8 \(H, W, 3\) or \(H, W\), got float64 \(8, 8, 3\)"):
         vit.predict(model, np.zeros((8, 8, 3)))
     model.metadata = {}
     with pytest.raises(ValueError, match=r"set model.metadata = data.metadata"):
         vit.predict(model, torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
+
+
+def test_floats_between_0_and_1_bring_a_warning_unless_the_model_takes_them_so(model):
+    images = torch.rand(4, 3, 8, 8)
+    with pytest.warns(
+        UserWarning, match=r"all pixels lie in 0.0\d..\d.\d\d, as if .* not normalized.*to\(torch.uint8\)"
+    ):
+        vit.predict(model, images)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        vit.predict(model, images - 0.01)  # some are negative
+        model.metadata = {"mean": (0.0,) * 3, "std": (1.0,) * 3}
+        vit.predict(model, images)
+
+
+def test_tensors_of_another_type_or_shape_are_refused_with_the_remedy(model):
+    for dtype in (torch.int64, torch.bool):
+        with pytest.raises(TypeError, match=rf"images are {dtype}: pass uint8 .*, or normalized floats"):
+            vit.predict(model, torch.ones(1, 3, 8, 8, dtype=dtype))
+    for shape, message in {
+        (2, 8, 8, 3): r"the channels come last; use images.permute\(0, 3, 1, 2\)",
+        (2, 1, 8, 8): r"takes 3 channels: for RGB of a gray one use images.expand\(-1, 3, -1, -1\)",
+        (2, 2, 8, 8): r"images have shape \(2, 2, 8, 8\), the model takes 3 channels",
+        (3, 8, 8): r"must have shape \(B, C, H, W\), got \(3, 8, 8\); add the batch axis with images\[None\]",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            vit.predict(model, torch.ones(shape, dtype=torch.uint8))
+
+
+def test_a_model_of_gray_images_takes_pictures_of_any_kind(tiny, tmp_path):
+    model = randomize(VisionTransformer(replace(tiny, in_chans=1)))
+    model.metadata = {"mean": (0.4,), "std": (0.3,)}
+    gray = np.random.default_rng(0).integers(0, 256, (8, 8), dtype=np.uint8)
+    expected = model.eval()((torch.from_numpy(gray)[None, None] / 255 - 0.4) / 0.3).softmax(1)
+    Image.fromarray(gray).save(tmp_path / "gray.png")
+    forms = (gray, gray[..., None], np.stack([gray] * 3, axis=2), Image.fromarray(gray), tmp_path / "gray.png")
+    for form in (*forms, torch.from_numpy(gray)[None, None]):
+        torch.testing.assert_close(vit.predict(model, form), expected, rtol=0, atol=1e-6)
+    assert vit.predict(model, []).shape == (0, 10)
+    with pytest.raises(ValueError, match="takes 1 channels: for a gray one of RGB use .*rgb_to_grayscale"):
+        vit.predict(model, torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
+
+
+def test_many_images_are_given_to_the_model_in_parts_that_do_not_show(model, monkeypatch):
+    images = torch.randint(0, 256, (7, 3, 8, 8), dtype=torch.uint8)
+    pictures = [image.permute(1, 2, 0).numpy() for image in images]
+    functions = (vit.predict, vit.analysis.block_outputs, vit.analysis.token_norms)
+    wholes = [function(model, images) for function in functions]
+    monkeypatch.setattr("vit.analysis.inputs.BATCH", 3)
+    sizes = []
+    hook = model.patch_embed.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
+    for function, whole in zip(functions, wholes, strict=True):
+        for form in (images, pictures):
+            torch.testing.assert_close(function(model, form), whole, rtol=0, atol=1e-5)
+    hook.remove()
+    assert sizes == [3, 3, 1] * 6
+    with pytest.raises(ValueError, match=r"images\[5\] has NaN"):
+        vit.predict(model, torch.randn(7, 3, 8, 8).index_fill(0, torch.tensor([5]), float("nan")))
+
+
+def test_an_address_is_not_fetched(model):
+    with pytest.raises(FileNotFoundError, match="addresses are never fetched: save the picture and pass its path"):
+        vit.predict(model, "https://example.org/cat.png")

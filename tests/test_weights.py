@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from conftest import randomize
@@ -12,6 +13,7 @@ from safetensors.torch import save_file
 import vit
 from vit.config import ViTConfig
 from vit.model.vision_transformer import VisionTransformer
+from vit.tasks import lora, prompts
 
 
 @pytest.fixture
@@ -49,6 +51,9 @@ def test_another_network_is_refused_with_a_table_of_what_differs(saved, tiny):
 def test_files_that_are_no_weights_are_refused(saved, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no weights at .*typo.*; in that folder: model.safetensors"):
         vit.load(tmp_path / "typo.safetensors")
+    for load in (vit.load, lambda path: vit.pretrained.load_weights(None, path)):
+        with pytest.raises(FileNotFoundError, match="no weights at https:/.*addresses are never fetched"):
+            load("https://example.org/model.safetensors")
     with pytest.raises(TypeError, match="path=3 must be the path of a file, or one of these names: vit_nano_patch4_32"):
         vit.load(3)
     (tmp_path / "page.safetensors").write_text("<!DOCTYPE html><html>503</html>")
@@ -78,3 +83,61 @@ def test_non_square_and_rotary_models_travel_too(tmp_path):
     model = randomize(VisionTransformer(config)).eval()
     images = torch.randn(2, 3, 8, 12)
     assert torch.equal(vit.load(vit.save(model, tmp_path / "m.safetensors"))(images), model(images))
+
+
+def test_a_model_that_could_not_be_loaded_is_not_written(saved, tmp_path):
+    """Hours of training must not end in a file that nobody can read."""
+    model, path = saved
+    before = path.read_bytes()
+    adapted = lora.add(model, rank=2)
+    with pytest.raises(
+        ValueError, match=r"vit.load would refuse them; merge LoRA first: vit.tasks.lora.merge\(model\)"
+    ):
+        vit.save(adapted, path)
+    with pytest.raises(ValueError, match=r"a model with prompts is kept by torch.save\(model.state_dict"):
+        vit.save(prompts.add(model, 2), path)
+    wider = randomize(VisionTransformer(model.config))
+    wider.head = torch.nn.Linear(16, 11)
+    with pytest.raises(
+        ValueError, match="its layers were changed after it was built. Not as the config says: head.fc1.weight"
+    ):
+        vit.save(wider, path)
+    with torch.no_grad():
+        wider = randomize(VisionTransformer(model.config))
+        wider.encoder.norm.weight[3] = float("nan")
+    with pytest.raises(ValueError, match="encoder.norm.weight holds NaN: training diverged"):
+        vit.save(wider, path)
+    assert path.read_bytes() == before
+    images = torch.randn(2, 3, 8, 8)
+    merged = vit.load(vit.save(lora.merge(adapted), tmp_path / "merged.safetensors"))
+    torch.testing.assert_close(merged(images), model(images))
+
+
+def test_metadata_may_hold_single_numbers_of_numpy_and_torch(saved):
+    model, path = saved
+    facts = {"accuracy": np.float32(0.5), "epochs": np.int64(7), "loss": torch.tensor(0.25), "all": [np.float64(2)]}
+    loaded = vit.load(vit.save(model, path, **facts)).metadata
+    assert {name: loaded[name] for name in facts} == {"accuracy": 0.5, "epochs": 7, "loss": 0.25, "all": [2.0]}
+    with pytest.raises(TypeError, match=r"metadata per_class=array.* it holds a ndarray; use its .tolist\(\)"):
+        vit.save(model, path, per_class=np.zeros(2))
+    with pytest.raises(TypeError, match="metadata chosen={1}.* it holds a set"):
+        vit.save(model, path, chosen={1})
+
+
+def test_a_path_as_a_notebook_prints_it_is_found_from_another_folder(saved, tmp_path, monkeypatch):
+    model, path = saved
+    monkeypatch.setattr("vit.pretrained.weights._REPOSITORY", tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "runs").mkdir()
+    path.rename(tmp_path / "runs" / "model.safetensors")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert vit.load("runs/model.safetensors").config == model.config
+    with pytest.raises(FileNotFoundError, match="no weights at runs/other.safetensors"):
+        vit.load("runs/other.safetensors")
+
+
+def test_models_of_another_class_are_refused_by_name(tmp_path):
+    for write in (vit.save, vit.pretrained.to_onnx, vit.pretrained.to_timm, vit.pretrained.to_transformers):
+        with pytest.raises(TypeError, match="model must be a VisionTransformer of this library, got Linear"):
+            write(torch.nn.Linear(2, 2), tmp_path / "x")
+    assert not list(tmp_path.iterdir())

@@ -10,6 +10,7 @@ Source: Dosovitskiy et al., "An Image is Worth 16x16 Words", ICLR 2021, Table 1 
 
 import difflib
 import math
+import numbers
 from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, Self
@@ -30,6 +31,10 @@ def _check_fields(owner: str, names: Iterable[str], known: list[str]) -> None:
     for name in names:
         if name not in known:
             raise ValueError(f"{owner} has no field {name!r}; {_nearest(name, known)}fields: {', '.join(known)}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 class _Config:
@@ -67,14 +72,15 @@ class _Config:
 
     def _check_int(self, name: str, low: int) -> None:
         value = getattr(self, name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < low:
+        if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < low:
             self._fail(name, f"must be an integer of {low} or more")
+        object.__setattr__(self, name, int(value))  # numpy's numbers are stored as Python's
 
     def _check_float(self, name: str, low: float, high: float = math.inf, *, open_end: bool = True) -> None:
         value = getattr(self, name)
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not is_number or not (low <= value < high or (value == high and not open_end)):
+        if not _is_number(value) or not (low <= value < high or (value == high and not open_end)):
             self._fail(name, f"must be a number in [{low}, {high}{')' if open_end else ']'}")
+        object.__setattr__(self, name, int(value) if isinstance(value, numbers.Integral) else float(value))
 
     def _check_bool(self, name: str) -> None:
         if not isinstance(getattr(self, name), bool):
@@ -221,12 +227,12 @@ class ViTConfig(_Config):
 
     def _check_image_size(self) -> None:
         size = self.image_size
-        if isinstance(size, int) and not isinstance(size, bool):
+        if not isinstance(size, (tuple, list)):  # a list, as JSON has it
             size = (size, size)
-        if isinstance(size, list):  # as JSON has it
-            size = tuple(size)
-        if not isinstance(size, tuple) or len(size) != 2 or any(type(side) is not int or side < 1 for side in size):
+        are_integers = all(isinstance(side, numbers.Integral) and not isinstance(side, bool) for side in size)
+        if not are_integers or len(size) != 2 or min(size) < 1:
             self._fail("image_size", "must be a positive integer or a tuple (height, width) of two")
+        size = tuple(map(int, size))
         for side in size:
             if side < self.patch_size:
                 self._fail("image_size", f"is smaller than one patch of patch_size={self.patch_size}")
@@ -311,7 +317,8 @@ class TrainConfig(_Config):
         mix_probability: share of the batches that are mixed, in [0, 1].
         mix_until: up to which share of the run batches are mixed, in [0, 1]; the rest of it sees whole images.
         test_time_augmentation: "flip" averages the probabilities of an image and its mirror image, or "none".
-        seed: decides the weights, the order of the images and every augmentation.
+        seed: decides the order of the images, every augmentation, dropout and dropped patches; the first weights too,
+            with `torch.manual_seed(config.seed)` before the network is made.
         device: "auto" takes a GPU if there is one; else "cpu", "cuda" or "mps".
         precision: "fp32", "bf16" (autocast), or "auto": bf16 on CUDA, fp32 elsewhere.
         compile: whether to run `torch.compile` on the network.
@@ -392,6 +399,8 @@ class TrainConfig(_Config):
             self._fail("epochs", "must be more than 0")
         for name in ("crop_padding", "erase_size", "seed"):
             self._check_int(name, 0)
+        if self.seed >= 2**63:  # torch takes 64 bits, and several processes add a little to theirs
+            self._fail("seed", "must be below 2**63")
         for name in ("learning_rate", "muon_learning_rate", "weight_decay", "warmup_epochs", "clip_grad_norm"):
             self._check_float(name, 0.0)
         for name in ("muon_momentum", "label_smoothing", "ema_decay", "patch_drop_rate", "flat_until"):
@@ -409,10 +418,25 @@ class TrainConfig(_Config):
         self._check_choice("precision", ("auto", "fp32", "bf16"))
         self._check_bool("compile")
         betas = self.adam_betas
-        if not isinstance(betas, tuple) or len(betas) != 2 or not all(0.0 <= beta < 1.0 for beta in betas):
+        are_numbers = isinstance(betas, tuple) and len(betas) == 2 and all(map(_is_number, betas))
+        if not are_numbers or not all(0.0 <= beta < 1.0 for beta in betas):
             self._fail("adam_betas", "must be a tuple of two numbers in [0, 1)")
+        object.__setattr__(self, "adam_betas", tuple(map(float, betas)))
         if self.warmup_epochs >= self.epochs:
             self._fail("warmup_epochs", f"must be shorter than the run of epochs={self.epochs}")
+
+    @classmethod
+    def preset(cls, name: str, **changes: Any) -> Self:
+        """The named preset, with any field changed. `list_presets()` gives the names.
+
+        With other `epochs` the warm-up stays the same share of the run, unless `warmup_epochs` is given too;
+        `dataclasses.replace` changes the named fields alone.
+        """
+        epochs, of_preset = changes.get("epochs"), cls.PRESETS.get(name, {})
+        if _is_number(epochs) and epochs != of_preset.get("epochs") and "warmup_epochs" in of_preset:
+            share = of_preset["warmup_epochs"] / of_preset["epochs"]
+            changes = {"warmup_epochs": max(0.0, share * epochs)} | changes
+        return super().preset(name, **changes)
 
     def mixed_steps(self, steps_per_epoch: int) -> float:
         """How many first steps of the run may be mixed: see `mix_until`; without an end where it is 1."""
@@ -431,7 +455,8 @@ RECIPES = {
 
 
 def recipe(name: str, **changes: Any) -> tuple[ViTConfig, TrainConfig]:
-    """A network and a training that go together, by the name of the training preset, with any field of both changed.
+    """A network and a training that go together, by the name of the training preset, with any field of both changed;
+    with other `epochs` the warm-up stays the same share of the run, see `TrainConfig.preset`.
 
     The name says for what: "cpu" is two cores. `for_budget` fits the epochs to another machine or time.
 

@@ -6,6 +6,7 @@ and 8 bits deep, whatever went in; of an animated picture it is the first frame.
 
 import contextlib
 import os
+import re
 import struct
 import warnings
 from pathlib import Path
@@ -16,7 +17,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-Picture = Any  # a path, a PIL image, or a uint8 array (H, W, 3)
+Picture = Any  # a path, a PIL image, or a uint8 array (H, W, 3) or (H, W)
 
 # A decoder is reachable only if it is listed here, and only for a picture of this many pixels.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
@@ -49,13 +50,16 @@ def picture_to_tensor(
     interpolation: str = "bicubic",
     crop: float = 1.0,
     squash: bool = False,
+    channels: int = 3,
 ) -> Tensor:
-    """Any picture as a uint8 tensor (3, *size): resized with antialiasing until it covers `size`, its middle cut out.
+    """Any picture as a uint8 tensor (channels, *size): resized with antialiasing until it covers `size`, its middle cut
+    out.
 
     Args:
         interpolation: "bicubic", "bilinear" or "lanczos".
         crop: share of the sides that is left when the margin, too, is cut off, in (0, 1].
         squash: the whole picture is squeezed into the shape of `size` before that, rather than cut.
+        channels: 3 for RGB, 1 for gray.
 
     Raises:
         FileNotFoundError, ValueError: as `open_picture`; or the picture is so long and thin that little would be left.
@@ -65,13 +69,16 @@ def picture_to_tensor(
         raise ValueError(
             f"interpolation={interpolation!r} must be one of {', '.join(INTERPOLATIONS)}, and crop={crop!r} in (0, 1]"
         )
+    if channels not in (1, 3):
+        raise ValueError(f"channels={channels!r} must be 3 for RGB or 1 for gray; pass a tensor for anything else")
     name = "the picture"
     if isinstance(picture, (str, Path)):
         name = str(picture)
         picture = open_picture(picture)
     elif isinstance(picture, np.ndarray):
-        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
-            raise TypeError(f"an array must be uint8 (H, W, 3), got {picture.dtype} {picture.shape}")
+        if picture.dtype != np.uint8 or (picture.ndim != 2 and picture.shape[2:] not in ((3,), (1,))):
+            raise TypeError(f"an array must be uint8 (H, W, 3) or (H, W), got {picture.dtype} {picture.shape}")
+        picture = picture.squeeze(2) if picture.shape[2:] == (1,) else picture
         picture = Image.fromarray(picture)
     elif not isinstance(picture, Image.Image):
         raise TypeError(f"a picture must be a path, a PIL image or a uint8 array, got {type(picture).__name__}")
@@ -90,7 +97,9 @@ def picture_to_tensor(
     # Rounding must not put the box outside of the picture, not even by the last digit of a float.
     box = (max(left, 0), max(top, 0), min(left + width, picture.width), min(top + height, picture.height))
     pixels = picture.resize((size[1], size[0]), Image.Resampling[interpolation.upper()], box=box)
-    return torch.from_numpy(np.array(pixels)).permute(2, 0, 1)  # (3, H, W)
+    pixels = np.array(pixels if channels == 3 else pixels.convert("L"))
+    pixels = pixels if channels == 3 else pixels[..., None]  # (H, W, channels)
+    return torch.from_numpy(pixels).permute(2, 0, 1)  # (channels, H, W)
 
 
 def open_picture(source: str | Path | BinaryIO, name: str = "the picture") -> Image.Image:
@@ -106,7 +115,9 @@ def open_picture(source: str | Path | BinaryIO, name: str = "the picture") -> Im
     """
     if isinstance(source, (str, Path)):
         if not os.path.isfile(source):
-            raise FileNotFoundError(f"there is no file at {source}")
+            is_url = re.match("[a-z]+:/", str(source))
+            hint = "; addresses are never fetched: save the picture and pass its path" if is_url else ""
+            raise FileNotFoundError(f"there is no file at {source}{hint}")
         with open(source, "rb") as file:
             return open_picture(file, str(source))
     start = source.read(12)

@@ -29,8 +29,16 @@ def forward_flops(model: nn.Module, *, patch_drop_rate: float = 0.0) -> int:
 
     Args:
         patch_drop_rate: share of the patches that the encoder is not shown, as in training with `PatchDrop`.
+
+    Raises:
+        TypeError: a model without a `config`.
     """
-    config = model.config
+    config = getattr(model, "config", None)
+    if not hasattr(config, "in_chans"):
+        raise TypeError(
+            f"model must have a `config` that says the size of its images, as a VisionTransformer of this library has; "
+            f"{type(model).__name__} has none: use torch.utils.flop_counter.FlopCounterMode on its forward pass"
+        )
     reference = next(model.parameters())
     image = torch.zeros(1, config.in_chans, *config.image_size, device=reference.device, dtype=reference.dtype)
     # Some releases of torch do not count the fused attention of a CPU. Counting plain attention instead would switch

@@ -5,6 +5,7 @@ With them come two ways to see how good they are without training the network: n
 """
 
 import hashlib
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from vit.analysis.eval_mode import eval_mode
-from vit.analysis.inputs import prepare_images
+from vit.analysis.inputs import num_parts, prepared_parts
 from vit.analysis.layout import unwrap
 from vit.files import replacing
 from vit.progress import progress_bar
 
-BATCH = 500
 _SILENT = 20  # batches without a progress bar
 _PROBE = 4  # images whose features are computed anew to see whether a stored file is still right
 
@@ -33,7 +33,7 @@ def features(model: nn.Module, images: Any, *, cache: str | Path | None = None) 
             batch. A file is used only if it still agrees with the model on the first images.
 
     Raises:
-        TypeError: a model without a `head`, or pictures with `cache`.
+        TypeError: a model without a `head`, or one that pools no tokens for it; or pictures with `cache`.
     """
     model = unwrap(model)
     if not isinstance(getattr(model, "head", None), nn.Module):
@@ -63,16 +63,24 @@ def _read(path: Path) -> Tensor | None:
 
 @torch.no_grad()
 def _compute(model: nn.Module, images: Any) -> Tensor:
-    readings = []
-    hook = model.head.register_forward_pre_hook(lambda module, args: readings.append(args[0].float().cpu()))
-    parts = images.split(BATCH) if isinstance(images, Tensor) else [images]
-    try:
-        with eval_mode(model):
-            for part in progress_bar(parts, desc="features") if len(parts) > _SILENT else parts:
-                model(prepare_images(model, part))
-    finally:
-        hook.remove()
-    return torch.cat(readings)  # (B, D)
+    heads = [model.head]
+    if isinstance(getattr(model, "head_dist", None), nn.Module):
+        heads.append(model.head_dist)  # timm's distilled models read a second token with a second head
+    readings = [[] for _ in heads]
+    parts, count = prepared_parts(model, images), num_parts(images)
+    with eval_mode(model), ExitStack() as stack:
+        for head, of_head in zip(heads, readings, strict=True):
+            hook = head.register_forward_pre_hook(lambda _, args, seen=of_head: seen.append(args[0].float().cpu()))
+            stack.callback(hook.remove)
+        for part in progress_bar(parts, total=count, desc="features") if count > _SILENT else parts:
+            model(part)
+    found = torch.cat([torch.cat(of_head) for of_head in readings], dim=-1)
+    if found.ndim != 2:
+        raise TypeError(
+            f"the head of {type(model).__name__} reads {tuple(found.shape[1:])} numbers an image, not one vector: "
+            'build it with a pooling, such as global_pool="token"'
+        )
+    return found  # (B, D), or (B, 2*D)
 
 
 def _fingerprint(model: nn.Module, images: Tensor) -> str:

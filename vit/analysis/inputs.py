@@ -4,8 +4,9 @@ The model must know how its training images were prepared: `vit.load` brings tha
 gets it by `model.metadata = data.metadata`, and a model of timm has it in its `pretrained_cfg`.
 """
 
+import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,34 +15,59 @@ from torch import Tensor, nn
 from vit.analysis.layout import token_layout, unwrap
 from vit.pictures import Picture, picture_to_tensor
 
+BATCH = 500  # images that a model is given at once
+
 
 def prepare_images(model: nn.Module, images: Tensor | Picture | Sequence[Picture]) -> Tensor:
     """Normalized images (B, C, H, W) on the model's device, of its type.
 
     Args:
         images: a tensor (B, C, H, W), uint8 or normalized float; or a picture, or a list of pictures: paths, PIL
-            images, uint8 arrays (H, W, 3). Pictures are resized and cut to the model's image size as its metadata
-            says (`picture_options`).
+            images, uint8 arrays (H, W, 3) or (H, W). Pictures are resized and cut to the model's image size as its
+            metadata says (`picture_options`).
 
     Raises:
-        TypeError: a kind of input that is none of these.
+        TypeError: a kind of input that is none of these, or a tensor of another type.
         FileNotFoundError: no file at a path.
-        ValueError: a file that is no readable picture; NaN or infinite pixels, with the number of the image; or uint8
-            for a model that does not say how its images were normalized.
+        ValueError: a file that is no readable picture; a tensor of another shape; NaN or infinite pixels, with the
+            number of the image; or uint8 for a model that does not say how its images were normalized.
+
+    Warns:
+        of floats that look as if they were not normalized.
     """
     model = unwrap(model)
-    reference = next(model.parameters())
     if not isinstance(images, Tensor):
         pictures = images if isinstance(images, (list, tuple)) else [images]
-        size = token_layout(model).image_size
-        options = picture_options(model)
+        size, options = token_layout(model).image_size, picture_options(model)
         tensors = [picture_to_tensor(picture, size, **options) for picture in pictures]
-        images = torch.stack(tensors) if tensors else torch.empty(0, 3, *size)
+        images = torch.stack(tensors) if tensors else torch.empty(0, options["channels"], *size)
+    _check_images(images, model)
+    return _converted(images, model)
+
+
+def prepared_parts(model: nn.Module, images: Tensor | Picture | Sequence[Picture]) -> Iterator[Tensor]:
+    """What `prepare_images` makes of the images, `BATCH` at a time, so that memory need not hold all at once; of none,
+    one empty part."""
+    model = unwrap(model)
+    if isinstance(images, Tensor):
+        _check_images(images, model)  # as a whole, so that messages count from the first image
+        yield from (_converted(part, model) for part in images.split(BATCH))
+        return
+    pictures = images if isinstance(images, (list, tuple)) else [images]
+    for start in range(0, max(len(pictures), 1), BATCH):
+        yield prepare_images(model, pictures[start : start + BATCH])
+
+
+def num_parts(images: Tensor | Picture | Sequence[Picture]) -> int:
+    """How many parts `prepared_parts` makes."""
+    return max(1, math.ceil(len(images) / BATCH)) if isinstance(images, (Tensor, list, tuple)) else 1
+
+
+def _converted(images: Tensor, model: nn.Module) -> Tensor:
+    reference = next(model.parameters())
     images = images.to(reference.device)
     images = _normalize(images, model) if images.dtype == torch.uint8 else images
-    if len(images):
-        _check_values(images)
-    return images.to(reference.dtype)
+    return images.to(reference.dtype)  # (B, C, H, W)
 
 
 def picture_options(model: nn.Module) -> dict[str, Any]:
@@ -52,6 +78,7 @@ def picture_options(model: nn.Module) -> dict[str, Any]:
         "interpolation": facts.get("interpolation", "bicubic"),
         "crop": facts.get("crop", facts.get("crop_pct", 1.0)),
         "squash": facts.get("squash", facts.get("crop_mode") == "squash"),
+        "channels": _num_channels(unwrap(model)),
     }
 
 
@@ -70,14 +97,51 @@ def _normalize(images: Tensor, model: nn.Module) -> Tensor:
     return (images.float() / 255 - mean[:, None, None]) / std[:, None, None]  # (B, C, H, W)
 
 
-def _check_values(images: Tensor) -> None:
-    bad = (~images.flatten(1).isfinite().all(dim=1)).nonzero().flatten()
-    if len(bad):
+def _check_images(images: Tensor, model: nn.Module) -> None:
+    """Refuses what would fail later with a message of torch's, and warns of what would not fail but be wrong."""
+    if images.dtype != torch.uint8 and not images.is_floating_point():
+        raise TypeError(
+            f"images are {images.dtype}: pass uint8 with values 0..255, images.to(torch.uint8), or normalized floats"
+        )
+    if images.ndim != 4:
+        remedy = "; add the batch axis with images[None]" if images.ndim == 3 else ""
+        raise ValueError(f"images must have shape (B, C, H, W), got {tuple(images.shape)}{remedy}")
+    channels = _num_channels(model)
+    if images.shape[1] != channels:
+        if images.shape[3] == channels:
+            remedy = "the channels come last; use images.permute(0, 3, 1, 2)"
+        elif channels == 1 and images.shape[1] == 3:
+            remedy = "for a gray one of RGB use torchvision.transforms.v2.functional.rgb_to_grayscale(images)"
+        elif channels == 3 and images.shape[1] == 1:
+            remedy = "for RGB of a gray one use images.expand(-1, 3, -1, -1)"
+        else:
+            remedy = "pass images of that kind"
+        raise ValueError(f"images have shape {tuple(images.shape)}, the model takes {channels} channels: {remedy}")
+    if images.dtype != torch.uint8 and images.numel():
+        _check_values(images, _facts(model))
+
+
+def _num_channels(model: nn.Module) -> int:
+    """Of the model's images: what its first convolution takes."""
+    return next((part.in_channels for part in model.modules() if isinstance(part, nn.Conv2d)), 3)
+
+
+def _check_values(images: Tensor, facts: Mapping[str, Any]) -> None:
+    low, high = (value.item() for value in images.aminmax())
+    if not (math.isfinite(low) and math.isfinite(high)):
+        bad = (~images.flatten(1).isfinite().all(dim=1)).nonzero().flatten()
         raise ValueError(f"images[{int(bad[0])}] has NaN or infinite pixels ({len(bad)} such images in all)")
-    largest = images.abs().max().item()
+    largest = max(high, -low)
     if largest > 20:
         warnings.warn(
             f"the largest pixel is {largest:.0f}, far outside normalized images (about -3 to 3); "
             "pass uint8 images, or normalize these",
-            stacklevel=4,
+            stacklevel=5,
+        )
+    elif low >= 0 and 0 < high <= 1 and max(map(abs, facts.get("mean", (0.0,)))) > 0.05:
+        warnings.warn(
+            f"all pixels lie in {low:.2f}..{high:.2f}, as if they were scaled to 0..1 but not normalized, which "
+            "the model needs; pass (255 * images).round().to(torch.uint8), or "
+            "(images - mean) / std with the mean and std of the model's metadata",
+            stacklevel=5,
         )

@@ -10,6 +10,8 @@ from numbers import Integral
 
 from torch import Tensor, nn
 
+POOLS = ("cls", "mean", "cls_mean", "cls_register")
+
 
 @dataclass(frozen=True)
 class TokenLayout:
@@ -20,7 +22,9 @@ class TokenLayout:
     patch_size: tuple[int, int]  # (height, width) in pixels
     num_prefix_tokens: int  # CLS and registers
     has_cls: bool
-    pool: str  # what the head reads, as in `ViTConfig.pool`: "cls", "mean" of the patches, or one of the pairs
+    # What the head reads, as in `ViTConfig.pool`: "cls", "mean" of the patches, or one of the pairs. What timm has
+    # besides is called as there, such as "max" or "map"; nothing that asks what the head looks at takes those.
+    pool: str
 
     @property
     def num_patches(self) -> int:
@@ -73,8 +77,18 @@ def token_layout(model: nn.Module) -> TokenLayout:
         tuple(patch_embed.patch_size),
         model.num_prefix_tokens,
         getattr(model, "cls_token", None) is not None,
-        "cls" if getattr(model, "global_pool", "") == "token" else "mean",
+        _pool_of(model),
     )
+
+
+def _pool_of(model: nn.Module) -> str:
+    """What the head of a model of timm reads, in the words of `ViTConfig.pool`; timm's own where there are none."""
+    pool = getattr(model, "global_pool", "avg")
+    if getattr(model, "head_dist", None) is not None:
+        return "cls_register"
+    if pool == "avg" and getattr(model, "pool_include_prefix", False) and model.num_prefix_tokens:
+        return "avg with prefix"
+    return {"token": "cls", "avg": "mean"}.get(pool, pool or "nothing")
 
 
 def blocks_of(model: nn.Module) -> list[nn.Module]:
@@ -101,7 +115,16 @@ def layer_indices(layers: int | Sequence[int] | None, depth: int, name: str = "l
 
 def pooled_row(maps: Tensor, layout: TokenLayout) -> Tensor:
     """What the head looks at, a row (..., T) of maps (..., T, T): that of CLS, the mean row of the patches, or where it
-    reads a pair, the mean of both rows."""
+    reads a pair, the mean of both rows.
+
+    Raises:
+        TypeError: the head reads something else.
+    """
+    if layout.pool not in POOLS:
+        raise TypeError(
+            f"the head of this model reads global_pool={layout.pool!r}, which is not supported here, only "
+            f"{', '.join(POOLS)}: ask what single tokens look at, such as query=(row, column)"
+        )
     if layout.pool == "cls":
         return maps[..., 0, :]
     if layout.pool == "cls_register":

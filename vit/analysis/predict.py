@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from vit.analysis.eval_mode import eval_mode
-from vit.analysis.inputs import Picture, prepare_images
+from vit.analysis.inputs import Picture, prepared_parts
 
 
 @torch.inference_mode()
@@ -16,8 +16,6 @@ def predict(model: nn.Module, images: Tensor | Picture | Sequence[Picture]) -> T
     Args:
         images: pictures or a batch, as `prepare_images` takes them.
     """
-    images = prepare_images(model, images)
-    if len(images) == 0:
-        return torch.empty(0, model.config.num_classes)
     with eval_mode(model):
-        return model(images).float().softmax(dim=1).cpu()  # (B, num_classes)
+        parts = [model(part).float().softmax(dim=1).cpu() for part in prepared_parts(model, images)]
+    return torch.cat(parts)  # (B, num_classes)

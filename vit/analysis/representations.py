@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vit.analysis.eval_mode import eval_mode
-from vit.analysis.inputs import prepare_images
+from vit.analysis.inputs import prepared_parts
 from vit.analysis.layout import blocks_of, layer_indices, token_layout, unwrap
 
 
@@ -142,15 +142,17 @@ def _read_blocks(model: nn.Module, images: Any, read: Callable[[Tensor], Tensor]
     """`read` of the tokens (B, T, D) after every block, in evaluation mode, stacked over layers."""
     model = unwrap(model)
     blocks = blocks_of(model)
-    images = prepare_images(model, images)
-    readings = []
+    readings, parts = [], []
     with eval_mode(model), ExitStack() as stack:
         for block in blocks:
             hook = block.register_forward_hook(lambda module, args, out: readings.append(read(out).float().cpu()))
             stack.callback(hook.remove)
-        # Not forward: with CLS, it computes no other token of the last block.
-        model.forward_features(images)
-    return torch.stack(readings)
+        for part in prepared_parts(model, images):
+            readings.clear()
+            # Not forward: with CLS, it computes no other token of the last block.
+            model.forward_features(part)
+            parts.append(torch.stack(readings))
+    return torch.cat(parts, dim=1)
 
 
 def _principal_components(x: Tensor, num: int) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,7 @@
 """Batches: a whole split in memory as uint8, cut, augmented and normalized on the device.
 
-Every batch is a pure function of (seed, epoch, step). So there is no loader state to save, an interrupted run finds
-its place exactly, and creating another loader changes nothing. There are no worker processes: a batch costs a few
+Every batch is a pure function of (seed, epoch, step). So a run has no loader state to save, finds its place exactly
+after an interruption, and creating another loader changes nothing. There are no worker processes: a batch costs a few
 gathers, and a notebook on Windows or macOS behaves like one on Linux.
 """
 
@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vit.config import TrainConfig
 from vit.data.augment import alternating_flips, crop_and_flip, crop_offsets, cutmix_mixup, random_erase, random_flips
 from vit.data.auto_augment import rand_augment, trivial_augment
-from vit.data.splits import DataSplits, Split
+from vit.data.splits import DataSplits, Split, check_statistics
 from vit.device import resolve_device
 
 Batch = tuple[Tensor, Tensor]
@@ -49,13 +49,17 @@ class Loader:
 
     Batches are of nearly equal size, at most `batch_size`: a small rest would be a noisy step.
 
+    `for images, labels in loader` gives epoch after epoch, another one each time; `loader.epoch(n)` any one, again and
+    again the same.
+
     Args:
         split: what to draw from; moved to `device` once, here.
         mean, std: per channel, see `normalize`.
         augment: for training, see `make_augment`; None leaves the images as they are.
         mix: for training, see `make_mix`.
         shuffle: a new random order every epoch, or the split's own.
-        num_classes: lets `fit` compare the model's head with the data before it starts.
+        seed: decides the order and the augmentations of every epoch.
+        num_classes, class_names: let `fit` and `evaluate` compare them with the model's before they start.
     """
 
     def __init__(
@@ -71,11 +75,13 @@ class Loader:
         seed: int = 0,
         device: torch.device | str = "cpu",
         num_classes: int | None = None,
+        class_names: tuple[str, ...] | None = None,
     ) -> None:
         if len(split) == 0:
             raise ValueError("the split holds no image: a loader needs at least one")
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size} must be 1 or more")
+        check_statistics(mean, std, split.images.shape[1:])
         self.split = split
         self.device = torch.device(device)
         self.images = split.images.to(self.device)
@@ -85,15 +91,24 @@ class Loader:
         self.augment, self.mix = augment, mix
         self.mixed_steps = math.inf  # of the run, from its start; `make_loaders` knows how long it will be
         self.shuffle, self.seed = shuffle, seed
-        self.num_classes = num_classes
+        self.num_classes, self.class_names = num_classes, class_names
+        self.mean, self.std = mean, std
+        self.config: TrainConfig | None = None  # that of `make_loaders`, for `fit` to compare with its own
         self.num_steps = math.ceil(len(split) / batch_size)
         self._order: tuple[int, Tensor] | None = None
+        self._next_epoch = 0  # of those who iterate; nothing in this package does
 
     def __len__(self) -> int:
         return self.num_steps
 
     def __iter__(self) -> Iterator[Batch]:
-        return self.epoch(0)
+        epoch = self._next_epoch
+        self._next_epoch += 1
+        return self.epoch(epoch)
+
+    def __repr__(self) -> str:
+        kinds = ["shuffled"] * self.shuffle + ["augmented"] * bool(self.augment) + ["mixed"] * bool(self.mix)
+        return f"Loader({len(self)} batches of {self.split!r}{''.join(f', {kind}' for kind in kinds)}, {self.device})"
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
         """The epoch's batches from `start_step` on: normalized images (B, C, H, W), labels (B,) or, when mixed,
@@ -192,6 +207,7 @@ def make_mix(config: TrainConfig, num_classes: int) -> Callable[..., Batch] | No
 
 def make_loaders(data: DataSplits, config: TrainConfig) -> tuple[Loader, Loader]:
     """The augmented, shuffled train loader and the plain val loader of a run, on the config's device."""
+    _check_data(data)
     if not isinstance(config, TrainConfig):
         raise TypeError(f"config={config!r} must be a TrainConfig, such as TrainConfig.preset('quick')")
     train = Loader(
@@ -205,11 +221,46 @@ def make_loaders(data: DataSplits, config: TrainConfig) -> tuple[Loader, Loader]
         seed=config.seed,
         device=resolve_device(config.device),
         num_classes=data.num_classes,
+        class_names=data.class_names,
     )
-    train.mixed_steps = config.mixed_steps(len(train))
+    train.config, train.mixed_steps = config, config.mixed_steps(len(train))
     return train, make_eval_loader(data, data.val, device=config.device)
 
 
-def make_eval_loader(data: DataSplits, split: Split, *, device: str = "auto", batch_size: int = 500) -> Loader:
-    """A split in its own order, never augmented."""
-    return Loader(split, batch_size=batch_size, mean=data.mean, std=data.std, device=resolve_device(device))
+def make_eval_loader(
+    data: DataSplits, split: Split, *, device: str = "auto", batch_size: int = 500, model: nn.Module | None = None
+) -> Loader:
+    """A split in its own order, never augmented.
+
+    Args:
+        model: normalizes as its metadata says (or the `pretrained_cfg` of a network of timm), for one that was trained
+            on other data; by default with the mean and deviation of `data`.
+
+    Raises:
+        ValueError: the model does not say how its images were normalized.
+    """
+    _check_data(data)
+    if not isinstance(split, Split):
+        raise TypeError(f"split is a {type(split).__name__} and must be a Split, such as data.val or data.test")
+    facts = {"mean": data.mean, "std": data.std}
+    if model is not None:
+        facts = getattr(model, "metadata", None) or getattr(model, "pretrained_cfg", None) or {}
+        if "mean" not in facts or "std" not in facts:
+            raise ValueError(
+                "the model does not say how its images were normalized: set model.metadata = data.metadata, with the "
+                "data that it was trained on"
+            )
+    return Loader(
+        split,
+        batch_size=batch_size,
+        mean=tuple(facts["mean"]),
+        std=tuple(facts["std"]),
+        device=resolve_device(device),
+        num_classes=data.num_classes,
+        class_names=data.class_names,
+    )
+
+
+def _check_data(data: DataSplits) -> None:
+    if not isinstance(data, DataSplits):
+        raise TypeError(f"data is a {type(data).__name__} and must be DataSplits, such as vit.load_data('cifar10')")

@@ -5,7 +5,7 @@ Validation is cut from train by a seed, so the test split is untouched until the
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,10 +21,16 @@ class Split:
     masks: Tensor | None = None
 
     def __post_init__(self) -> None:
+        for name in ("images", "labels"):
+            if not isinstance(getattr(self, name), Tensor):
+                kind = type(getattr(self, name)).__name__
+                raise TypeError(f"{name} must be a torch tensor, got {kind}; use torch.from_numpy or torch.tensor")
         if self.images.ndim != 4 or self.images.dtype != torch.uint8:
-            raise ValueError(
-                f"images must be uint8 of shape (N, C, H, W), got {self.images.dtype} {tuple(self.images.shape)}"
-            )
+            remedy = ""
+            if self.images.is_floating_point():
+                remedy = "; for floats in 0..1 use (255 * images).round().to(torch.uint8)"
+            found = f"{self.images.dtype} {tuple(self.images.shape)}"
+            raise ValueError(f"images must be uint8 of shape (N, C, H, W), got {found}{remedy}")
         if self.labels.shape != self.images.shape[:1]:
             raise ValueError(f"labels must have shape ({len(self.images)},), got {tuple(self.labels.shape)}")
         if self.labels.dtype != torch.int64:
@@ -32,6 +38,10 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def __repr__(self) -> str:
+        masks = "" if self.masks is None else ", with masks"
+        return f"Split({len(self):,} images of {' x '.join(map(str, self.images.shape[1:]))} (C x H x W){masks})"
 
     def subset(self, indices: Tensor | slice) -> "Split":
         """The chosen images, in the order of `indices`, in memory of their own: they do not keep the rest alive."""
@@ -47,6 +57,9 @@ class DataSplits:
     """A dataset: train, val (cut from train) and test, with what a model must know about it.
 
     `mean` and `std` are per channel, of the train images scaled to [0, 1].
+
+    Raises:
+        ValueError: splits of different shapes, labels without a class, or a mean or std that no such images have.
     """
 
     name: str
@@ -58,8 +71,18 @@ class DataSplits:
     std: tuple[float, ...]
 
     def __post_init__(self) -> None:
+        shapes = {name: tuple(getattr(self, name).images.shape[1:]) for name in ("train", "val", "test")}
+        if len(set(shapes.values())) > 1:
+            raise ValueError(
+                f"the images of all splits must have one shape (C, H, W), got {shapes}; see vit.data.resize"
+            )
+        check_statistics(self.mean, self.std, shapes["train"])
         for name in ("train", "val", "test"):
             check_labels(getattr(self, name).labels, len(self.class_names), name)
+
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{name}={getattr(self, name)!r}" for name in ("train", "val", "test"))
+        return f"DataSplits({self.name!r}, {self.num_classes} classes, {sizes})"
 
     @property
     def num_classes(self) -> int:
@@ -69,6 +92,22 @@ class DataSplits:
     def metadata(self) -> dict:
         """What a model trained on this data must carry along: dataset, class_names, mean, std."""
         return {"dataset": self.name, "class_names": self.class_names, "mean": self.mean, "std": self.std}
+
+
+def check_statistics(mean: Sequence[float], std: Sequence[float], shape: Sequence[int]) -> None:
+    """Raises ValueError unless there are one mean in [0, 1] and one std in (0, 1] for each channel of images of `shape`
+    (C, H, W): one mean for all would make gray images RGB, and those of pixels up to 255 would make noise."""
+    if not len(mean) == len(std) == shape[0]:
+        last = "; if the channels come last, use images.permute(0, 3, 1, 2)" if shape[0] > 4 >= shape[2] else ""
+        raise ValueError(
+            f"mean={mean} and std={std} need one value for each of the {shape[0]} channels of images "
+            f"{tuple(shape)} (C, H, W){last}"
+        )
+    if not all(0 <= value <= 1 for value in mean) or not all(0 < value <= 1 for value in std):
+        raise ValueError(
+            f"mean={mean} must lie in [0, 1] and std={std} in (0, 1]: they are of pixels divided by 255; "
+            "vit.data.channel_statistics(images) computes both"
+        )
 
 
 def check_labels(labels: Tensor, num_classes: int, name: str) -> None:

@@ -90,7 +90,8 @@ class PatchEmbed(nn.Module):
             if shape[3] == self.in_chans:
                 remedy = "the channels come last; use images.permute(0, 3, 1, 2)"
             else:
-                remedy = f"the model was built for in_chans={self.in_chans}; for RGB use image.convert('RGB')"
+                mode = {1: "; for gray use image.convert('L')", 3: "; for RGB use image.convert('RGB')"}
+                remedy = f"the model was built for in_chans={self.in_chans}{mode.get(self.in_chans, '')}"
             raise ValueError(f"images must have shape {expected}, got {shape}: {remedy}")
         if shape[2] < self.patch_size or shape[3] < self.patch_size:
             raise ValueError(

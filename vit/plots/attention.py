@@ -3,18 +3,22 @@
 Heat is drawn patch by patch, never smoothed: a soft edge would show a place that the model does not know.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import ArrayLike, NDArray
 
-from vit.plots.style import ORANGE, check_images, draw_image, new_figure, set_figure_title
+from vit.plots.style import ORANGE, check_images, check_one_each, draw_image, new_figure, set_figure_title
 
 COLORS = "magma"
+_CONTRAST = 0.35  # of what is left of the image's own under heat, so that equal heat looks equal everywhere
 
 
 def blend(image: ArrayLike, heat: ArrayLike, *, opacity: float = 0.6) -> NDArray:
@@ -23,7 +27,7 @@ def blend(image: ArrayLike, heat: ArrayLike, *, opacity: float = 0.6) -> NDArray
     Args:
         image: uint8 (C, H, W), C = 1 or 3.
         heat: (rows, columns), 0 or more; the image's sides are multiples of it.
-        opacity: 0 shows the image alone, in grey; 1 the heat alone.
+        opacity: 0 shows the image alone, in grey of little contrast around a middle one; 1 the heat alone.
     """
     image, heat = check_images(image, "(C, H, W)", name="image"), np.asarray(heat, dtype=np.float64)
     if heat.ndim != 2 or any(side % n for side, n in zip(image.shape[1:], heat.shape, strict=True)):
@@ -33,8 +37,15 @@ def blend(image: ArrayLike, heat: ArrayLike, *, opacity: float = 0.6) -> NDArray
     share = heat / heat.max() if heat.max() > 0 else heat
     patch = np.ones((image.shape[1] // heat.shape[0], image.shape[2] // heat.shape[1]))
     colors = mpl.colormaps[COLORS](np.kron(share, patch))[..., :3]  # (H, W, 3)
-    grey = np.repeat(image.mean(axis=0)[..., None] / 255, 3, axis=-1)  # (H, W, 3)
-    return opacity * colors + (1 - opacity) * grey
+    grey = image.mean(axis=0)[..., None] / 255  # (H, W, 1)
+    return opacity * colors + (1 - opacity) * (0.5 + _CONTRAST * (grey - grey.mean()))
+
+
+def blended_colors(opacity: float = 0.6) -> ListedColormap:
+    """The colors of heat over a middle grey, from cold to hot: those of `blend` where the image is as bright as it is
+    on average."""
+    colors = mpl.colormaps[COLORS](np.linspace(0, 1, 256))[:, :3]  # (256, 3)
+    return ListedColormap(opacity * colors + (1 - opacity) * 0.5)
 
 
 def plot_attention_view(
@@ -46,7 +57,7 @@ def plot_attention_view(
     title: str = "",
     unit: str = "attention",
 ) -> Figure:
-    """One image, and its heat over it with a scale.
+    """One image, and its heat over it with a scale in the same colors.
 
     Args:
         image: uint8 (C, H, W).
@@ -62,7 +73,7 @@ def plot_attention_view(
     for ax in (left, right):
         if query is not None:
             outline_patch(ax, query, image.shape[1:], heat.shape)
-    scale = mpl.cm.ScalarMappable(mpl.colors.Normalize(0, float(heat.max()) or 1.0), COLORS)
+    scale = mpl.cm.ScalarMappable(mpl.colors.Normalize(0, float(heat.max()) or 1.0), blended_colors(opacity))
     figure.colorbar(scale, ax=right, label=unit, shrink=0.85)
     set_figure_title(figure, title)
     return figure
@@ -109,6 +120,7 @@ def plot_queries(image: ArrayLike, grids: ArrayLike, queries: Sequence[tuple[int
         queries: the patches (row, column).
     """
     image, grids = check_images(image, "(C, H, W)", name="image"), np.asarray(grids)
+    check_one_each("queries", queries, grids=grids)
     figure, axes = new_figure(1, len(queries) + 1, width=8.0, height=8.0 / (len(queries) + 1) + 0.5)
     draw_image(axes[0], image)
     axes[0].set_title("image", fontsize=8, pad=3)
@@ -131,6 +143,7 @@ def plot_explanations(
         titles: one an image, written beside it.
     """
     images = check_images(images)
+    check_one_each("images", images, titles=titles, **{f"heatmaps of {name!r}": h for name, h in heatmaps.items()})
     side = min(1.25, 7.2 / (len(heatmaps) + 1))
     figure, axes = new_figure(
         len(images), len(heatmaps) + 1, width=side * (len(heatmaps) + 1) + 0.8, height=side * len(images) + 0.5

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -9,12 +10,13 @@ from matplotlib.figure import Figure
 from vit.plots.style import BLUE, GREY, ORANGE, new_figure, set_figure_title, set_title
 
 
-def plot_history(rows: Sequence[dict[str, float]], *, title: str = "") -> Figure:
+def plot_history(rows: Sequence[dict[str, float]] | Any, *, title: str = "") -> Figure:
     """Loss and accuracy of train and val, an epoch a point.
 
     Args:
-        rows: `History.rows`, one dict an epoch.
+        rows: a `History` or its rows, one dict an epoch.
     """
+    rows = getattr(rows, "rows", rows)
     if not rows:
         raise ValueError("rows is empty: there is nothing to plot before the first epoch has ended")
     epochs = [row["epoch"] for row in rows]

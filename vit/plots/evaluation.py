@@ -3,6 +3,8 @@
 The numbers are those of `vit.analysis.metrics`: shares in [0, 1], which the figures show in percent.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 
 import matplotlib as mpl
@@ -71,12 +73,16 @@ def confusion_colors(counts: ArrayLike) -> dict[tuple[int, int], tuple[str, str]
     return colors
 
 
-def plot_reliability(bins: Mapping[str, tuple[ArrayLike, ArrayLike, ArrayLike]]) -> Figure:
+def plot_reliability(
+    bins: Mapping[str, tuple[ArrayLike, ArrayLike, ArrayLike]] | tuple[ArrayLike, ArrayLike, ArrayLike],
+) -> Figure:
     """Accuracy against confidence, a panel for each model, and below it how many answers are that confident.
 
     Args:
-        bins: for each model what `reliability` returns: mean confidence, accuracy and number of images, (bins,) each.
+        bins: what `reliability` returns, for one model or for each by its name: mean confidence, accuracy and number
+            of images, (bins,) each.
     """
+    bins = bins if isinstance(bins, Mapping) else {"the model": bins}
     panels = {
         name: tuple(np.asarray(values, dtype=np.float64) for values in of_model) for name, of_model in bins.items()
     }

@@ -1,5 +1,7 @@
 """Which heat map says best what a model needs: deletion and insertion curves, and scores beside their chance level."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 
 import numpy as np

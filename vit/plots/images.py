@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from vit.plots.style import BLUE, VERMILION, check_images, draw_image, image_grid, set_figure_title
+from vit.plots.style import BLUE, VERMILION, check_images, check_one_each, draw_image, image_grid, set_figure_title
 
 
 def plot_images(
@@ -14,10 +14,11 @@ def plot_images(
     """A grid of images.
 
     Args:
-        images: uint8 (B, C, H, W), an array or tensor, C = 1 or 3.
+        images: uint8 (B, C, H, W), an array or tensor, B of 1 or more, C = 1 or 3.
         titles: one an image.
     """
     images = check_images(images)
+    check_one_each("images", images, titles=titles)
     figure, axes = image_grid(len(images), columns, title_lines=1 if titles is not None else 0)
     for i, ax in enumerate(axes):
         draw_image(ax, images[i])
@@ -38,6 +39,7 @@ def plot_predictions(
         labels: (N,), the true classes.
     """
     images, probabilities, labels = check_images(images), np.asarray(probabilities), np.asarray(labels)
+    check_one_each("images", images, probabilities=probabilities, labels=labels)
     figure, axes = image_grid(len(images), columns, title_lines=2)
     for ax, image, p, label in zip(axes, images, probabilities, labels, strict=True):
         guess = int(p.argmax())

@@ -4,6 +4,8 @@ The arrays are those of `vit.analysis.statistics` and `vit.analysis.representati
 Source: Dosovitskiy et al., "An Image is Worth 16x16 Words", ICLR 2021, Fig. 7 (filters, positions, distance).
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Mapping, Sequence
 
@@ -81,17 +83,17 @@ def plot_pos_embed_similarity(similarity: ArrayLike) -> Figure:
     return figure
 
 
-def plot_attention_distance(distances: Mapping[str, ArrayLike], *, uniform: float | None = None) -> Figure:
+def plot_attention_distance(distances: Mapping[str, ArrayLike] | ArrayLike, *, uniform: float | None = None) -> Figure:
     """How far the heads of each layer look, one point a head.
 
     Args:
-        distances: the name of a model to its distances (L, h) in pixels, for at most four models.
+        distances: (L, h) in pixels, of one model, or of at most four by their names.
         uniform: the distance in pixels of attention to all patches alike, drawn as a line.
     """
     return _plot_heads(distances, uniform, "mean attention distance (pixels)", "How far each head looks")
 
 
-def plot_attention_entropy(entropies: Mapping[str, ArrayLike], *, uniform: float | None = None) -> Figure:
+def plot_attention_entropy(entropies: Mapping[str, ArrayLike] | ArrayLike, *, uniform: float | None = None) -> Figure:
     """How widely the heads of each layer spread their attention; as `plot_attention_distance`, in bits: log2(T) if
     uniform."""
     return _plot_heads(entropies, uniform, "attention entropy (bits)", "How widely each head spreads its attention")
@@ -219,8 +221,9 @@ def plot_layer_similarity(similarity: ArrayLike, names: tuple[str, str] | None =
     return figure
 
 
-def _plot_heads(sets: Mapping[str, ArrayLike], uniform: float | None, label: str, title: str) -> Figure:
+def _plot_heads(sets: Mapping[str, ArrayLike] | ArrayLike, uniform: float | None, label: str, title: str) -> Figure:
     """Points (layer, value), one a head; several sets stand side by side within their layer."""
+    sets = sets if isinstance(sets, Mapping) else {"each head": sets}
     values = {name: np.asarray(array) for name, array in sets.items()}
     if not 1 <= len(values) <= len(SETS):
         raise ValueError(f"1 to {len(SETS)} named sets can be told apart, got {len(values)}")

@@ -4,6 +4,8 @@ Patches are counted row by row from 0 at the top left, as `patchify` cuts them. 
 and tables are whatever numbers a model holds.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 
 import numpy as np

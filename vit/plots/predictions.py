@@ -1,5 +1,7 @@
 """One picture and what a model says of it: the likeliest classes, and the patches that speak for the first of them."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 
 import numpy as np

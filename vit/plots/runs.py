@@ -1,5 +1,7 @@
 """Runs beside each other, and how the loss answers to the learning rate."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 
 import numpy as np

@@ -1,6 +1,9 @@
 """One look for every figure: readable at the width of a web page, and safe for color-blind readers."""
 
+from __future__ import annotations
+
 import math
+from collections.abc import Sized
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -51,6 +54,15 @@ def check_images(images: ArrayLike, shape: str = "(B, C, H, W)", *, name: str = 
     if images.dtype != np.uint8 or images.ndim != len(shape.split(",")) or images.shape[-3] not in (1, 3):
         raise ValueError(f"{name} must be uint8 of shape {shape} with C = 1 or 3, got {images.dtype} {images.shape}")
     return images
+
+
+def check_one_each(of: str, items: Sized, **lists: Sized | None) -> None:
+    """Raises ValueError unless there is an item, and in each of the lists, where it is not None, one entry for each."""
+    if not len(items):
+        raise ValueError(f"{of} is empty: there is nothing to plot")
+    for name, entries in lists.items():
+        if entries is not None and len(entries) != len(items):
+            raise ValueError(f"{name} has {len(entries)} entries for {len(items)} {of}; one for each is needed")
 
 
 def draw_values(ax: Axes, values: NDArray, **options: Any) -> AxesImage:

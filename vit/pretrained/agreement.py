@@ -19,7 +19,7 @@ def agree(
     """The config of `model`, or of a new one.
 
     Args:
-        described: the fields that the source has.
+        described: the fields that the source has, with what the caller named where no tensor says otherwise.
         changes: the fields that the caller named, which may differ.
 
     Raises:
@@ -33,8 +33,15 @@ def agree(
         if "image_size" not in described | asked:
             raise ValueError("it has no position table to tell the size of its images: pass image_size=")
         has_new_head = asked.get("num_classes", described["num_classes"]) != described["num_classes"]
-        head = "linear" if has_new_head and "head" not in changes else described.get("head", "linear")
-        return ViTConfig(**{**described, **asked, "head": head})
+        # A head that is made anew can be any.
+        head = changes.get("head", "linear") if has_new_head else described.get("head", "linear")
+        settled = {**described, **asked, "head": head}
+        if refused := [name for name, value in changes.items() if settled[name] != value]:
+            contradictions = (f"{name}={changes[name]!r}, the weights have {settled[name]!r}" for name in refused)
+            raise ValueError(
+                f"asked for {'; '.join(contradictions)}. Leave it out, or train a network that has it from the start"
+            )
+        return ViTConfig(**settled)
     config = model.config.to_dict()
     for name, value in changes.items():
         if value != config[name]:

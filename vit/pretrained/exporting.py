@@ -18,6 +18,7 @@ from vit.model.vision_transformer import VisionTransformer
 from vit.pretrained import names
 from vit.pretrained.assembly import mlp_ratio
 from vit.pretrained.conversions import Tensors
+from vit.pretrained.loading import check_own
 
 # timm's configuration can hold an eps or a gated MLP only by the name of an architecture that has it.
 _TIMM_ARCHITECTURES = {
@@ -35,6 +36,7 @@ def to_timm(model: VisionTransformer, folder: str | Path) -> Path:
     Raises:
         ValueError: timm's VisionTransformer cannot be this model; the message names the field.
     """
+    model = check_own(model)
     c = model.config
     is_gated = c.act == "swiglu"
     _refuse("timm", c, {
@@ -90,6 +92,7 @@ def to_transformers(model: VisionTransformer, folder: str | Path) -> Path:
     Differs: for images that are not square, the whole picture is squeezed into their shape, since transformers cannot
     cut one to it.
     """
+    model = check_own(model)
     c = model.config
     _refuse("transformers' ViT", c, {
         "head": c.head == "linear",

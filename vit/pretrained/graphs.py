@@ -9,6 +9,7 @@ import torch
 
 from vit.files import replacing
 from vit.model.vision_transformer import VisionTransformer
+from vit.pretrained.loading import check_own
 
 _BATCHES = (1, 3)
 _TOLERANCE = 1e-4
@@ -17,6 +18,7 @@ _TOLERANCE = 1e-4
 def to_program(model: VisionTransformer) -> torch.export.ExportedProgram:
     """The model, in evaluation mode, as a program of torch.export. `torch.export.save` writes one to a file; such
     files run code when they are loaded, so open your own only."""
+    model = check_own(model)
     was_training = model.training
     images = _images(model, 2)
     try:
@@ -30,9 +32,11 @@ def to_onnx(model: VisionTransformer, path: str | Path) -> Path:
     """Writes the model as ONNX, with input "images" (batch, C, H, W) and output "logits", and compares it with itself.
 
     Raises:
+        TypeError: a model of another class.
         ImportError: onnx, onnxscript or onnxruntime is missing; the message says how to get them.
         RuntimeError: onnxruntime's logits are not the model's; the file is not written then.
     """
+    model = check_own(model)
     try:
         import onnx  # noqa: F401
         import onnxruntime

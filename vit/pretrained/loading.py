@@ -52,7 +52,8 @@ def load_weights(
             resampled by the source's own rule, and what a source may not say, such as `num_heads` or `norm_eps`.
 
     Returns:
-        The model; its `metadata` says how the source's images were prepared, if that is known.
+        The model; its `metadata` says how the source's images were prepared, if that is known. With a new head, what
+        the weights have learned from is under "pretrained_on", and accuracies, of the old head, are left out.
 
     Raises:
         FileNotFoundError, TypeError, ValueError: no source, not a source, or weights that do not fit; the message says
@@ -112,6 +113,17 @@ def blank_model(config: ViTConfig) -> VisionTransformer:
     return model
 
 
+def check_own(model: nn.Module) -> VisionTransformer:
+    """The model, without the wrapper of `torch.compile`. Raises TypeError for one of another class."""
+    model = getattr(model, "_orig_mod", model)
+    if not isinstance(model, VisionTransformer):
+        raise TypeError(
+            f"model must be a VisionTransformer of this library, got {type(model).__name__}; one of another library "
+            "becomes one by vit.pretrained.load_weights(None, model)"
+        )
+    return model
+
+
 def check_values(name: str, tensor: Tensor) -> None:
     """Raises ValueError for what cannot be a weight: whole numbers, NaN, infinity."""
     if tensor.dtype not in _FLOATS or tensor.layout != torch.strided or tensor.is_meta:
@@ -132,8 +144,18 @@ def _metadata(old: Mapping[str, Any], new: Mapping[str, Any], fmt: Format, log: 
         images = {name: old[name] for name in PREPROCESSING if name in old}
         if images:
             log.notes.append("images are prepared as the model's metadata said before; the source does not say")
-    kept = {name: fact for name, fact in old.items() if log.tensors["re-initialised"] and name not in PREPROCESSING}
-    return kept | {name: fact for name, fact in new.items() if name not in PREPROCESSING} | images
+    facts = {name: fact for name, fact in new.items() if name not in PREPROCESSING}
+    if log.tensors["re-initialised"]:  # accuracies and classes were those of the head that is gone
+        facts = {name: fact for name, fact in old.items() if name not in PREPROCESSING} | _pretraining(new)
+    return facts | images
+
+
+def _pretraining(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What weights have learned from, first to last, where their metadata says it; as `vit.tasks.fine_tuning` does."""
+    sets = [*facts.get("pretrained_on", [])]
+    if "dataset" in facts and "class_names" in facts:
+        sets.append({"dataset": facts["dataset"], "class_names": tuple(facts["class_names"])})
+    return {"pretrained_on": sets} if sets else {}
 
 
 def _prepare(
@@ -177,7 +199,6 @@ def _prepare(
     state = {own_name(name, described): tensor for name, tensor in tensors.items()}
     if config.num_classes != described["num_classes"]:
         _change_head(state, config, model, log)
-        found.metadata.pop("class_names", None)
     expected = (model or blank_model(config)).state_dict()
     log.compare(state, expected, reshaped)
     reference = next(iter(expected.values()))

@@ -47,7 +47,7 @@ def read_file(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     """
     if not path.is_file():
         beside = sorted(p.name for p in path.parent.glob("*") if p.suffix in (".safetensors", ".pt", ".pth", ".npz"))
-        raise FileNotFoundError(f"no weights at {path}; in that folder: {', '.join(beside) or 'none'}")
+        raise FileNotFoundError(f"no weights at {path}{url_hint(path)}; in that folder: {', '.join(beside) or 'none'}")
     with open(path, "rb") as file:
         start = file.read(16)
     if not start:
@@ -65,6 +65,11 @@ def read_file(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         f"{path} is not a readable safetensors file, nor .pt, .pth or .npz: it starts with {start!r}; "
         "a page of HTML or text here means that the download failed"
     )
+
+
+def url_hint(path: str | Path) -> str:
+    """For the message about a missing file: what to do where its path is an address, which `Path` writes with one /."""
+    return " (addresses are never fetched: save the file and pass its path)" if re.match("[a-z]+:/", str(path)) else ""
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

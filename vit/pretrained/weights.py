@@ -6,36 +6,79 @@ files are for `vit.pretrained.load_weights`. Optimizer state is kept elsewhere, 
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
 from vit.config import ViTConfig
 from vit.files import replacing
 from vit.model.vision_transformer import VisionTransformer
 from vit.pretrained.hub import is_hub_name
-from vit.pretrained.loading import fill, load_weights
-from vit.pretrained.reading import checksum
+from vit.pretrained.loading import blank_model, check_own, check_values, fill, load_weights
+from vit.pretrained.reading import checksum, url_hint
 from vit.pretrained.sources import read_source
 
 SHIPPED = Path(__file__).resolve().parent / "shipped"
+_REPOSITORY = Path(__file__).resolve().parents[2]  # notebooks run in a folder of it, and print paths from here
 
 
 def save(model: VisionTransformer, path: str | Path, **metadata: Any) -> Path:
-    """Writes the weights, the config and `model.metadata` updated with `metadata` (anything JSON can hold).
+    """Writes the weights, the config and `model.metadata` updated with `metadata` (anything JSON can hold, and single
+    numbers of numpy and torch).
 
     What `vit.predict` needs, `mean`, `std` and `class_names`, should be among it.
+
+    Raises:
+        TypeError: a model of another class, or metadata that JSON cannot hold.
+        ValueError: a model that `load` would refuse: one with parts that its config does not know, such as LoRA or
+            prompts, or with NaN among its weights. Nothing is written then.
     """
     path = Path(path)
-    facts = {"config": json.dumps(model.config.to_dict()), "metadata": json.dumps(model.metadata | metadata)}
+    model = check_own(model)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    _check_loadable(model.config, tensors)
+    described = model.metadata | metadata
+    for name, fact in described.items():
+        try:
+            json.dumps(fact, default=_number)
+        except (TypeError, ValueError) as error:
+            raise TypeError(f"metadata {name}={fact!r} cannot be kept as JSON: {error}") from error
+    facts = {"config": json.dumps(model.config.to_dict()), "metadata": json.dumps(described, default=_number)}
     facts["sha256"] = checksum(tensors, facts)
     with replacing(path) as temporary:
         save_file(tensors, temporary, metadata=facts)
     return path
+
+
+def _number(value: Any) -> Any:
+    """What `json` cannot write as it is: one number of numpy or torch as Python's own."""
+    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
+        return value.item()
+    remedy = "; use its .tolist()" if hasattr(value, "tolist") else ""
+    raise TypeError(f"it holds a {type(value).__name__}{remedy}")
+
+
+def _check_loadable(config: ViTConfig, tensors: Mapping[str, Tensor]) -> None:
+    """Raises ValueError for tensors that are not those of the config's model, or not finite numbers."""
+    expected = {name: tensor.shape for name, tensor in blank_model(config).state_dict().items()}
+    names = [n for n in expected | tensors if n not in expected or n not in tensors or tensors[n].shape != expected[n]]
+    if names:
+        remedy = "its layers were changed after it was built"
+        if any(name.endswith((".A", ".B")) for name in tensors):
+            remedy = "merge LoRA first: vit.tasks.lora.merge(model)"
+        elif "encoder.gate" in tensors:
+            remedy = "a model with prompts is kept by torch.save(model.state_dict(), path) only"
+        raise ValueError(
+            f"the weights are not those of model.config, so vit.load would refuse them; {remedy}. "
+            f"Not as the config says: {', '.join(names[:4])}{', ...' if len(names) > 4 else ''}"
+        )
+    for name, tensor in tensors.items():
+        check_values(name, tensor)
 
 
 def list_weights() -> list[str]:
@@ -47,9 +90,10 @@ def load(path: str | Path, *, config: ViTConfig | None = None, device: torch.dev
     """The model saved at `path`, in evaluation mode.
 
     Args:
-        path: a file; the name of weights that come with this library (`vit.pretrained.list_weights()`); or one that is
-            fetched, such as "timm/vit_tiny_patch16_224.augreg_in21k" (needs timm) or
-            "hf-hub:google/vit-base-patch16-224" (needs huggingface_hub).
+        path: a file, looked for from the working folder, then from this repository's; the name of weights that come
+            with this library (`vit.pretrained.list_weights()`); or one that is fetched, such as
+            "timm/vit_tiny_patch16_224.augreg_in21k" (needs timm) or "hf-hub:google/vit-base-patch16-224" (needs
+            huggingface_hub).
         config: what the file must hold; without it, whatever the file says.
 
     Raises:
@@ -64,10 +108,12 @@ def load(path: str | Path, *, config: ViTConfig | None = None, device: torch.dev
         model = load_weights(None, path, report=None)
     else:
         path = SHIPPED / f"{path}.safetensors" if str(path) in list_weights() else Path(path)
+        if not path.exists() and (_REPOSITORY / path).is_file():
+            path = _REPOSITORY / path
         if not path.exists():
             beside = sorted(p.name for p in path.parent.glob("*.safetensors")) if path.parent.is_dir() else []
             raise FileNotFoundError(
-                f"no weights at {path}; in that folder: {', '.join(beside) or 'none'}; "
+                f"no weights at {path}{url_hint(path)}; in that folder: {', '.join(beside) or 'none'}; "
                 f"shipped by name: {', '.join(list_weights())}"
             )
         source = read_source(path)

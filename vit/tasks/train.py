@@ -1,6 +1,7 @@
 """Trains a network from the command line, alone or in several processes, and stores its weights.
 
-    python -m vit.tasks.train --run-dir runs/mine --set epochs=10 batch_size=128
+    python -m vit.tasks.train --run-dir runs/mine --set epochs=10 batch_size=128 depth=8
+    python -m vit.tasks.train --run-dir runs/mine --data folder:my_pictures --set image_size=64
     python -m vit.launch --processes 2 -m vit.tasks.train --run-dir runs/mine --minutes 5
     torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500 -m vit.tasks.train ...
 
@@ -10,30 +11,59 @@ The test images are not touched: `vit.evaluate` measures the weights that this l
 import argparse
 import contextlib
 import json
+import os
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from vit.config import RECIPES, TrainConfig, ViTConfig
-from vit.data import load_data, make_loaders
+from vit.config import RECIPES, TrainConfig, ViTConfig, recipe
+from vit.data import DataSplits, load_data, make_loaders
+from vit.data.cifar10 import DataUnavailableError
+from vit.device import resolve_device
 from vit.model import VisionTransformer
 from vit.pretrained import save
 from vit.training.budget import for_budget
 from vit.training.distributed import processes
-from vit.training.loop import fit
+from vit.training.loop import STATE_FILE, fit
+from vit.training.run_files import refuse_existing
+from vit.training.state_file import previous_of
 
 
-def train(options: argparse.Namespace) -> None:
-    """What each process does."""
+def prepare(options: argparse.Namespace) -> tuple[DataSplits, ViTConfig, TrainConfig]:
+    """The data, network and training that are asked for; whatever is wrong with them is found here."""
     changes = dict(read_setting(setting) for setting in options.set)
-    config = TrainConfig.preset(options.recipe, **changes)
-    with processes() as world:
+    of_model = {name: changes.pop(name) for name in [field.name for field in fields(ViTConfig)] if name in changes}
+    _, config = recipe(options.recipe, **changes)
+    resolve_device(config.device)
+    if options.minutes is not None and not options.minutes > 0:
+        raise ValueError(f"--minutes={options.minutes} must be more than 0")
+    if os.environ.get("RANK", "0") == "0":  # the process that reads and writes the folder
+        state = options.run_dir / STATE_FILE
+        if not options.resume:
+            refuse_existing(options.run_dir)
+        elif not state.exists() and not previous_of(state).exists():
+            raise FileNotFoundError(f"{options.run_dir} holds no run to go on with: leave --resume away")
+    name, is_folder, path = options.data.partition("folder:")
+    if is_folder and not name:
+        data = load_data("folder", path=path, image_size=of_model.get("image_size", 32))
+    else:
         data = load_data(options.data)
-        _, channels, *image_size = data.train.images.shape
-        shape = {"image_size": tuple(image_size), "in_chans": channels, "num_classes": data.num_classes}
+    _, channels, *image_size = data.train.images.shape
+    shape = {"image_size": tuple(image_size), "in_chans": channels, "num_classes": data.num_classes}
+    network = ViTConfig.preset(options.model or RECIPES[options.recipe], **(shape | of_model))
+    for name, value in shape.items():
+        if getattr(network, name) != value:
+            raise ValueError(f"--set {name}={of_model[name]} does not fit {options.data}, which has {value}")
+    return data, network, config
+
+
+def train(options: argparse.Namespace, data: DataSplits, network: ViTConfig, config: TrainConfig) -> None:
+    """What each process does."""
+    with processes() as world:
         torch.manual_seed(config.seed)
-        model = VisionTransformer(ViTConfig.preset(options.model or RECIPES[options.recipe], **shape))
+        model = VisionTransformer(network)
         if options.minutes is not None:
             config = for_budget(config, model, *make_loaders(data, config), minutes=options.minutes)
             if world.is_first:
@@ -46,12 +76,14 @@ def train(options: argparse.Namespace) -> None:
 
 
 def read_setting(text: str) -> tuple[str, Any]:
-    """Name and value of "name=value": a number, true, false or a list as JSON has them, or else a text."""
+    """Name and value of "name=value": a number or a list as JSON has them; true, false or null, capital or not; or
+    else a text."""
     name, equals, value = text.partition("=")
     if not equals:
         raise ValueError(f"--set {text!r} must be name=value, such as epochs=10")
+    words = {"true": True, "false": False, "null": None}
     with contextlib.suppress(ValueError):
-        value = json.loads(value)
+        value = words[value.lower()] if value.lower() in words else json.loads(value)
     return name, tuple(value) if isinstance(value, list) else value
 
 
@@ -59,16 +91,21 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run-dir", type=Path, required=True, help="folder for state, history and weights")
     parser.add_argument("--resume", action="store_true", help="go on with the run in that folder")
-    parser.add_argument("--data", default="cifar10", help="name of the dataset, default cifar10")
+    parser.add_argument("--data", default="cifar10", help="name of the dataset, default cifar10; or folder:PATH")
     models = f"one of {', '.join(ViTConfig.list_presets())}; default is the one that goes with the recipe"
     parser.add_argument("--model", help=models)
     parser.add_argument("--recipe", default="cpu_10min", help=f"one of {', '.join(TrainConfig.list_presets())}")
-    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="fields of TrainConfig to change")
+    fields_help = "fields of TrainConfig or ViTConfig to change"
+    parser.add_argument("--set", nargs="*", action="extend", default=[], metavar="NAME=VALUE", help=fields_help)
     parser.add_argument("--minutes", type=float, help="train for as many epochs as fit, measured before the start")
     options = parser.parse_args(arguments)
     if options.resume and options.minutes is not None:
         parser.error("--minutes is for a new run: to go on with one, give it --set epochs=... as it was told to have")
-    train(options)
+    try:
+        prepared = prepare(options)
+    except (ValueError, OSError, TypeError, DataUnavailableError) as error:
+        parser.error(str(error).replace("resume=True", "--resume"))
+    train(options, *prepared)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ same run elsewhere.
 
 import copy
 import math
+import numbers
 import time
 from dataclasses import replace
 from typing import Any
@@ -18,7 +19,7 @@ from vit.device import resolve_device
 from vit.training.averaging import AveragedWeights
 from vit.training.distributed import current_world
 from vit.training.epoch import LossFn
-from vit.training.evaluation import evaluate
+from vit.training.evaluation import check_is_model, evaluate
 from vit.training.loop import train_one_epoch
 from vit.training.memory import keep_freed_memory
 from vit.training.optim import build_optimizers
@@ -49,8 +50,19 @@ def for_budget(
         loss_fn: what is learned instead of classification, see `fit`.
 
     Raises:
+        TypeError: an argument is of another kind.
         ValueError: `minutes` is not more than 0, or too short for a single step.
     """
+    if not isinstance(config, TrainConfig):
+        raise TypeError(
+            f"config is a {type(config).__name__} and must be a TrainConfig: for_budget(config, model, ...)"
+        )
+    check_is_model(model)
+    for name, loader in (("train_loader", train_loader), ("val_loader", val_loader)):
+        if loader is not None and not hasattr(loader, "epoch"):
+            raise TypeError(f"{name} is a {type(loader).__name__} without epoch(epoch, start_step): see make_loaders")
+    if isinstance(minutes, bool) or not isinstance(minutes, numbers.Real):
+        raise TypeError(f"minutes={minutes!r} must be a number")
     if not minutes > 0:
         raise ValueError(f"minutes={minutes} must be more than 0")
     world, device = current_world(), resolve_device(config.device)

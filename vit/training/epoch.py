@@ -19,6 +19,7 @@ from vit.config import TrainConfig
 from vit.device import autocast
 from vit.progress import progress_bar
 from vit.training.distributed import ALONE, World
+from vit.training.evaluation import check_num_classes
 from vit.training.finite import LAG, FiniteCheck
 from vit.training.optim import learning_rate_factor, set_learning_rate
 
@@ -26,12 +27,17 @@ LossFn = Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, dict[str, Tenso
 Sums = dict[str, Tensor]
 
 
-def classification_loss(label_smoothing: float = 0.0) -> LossFn:
-    """Cross-entropy on class numbers (B,) or soft labels (B, K), with the number of right answers beside it."""
+def classification_loss(label_smoothing: float = 0.0, loader: Any = None) -> LossFn:
+    """Cross-entropy on class numbers (B,) or soft labels (B, K), with the number of right answers beside it.
+
+    Args:
+        loader: refuses a model whose outputs are not as many as the classes of this loader.
+    """
 
     def loss_fn(model: nn.Module, batch: tuple[Tensor, ...]) -> tuple[Tensor, dict[str, Tensor]]:
         images, labels = batch
         logits = model(images)  # (B, K)
+        check_num_classes(logits, loader)
         loss = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
         hard_labels = labels if labels.ndim == 1 else labels.argmax(dim=1)  # (B,)
         return loss, {"correct": (logits.detach().argmax(dim=1) == hard_labels).sum()}
@@ -64,13 +70,17 @@ def train_one_epoch(
     Returns:
         The step to go on with (`epoch_steps(config, len(loader), epoch)` when the epoch is over) and sums over its
         samples: "samples", "loss" and whatever `loss_fn` counts.
+
+    Raises:
+        FloatingPointError: loss or gradient is no longer finite.
+        ValueError: the loader gives fewer batches than it says, or the model not one output a class.
     """
-    loss_fn = loss_fn or classification_loss(config.label_smoothing)
+    loss_fn = loss_fn or classification_loss(config.label_smoothing, loader)
     total_steps, warmup_steps = run_steps(config, len(loader)), config.warmup_epochs * len(loader)
     lag = LAG.get(next(model.parameters()).device.type, 0)
     finite = FiniteCheck(lag, lambda *facts: _not_finite(*facts, loader, epoch, was_taken=lag > 0))
     end_step = epoch_steps(config, len(loader), epoch)
-    sums = dict(sums or {})
+    sums, steps_done = dict(sums or {}), epoch * len(loader) + start_step
     parameters = list(model.parameters())
     own_bar = contextlib.nullcontext(bar)
     if bar is None:
@@ -78,7 +88,6 @@ def train_one_epoch(
     model.train()
     with own_bar as bar:
         for step, batch in zip(range(start_step, end_step), loader.epoch(epoch, start_step), strict=False):
-            steps_done = epoch * len(loader) + step
             factor = learning_rate_factor(
                 steps_done,
                 total_steps=total_steps,
@@ -92,7 +101,7 @@ def train_one_epoch(
             loss = counts["loss"] / len(batch[0])
             gradient_norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
             gradient_norm = gradient_norm.full_tensor() if hasattr(gradient_norm, "full_tensor") else gradient_norm
-            finite.look(loss, gradient_norm, step, config.learning_rate * factor)
+            finite.look(loss, gradient_norm, step, config.learning_rate * factor, None if lag else batch)
             if config.clip_grad_norm:
                 nn.utils.clip_grads_with_norm_(parameters, config.clip_grad_norm, gradient_norm)
             for optimizer in optimizers:
@@ -100,6 +109,7 @@ def train_one_epoch(
                 optimizer.zero_grad(set_to_none=True)
             if ema is not None:
                 ema.update_parameters(model)
+            steps_done += 1
             for name, value in {"samples": len(batch[0]), **counts}.items():
                 sums[name] = sums.get(name, 0) + value
             if bar.update():  # true only when the bar is redrawn, so that a GPU is not made to wait at every step
@@ -108,6 +118,11 @@ def train_one_epoch(
                 finite.finish()
                 return step + 1, sums
     finite.finish()
+    if (given := steps_done - epoch * len(loader)) < end_step:
+        raise ValueError(
+            f"the loader gave {given} batches in epoch {epoch + 1}, but len(loader) is {len(loader)}: make it say how "
+            "many there are, else the learning rate falls as for a longer run"
+        )
     return end_step, sums
 
 
@@ -190,9 +205,17 @@ def set_patch_drop(model: nn.Module, rate: float) -> None:
 
 
 def _not_finite(
-    loss: Tensor, gradient_norm: Tensor, step: int, learning_rate: float, loader: Any, epoch: int, *, was_taken: bool
+    loss: Tensor,
+    gradient_norm: Tensor,
+    step: int,
+    learning_rate: float,
+    batch: tuple[Tensor, ...] | None,
+    loader: Any,
+    epoch: int,
+    *,
+    was_taken: bool,
 ) -> str:
-    """What to say of a step whose loss or gradient is not finite."""
+    """What to say of a step whose loss or gradient is not finite; its batch is drawn again where it was not kept."""
     samples = ""
     if hasattr(loader, "batch_indices"):
         first = ", ".join(map(str, loader.batch_indices(epoch, step)[:8].tolist()))
@@ -201,7 +224,24 @@ def _not_finite(
     stopped = "stopped before that step, and what was saved last is good"
     if was_taken:
         stopped = "seen after that step, so the weights in memory are spoiled, but what was saved last is good"
+    remedy = "try a lower learning_rate or muon_learning_rate, or clip_grad_norm=1.0"
+    if fault := _fault_of(next(iter(loader.epoch(epoch, step)), ()) if batch is None else batch, loader):
+        remedy = f"the data is at fault: {fault}"
     return (
-        f"{values} in step {step + 1} of epoch {epoch + 1}, at learning_rate {learning_rate:.3g}: {stopped}; try a "
-        f"lower learning_rate or muon_learning_rate, or clip_grad_norm=1.0{samples}"
+        f"{values} in step {step + 1} of epoch {epoch + 1}, at learning_rate {learning_rate:.3g}: {stopped}; "
+        f"{remedy}{samples}"
     )
+
+
+def _fault_of(batch: tuple[Tensor, ...], loader: Any) -> str:
+    """What is wrong with a batch of images, and of labels if they are numbers of classes; nothing if empty."""
+    for name, tensor in zip(("images", "labels"), batch, strict=False):
+        if tensor.is_floating_point():
+            bad = (~torch.isfinite(tensor)).flatten(1).any(dim=1) if tensor.ndim > 1 else ~torch.isfinite(tensor)
+            if bad.any():
+                return f"{name} of the batch hold values that are not finite, first at place {int(bad.nonzero()[0])}"
+        elif name == "labels" and (num_classes := getattr(loader, "num_classes", None)):
+            lowest, highest = int(tensor.min()), int(tensor.max())
+            if lowest < 0 or highest >= num_classes:
+                return f"labels of the batch go from {lowest} to {highest}, allowed is 0..{num_classes - 1}"
+    return ""

@@ -12,6 +12,8 @@ from vit.config import TrainConfig
 from vit.device import autocast
 from vit.training.distributed import ALONE, World
 
+NORMALIZATION_TOLERANCE = 0.01  # of a channel's mean and deviation; less moves no answer to speak of
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -36,11 +38,26 @@ def evaluate(
     """Runs a classifier over a loader once, in evaluation mode, and puts its mode back.
 
     Args:
+        loader: of `make_eval_loader`.
         test_time_augmentation: "none" or "flip" (mean of the probabilities of an image and its mirror image);
             the config's own unless given.
         should_stop: asked before every batch; once it says yes, there is no result but None.
         world: the processes that share the work, each of which gets the whole result; by default this one does all.
+
+    Raises:
+        TypeError: an argument is of another kind.
+        ValueError: the loader augments or shuffles; or its classes or normalization are not those of the model.
     """
+    check_is_model(model)
+    if not hasattr(loader, "epoch"):
+        raise TypeError(f"loader is a {type(loader).__name__}: make it with vit.make_eval_loader(data, data.test)")
+    if not isinstance(config, TrainConfig | None):
+        raise TypeError(f"config={config!r} must be a TrainConfig, such as TrainConfig.preset('quick'), or None")
+    if any(getattr(loader, name, None) for name in ("augment", "mix", "shuffle")):
+        raise ValueError(
+            "loader is one for training, which augments or shuffles: measure with make_eval_loader(data, data.train)"
+        )
+    check_metadata(model, loader, "measure it with data of its classes, or train it for these")
     config = config or TrainConfig()
     augmentation = test_time_augmentation or config.test_time_augmentation
     if augmentation not in ("none", "flip"):
@@ -58,7 +75,9 @@ def evaluate(
                 sharing = world if count >= world.size else ALONE  # too few to share: each computes all
                 images = images[sharing.part(count)]
                 images = images.to(device)  # the model may have been trained elsewhere than the loader's default
-                batch = model(images).float().softmax(dim=1)  # (B, K)
+                logits = model(images)  # (B, K)
+                check_num_classes(logits, loader)
+                batch = logits.float().softmax(dim=1)  # (B, K)
                 if augmentation == "flip":
                     batch = (batch + model(images.flip(-1)).float().softmax(dim=1)) / 2
                 probabilities.append(sharing.joined(batch, count))
@@ -69,3 +88,42 @@ def evaluate(
     loss = F.nll_loss(p.clamp(min=1e-12).log(), y).item()
     accuracy = 100 * (p.argmax(dim=1) == y).double().mean().item()
     return Evaluation(loss=loss, accuracy=accuracy, probabilities=p, labels=y)
+
+
+def check_is_model(model: Any) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model={model!r} must be a network, such as vit.VisionTransformer(vit.ViTConfig())")
+
+
+def check_num_classes(logits: Tensor, loader: Any) -> None:
+    """Raises ValueError unless there is one logit for each class of the loader, if it says how many it has."""
+    num_classes = getattr(loader, "num_classes", None)
+    if num_classes and logits.shape[1:] != (num_classes,):
+        raise ValueError(
+            f"the model gives outputs of shape {tuple(logits.shape[1:])} an image, the data has {num_classes} classes: "
+            f"build it with num_classes={num_classes}"
+        )
+
+
+def check_metadata(model: nn.Module, loader: Any, remedy: str, *, compare_classes: bool = True) -> None:
+    """Raises ValueError if the model's metadata names other classes, or another normalization, than the loader.
+
+    Args:
+        remedy: what to do about it.
+        compare_classes: whether the names of the classes matter.
+    """
+    facts = getattr(model, "metadata", None) or {}
+    ours, theirs = facts.get("class_names"), getattr(loader, "class_names", None)
+    if compare_classes and ours and theirs and tuple(ours) != tuple(theirs):
+        raise ValueError(f"model.metadata has class_names={tuple(ours)}, the loader {tuple(theirs)}: {remedy}")
+    for name in ("mean", "std"):
+        ours, theirs = facts.get(name), getattr(loader, name, None)
+        if ours is None or theirs is None:
+            continue
+        if len(ours) != len(theirs) or any(
+            abs(a - b) > NORMALIZATION_TOLERANCE for a, b in zip(ours, theirs, strict=True)
+        ):
+            raise ValueError(
+                f"model.metadata has {name}={tuple(ours)}, the loader normalizes with {tuple(theirs)}: normalize as "
+                f"the model does, with make_eval_loader(data, split, model=model); or {remedy}"
+            )

@@ -4,10 +4,9 @@ A loader is anything with `len(loader)` and `loader.epoch(epoch, start_step)`. W
 epoch.py. Accuracies are percentages.
 """
 
+import contextlib
 import math
-import zlib
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,8 @@ from vit.config import TrainConfig
 from vit.device import resolve_device
 from vit.progress import progress_bar
 from vit.training.averaging import AveragedWeights
-from vit.training.checkpoint import describe_data
-from vit.training.distributed import World, current_world
+from vit.training.checks import check_fit, check_same, try_evaluation
+from vit.training.distributed import current_world
 from vit.training.epoch import (
     LossFn,
     Sums,
@@ -39,7 +38,6 @@ from vit.training.optim import build_optimizers
 from vit.training.run_files import HISTORY_FILE, STATE_FILE, RunFiles
 from vit.training.run_lock import being_written
 from vit.training.sharding import check_sharded, is_sharded
-from vit.training.state_file import previous_of
 
 __all__ = [
     "HISTORY_FILE",
@@ -72,14 +70,15 @@ def fit(
 
     Ctrl-C, or the stop button of a notebook, ends the current step, saves the state and returns the history so far;
     a second one stops at once. SIGTERM saves too and then ends the process, with `SystemExit(143)`. With
-    `config.ema_decay` the model ends with its averaged weights.
+    `config.ema_decay` the model ends with its averaged weights, after a stop too; the state to go on from holds both.
 
     Within `distributed.processes()` all processes train the one model together, each on its part of every batch; the
     first one alone writes and shows progress, and a stop of one is a stop of all, after the same step.
 
     Args:
-        run_dir: folder for `history.csv` and the resumable state, written at the start, after each epoch, every five
-            minutes and at a stop. The state before the last and that of the best epoch are kept beside it.
+        run_dir: folder for `config.json`, if it has none, `history.csv` and the resumable state, written at the start,
+            after each epoch, every five minutes and at a stop. The state before the last and that of the best epoch
+            are kept beside it.
         resume: go on from the state in `run_dir`; the result is then the same as without the stop.
         loss_fn: what to learn instead of classification; its metrics are summed and divided by the samples seen. The
             val loader still measures a classifier: give None if the model is none. In several processes it must call
@@ -92,20 +91,25 @@ def fit(
             the last: for a GPU whose epochs take no longer than a save.
 
     Raises:
-        RuntimeError: another training is writing into `run_dir`.
-        FileExistsError: `run_dir` holds a run already, and `resume` is not asked for.
+        TypeError: an argument is of another kind.
+        RuntimeError: another training is writing into `run_dir`; or vit.launch or torchrun has started several
+            processes, and this is not within `distributed.processes()`.
+        FileExistsError: `run_dir` holds a run that has taken a step, and `resume` is not asked for.
         OSError: `run_dir` cannot be written, at the start or at a stop; in between that is said, and tried again.
-        ValueError: the model's classes are not the data's, the state to resume is not of this run, or the processes
-            have been given different settings.
+        ValueError: the model's outputs are not as many as the data's classes; its metadata names other classes or
+            another normalization (to train it for new data, set `model.metadata = data.metadata` first); the loaders
+            were made with other settings; a loader gives fewer batches than it says; the state to resume is not of
+            this run; or the processes have been given different settings.
         FloatingPointError: loss or gradient is no longer finite; the last state is good. On a CPU the step was not
             taken; a GPU is not waited for at every step, so there the model is spoiled.
     """
     world = current_world()
-    _check(model, train_loader, val_loader, config, run_dir, resume, world)
+    options = {"run_dir": run_dir, "resume": resume, "is_classifier": loss_fn is None, "world": world}
+    check_fit(model, train_loader, val_loader, config, **options)
     if is_sharded(model):
         check_sharded(config)
     if world.size > 1:
-        _check_same(model, train_loader, val_loader, config, world, is_kept=run_dir is not None, resume=resume)
+        check_same(model, train_loader, val_loader, config, world, is_kept=run_dir is not None, resume=resume)
     device = resolve_device(config.device)
     model.to(device)
     torch.manual_seed(world.seed(config.seed))
@@ -115,13 +119,15 @@ def fit(
     network = torch.compile(network) if config.compile else network
     # Not what was compiled: batches of another size would make its graph one for any size, and slower.
     evaluated = ema.module if ema is not None else model
+    if val_loader is not None:
+        try_evaluation(evaluated, val_loader, config, world)
     history = History() if history is None else history
     state = {"model": model, "optimizers": optimizers, "ema": ema, "config": config}
     run = RunFiles(run_dir, history, train_loader, world, **state)
     num_steps, total_steps = len(train_loader), run_steps(config, len(train_loader))
     num_epochs = math.ceil(total_steps / num_steps)
     make_bar = make_bar if world.is_first else partial(progress_bar, disable=True)
-    with being_written(run_dir if world.is_first else None), keeping_freed_memory(device):
+    with being_written(run_dir if world.is_first else None), keeping_freed_memory(device), _leaving_as_found(model):
         epoch, step, sums = run.resume(device, num_epochs) if resume else run.start()
         with (
             # One bar for the whole run, so that the time it says is left is the time until the result.
@@ -152,7 +158,7 @@ def fit(
                 if step < epoch_steps(config, num_steps, epoch):
                     run.save(epoch, step, sums, is_last=should_stop())
                     if should_stop():
-                        return history
+                        break
                     continue
                 learning_rate = optimizers[0].param_groups[0]["lr"]
                 done = config.epochs if epoch + 1 == num_epochs else epoch + 1
@@ -161,7 +167,7 @@ def fit(
                     val = evaluate(evaluated, val_loader, config, should_stop=should_stop, world=world)
                     if val is None:  # the resumed run begins with it
                         run.save(epoch, step, sums, is_last=True)
-                        return history
+                        break
                     row |= {"val_loss": val.loss, "val_accuracy": val.accuracy}
                 history.rows.append(row | {"seconds": run.seconds})
                 _describe(bar, epoch + 1, config, history)
@@ -169,13 +175,23 @@ def fit(
                 is_stopping, is_over = should_stop(), epoch >= num_epochs
                 if is_stopping or is_over or world.any(run.is_save_due(save_seconds)):
                     run.save(epoch, step, sums, is_last=is_stopping, may_be_best=True)
-                if is_stopping and not is_over:
-                    return history
-    set_patch_drop(model, 0.0)
-    if ema is not None:
+                if is_stopping:
+                    break
+    if ema is not None:  # after a stop too: the history is of the averaged weights, and the state holds both
         model.load_state_dict(ema.module.state_dict())
-    history.is_complete = True
+    history.is_complete = epoch >= num_epochs
     return history
+
+
+@contextlib.contextmanager
+def _leaving_as_found(model: nn.Module) -> Iterator[None]:
+    """Puts the model's mode back and lets it see all patches again, however the training ends."""
+    was_training = model.training
+    try:
+        yield
+    finally:
+        set_patch_drop(model, 0.0)
+        model.train(was_training)
 
 
 def _describe(bar: Any, epoch: int, config: TrainConfig, history: History) -> None:
@@ -189,45 +205,3 @@ def _means(sums: Sums) -> dict[str, float]:
     means = {name: float(value) / sums["samples"] for name, value in sums.items() if name != "samples"}
     names = {"correct": "train_accuracy"}
     return {names.get(n, f"train_{n}"): 100 * mean if n == "correct" else mean for n, mean in means.items()}
-
-
-def _check(
-    model: nn.Module,
-    train_loader: Any,
-    val_loader: Any,
-    config: TrainConfig,
-    run_dir: str | Path | None,
-    resume: bool,
-    world: World,
-) -> None:
-    """Raises for what would fail later, or destroy something."""
-    for name, loader in (("train_loader", train_loader), ("val_loader", val_loader)):
-        if loader is not None and not hasattr(loader, "epoch"):
-            raise TypeError(f"{name} is a {type(loader).__name__} without epoch(epoch, start_step): see make_loaders")
-        if loader is not None and not len(loader):
-            raise ValueError(f"{name} has no batch: there is nothing to {'train on' if name[0] == 't' else 'measure'}")
-    of_model = getattr(getattr(model, "config", None), "num_classes", None)
-    of_data = getattr(train_loader, "num_classes", None)
-    if of_model and of_data and of_model != of_data:
-        raise ValueError(f"the model has num_classes={of_model}, the data {of_data} classes: build it with the data's")
-    mixed_steps = getattr(train_loader, "mixed_steps", None)
-    if getattr(train_loader, "mix", None) is not None and mixed_steps != config.mixed_steps(len(train_loader)):
-        raise ValueError(
-            f"train_loader mixes the first {mixed_steps:g} steps, but with mix_until={config.mix_until} and epochs="
-            f"{config.epochs} it should be {config.mixed_steps(len(train_loader)):g}: make the loaders with this config"
-        )
-    if resume and run_dir is None:
-        raise ValueError("resume=True needs run_dir, the folder of the run to go on with")
-    state = Path(run_dir or ".") / STATE_FILE
-    with being_written(run_dir if world.is_first else None):  # a run that still goes on is named first
-        if run_dir is not None and not resume and world.is_first and (state.exists() or previous_of(state).exists()):
-            raise FileExistsError(f"{run_dir} holds a run already: go on with resume=True, or take another folder")
-
-
-def _check_same(
-    model: nn.Module, train_loader: Any, val_loader: Any, config: TrainConfig, world: World, **more: Any
-) -> None:
-    """Raises a ValueError, in every process, unless all of them are about to do the same training."""
-    network = ", ".join(f"{name} {tuple(p.shape)} {p.dtype}" for name, p in model.named_parameters())
-    data = describe_data(train_loader) | {"val_steps": 0 if val_loader is None else len(val_loader)}
-    world.check_same(asdict(config) | data | {"network": zlib.crc32(network.encode())} | more)

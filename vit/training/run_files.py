@@ -3,6 +3,7 @@
 When to save is for `fit` to say; what a state holds is in checkpoint.py, how it stays whole in state_file.py.
 """
 
+import json
 import math
 import shutil
 import time
@@ -11,17 +12,35 @@ from typing import Any
 
 import torch
 
+from vit.config import ViTConfig
 from vit.files import remove_leftovers
 from vit.progress import say
 from vit.training.checkpoint import describe_data, load_training_state, save_training_state
 from vit.training.distributed import World
 from vit.training.epoch import Sums
 from vit.training.history import History
-from vit.training.state_file import best_of, previous_of
+from vit.training.run_folder import write_json
+from vit.training.state_file import best_of, previous_of, read_state
 
 STATE_FILE = "state.pt"
 HISTORY_FILE = "history.csv"
 SAVE_SECONDS = 300.0  # longest time between two saves: what a crash in a long epoch may cost
+
+
+def refuse_existing(folder: str | Path) -> None:
+    """Raises FileExistsError if the folder holds a run; one that was not saved after its first step is none."""
+    state = Path(folder) / STATE_FILE
+    for path in (state, previous_of(state)):
+        if path.exists() and not _is_at_start(path):
+            raise FileExistsError(f"{folder} holds a run already: go on with resume=True, or take another folder")
+
+
+def _is_at_start(path: Path) -> bool:
+    try:
+        progress = read_state(path)["progress"]
+    except (ValueError, OSError):
+        return False
+    return (progress["epoch"], progress["step"]) == (0, 0)
 
 
 class RunFiles:
@@ -45,13 +64,18 @@ class RunFiles:
     def start(self) -> tuple[int, int, Sums]:
         """Saves the state before the first step: a folder that cannot be written should fail now, not after an hour."""
         self._tidy()
+        if self.folder is not None and self.world.is_first:
+            refuse_existing(self.folder)  # again, since now the folder is locked
+        is_second_try = self.folder is not None and (self.folder / STATE_FILE).exists()
         self.save(0, 0, {}, is_last=True)
+        self._describe(anew=is_second_try)
         return 0, 0, {}
 
     def resume(self, device: torch.device, num_epochs: int) -> tuple[int, int, Sums]:
         """Puts the run back to where it was saved: epoch, step and the sums of the epoch so far."""
         self._tidy()
         progress = load_training_state(self.folder / STATE_FILE, **self.state)
+        self._describe()
         self.history.rows = progress["rows"]
         if self.world.is_first:
             self.history.save_csv(self.folder / HISTORY_FILE)
@@ -62,6 +86,17 @@ class RunFiles:
             say(f"the run in {self.folder} is complete, {epochs} epochs: for more of them begin a run with more epochs")
         sums = {name: v.to(device) if torch.is_tensor(v) else v for name, v in progress["sums"].items()}
         return progress["epoch"], progress["step"], sums
+
+    def _describe(self, anew: bool = False) -> None:
+        """Writes `config.json`, without which a folder is not listed as a run. One that is there stays, unless `anew`,
+        for a run that had failed before its first step with what may have been another config."""
+        network = getattr(self.state["model"], "config", None)
+        if self.folder is None or not self.world.is_first or not isinstance(network, ViTConfig):
+            return
+        path = self.folder / "config.json"
+        if anew or not path.exists():
+            others = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+            write_json(path, others | {"model": network.to_dict(), "train": self.state["config"].to_dict()})
 
     def _tidy(self) -> None:
         """Removes what a training that was killed while it saved has left behind."""

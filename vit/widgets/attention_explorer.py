@@ -99,7 +99,7 @@ class AttentionExplorer(widgets.VBox):
             "mean": "the mean of all patches",
             "cls_mean": "CLS and the mean of all patches",
             "cls_register": "CLS and the first register",
-        }[self.tokens.pool]
+        }.get(self.tokens.pool, self.tokens.pool)
 
     def _make_controls(self) -> None:
         num_layers, num_images, num_heads = self.maps.shape[:3]

@@ -1,0 +1,333 @@
+"""What `fit`, `evaluate` and their helpers refuse before any work, each beside the same call as it should be."""
+
+import json
+import re
+import threading
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import randomize
+from torch import nn
+
+import vit
+from vit.config import TrainConfig, ViTConfig
+from vit.data import DataSplits, Loader, keep_classes, make_eval_loader, make_loaders
+from vit.model.vision_transformer import VisionTransformer
+from vit.training import evaluate, fit, for_budget, list_runs
+from vit.training.epoch import classification_loss
+from vit.training.loop import STATE_FILE
+from vit.training.run_files import RunFiles
+
+SMALL = ViTConfig(image_size=16, embed_dim=24, depth=1, num_heads=2, mlp_ratio=2.0)
+QUICK = TrainConfig.preset("quick", device="cpu", batch_size=64, epochs=1)
+
+
+def make_model(data: DataSplits | None = None, **changes) -> VisionTransformer:
+    torch.manual_seed(0)
+    model = VisionTransformer(replace(SMALL, **changes))
+    model.metadata = {} if data is None else dict(data.metadata)
+    return model
+
+
+def test_other_class_names_are_refused(shapes):
+    """The same images with their classes numbered the other way round: all that tells them apart is the names."""
+    turned = keep_classes(shapes, range(9, -1, -1))
+    model = randomize(make_model(shapes))
+    right = evaluate(model, make_eval_loader(shapes, shapes.test))
+    names = f"{re.escape(str(shapes.class_names))}, the loader {re.escape(str(turned.class_names))}"
+    with pytest.raises(ValueError, match=f"model.metadata has class_names={names}"):
+        evaluate(model, make_eval_loader(turned, turned.test))
+    with pytest.raises(ValueError, match=f"{names}: to train it for this data, set model.metadata = data.metadata"):
+        fit(model, *make_loaders(turned, QUICK), QUICK)
+    with pytest.raises(ValueError, match="class_names"):
+        fit(model, make_loaders(shapes, QUICK)[0], make_eval_loader(turned, turned.val), QUICK)
+    model.metadata = turned.metadata
+    assert evaluate(model, make_eval_loader(turned, turned.test)).loss != right.loss
+    assert fit(model, *make_loaders(turned, QUICK), QUICK).is_complete
+    model.metadata["class_names"] = list(turned.class_names)  # as a file has them
+    assert fit(model, *make_loaders(turned, QUICK), QUICK).is_complete
+
+
+def test_another_normalization_is_refused(shapes):
+    other = replace(shapes, mean=(0.1, 0.2, 0.3))
+    model = randomize(make_model(shapes))
+    for call in (
+        lambda d: evaluate(model, make_eval_loader(d, d.test)),
+        lambda d: fit(model, *make_loaders(d, QUICK), QUICK),
+    ):
+        with pytest.raises(ValueError, match=r"metadata has mean=.*normalizes with \(0.1, 0.2, 0.3\).*model=model"):
+            call(other)
+    with pytest.raises(ValueError, match="metadata has std="):
+        evaluate(model, make_eval_loader(replace(shapes, std=(0.5, 0.5, 0.5)), shapes.test))
+    as_model = evaluate(model, make_eval_loader(other, other.test, model=model))
+    assert torch.equal(as_model.probabilities, evaluate(model, make_eval_loader(shapes, shapes.test)).probabilities)
+    rounded = replace(shapes, mean=tuple(round(m, 4) for m in shapes.mean))
+    assert evaluate(model, make_eval_loader(rounded, rounded.test)).accuracy == as_model.accuracy
+    with pytest.raises(ValueError, match="the model does not say how its images were normalized"):
+        make_eval_loader(shapes, shapes.test, model=make_model())
+
+
+def test_a_loss_of_ones_own_may_look_at_other_classes(shapes):
+    """It may be no classification at all; the normalization counts all the same."""
+    turned = keep_classes(shapes, range(9, -1, -1))
+    loss_fn = lambda model, batch: (model(batch[0]).square().mean(), {})  # noqa: E731
+    assert fit(make_model(shapes), make_loaders(turned, QUICK)[0], None, QUICK, loss_fn=loss_fn).is_complete
+    other = replace(turned, std=(0.5, 0.5, 0.5))
+    with pytest.raises(ValueError, match="metadata has std="):
+        fit(make_model(shapes), make_loaders(other, QUICK)[0], None, QUICK, loss_fn=loss_fn)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"batch_size": 50}, {"seed": 1}, {"crop_padding": 1}, {"flip": "none"}, {"erase_size": 2},
+        {"auto_augment": "rand"}, {"mixup_alpha": 0.2}, {"cutmix_alpha": 1.0}, {"mix_probability": 0.5},
+    ],
+)  # fmt: skip
+def test_loaders_of_another_config_are_refused(shapes, change):
+    loaders = make_loaders(shapes, replace(QUICK, **change))
+    ((name, value),) = change.items()
+    message = f"train_loader was made with {name}={value!r}, but config has {name}={getattr(QUICK, name)!r}: make the"
+    with pytest.raises(ValueError, match=message):
+        fit(make_model(), *loaders, QUICK)
+
+
+def test_what_does_not_change_the_data_may_differ(shapes):
+    loaders = make_loaders(shapes, QUICK)
+    assert fit(make_model(), *loaders, replace(QUICK, learning_rate=1e-4, label_smoothing=0.0)).is_complete
+
+
+@pytest.mark.parametrize("outputs", [0, 5, 50])
+def test_outputs_are_counted_before_anything_is_lost(shapes, tmp_path, outputs):
+    """Also of a network that does not say how many it has."""
+    model = nn.Sequential(make_model(num_classes=outputs))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    message = rf"outputs of shape \({outputs or 24},\) an image, the data has 10 classes: build it with num_classes=10"
+    loader, val_loader = make_loaders(shapes, QUICK)
+    for number, val in enumerate((val_loader, None)):
+        with pytest.raises(ValueError, match=message):
+            fit(model, loader, val, QUICK, run_dir=tmp_path / str(number))
+    with pytest.raises(ValueError, match=message):
+        evaluate(model, make_eval_loader(shapes, shapes.test))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_processes_that_would_train_alone_are_refused(shapes, monkeypatch):
+    loaders = make_loaders(shapes, QUICK)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(RuntimeError, match=r"WORLD_SIZE=2 .* `with vit.training.distributed.processes\(\):`"):
+        fit(make_model(), *loaders, QUICK)
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert fit(make_model(), *loaders, QUICK).is_complete
+
+
+class Short:
+    """A loader that gives a batch less than it says."""
+
+    def __init__(self, loader: Loader) -> None:
+        self.loader = loader
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def epoch(self, epoch: int, start_step: int = 0):
+        for step in range(start_step, len(self) - 1):
+            yield self.loader.batch(epoch, step)
+
+
+def test_a_loader_that_gives_less_than_it_says_is_refused(shapes):
+    loader, val_loader = make_loaders(shapes, QUICK)
+    with pytest.raises(ValueError, match=r"the loader gave 6 batches in epoch 1, but len\(loader\) is 7"):
+        fit(make_model(), Short(loader), val_loader, QUICK)
+
+
+@pytest.mark.parametrize("ends_by", ["stop", "error"])
+@pytest.mark.parametrize("is_training", [True, False])
+def test_the_model_is_left_as_it_was_found(shapes, ends_by, is_training):
+    config = replace(QUICK, patch_drop_rate=0.5, patch_drop_until=1.0)
+    model, seen = make_model().train(is_training), []
+
+    def loss_fn(model, batch):
+        seen.append((model.patch_drop.rate, model.training))
+        if ends_by == "error":
+            raise ArithmeticError("a fault")
+        return classification_loss()(model, batch)
+
+    options = {"loss_fn": loss_fn, "should_stop": lambda: ends_by == "stop"}
+    if ends_by == "stop":
+        assert not fit(model, *make_loaders(shapes, config), config, **options).is_complete
+    else:
+        with pytest.raises(ArithmeticError):
+            fit(model, *make_loaders(shapes, config), config, **options)
+    assert seen == [(0.5, True)]
+    assert model.patch_drop.rate == 0 and model.training is is_training
+
+
+def test_a_train_loader_is_not_measured_with(shapes):
+    model, (train, val) = make_model(), make_loaders(shapes, QUICK)
+    norm = {"batch_size": 50, "mean": shapes.mean, "std": shapes.std}
+    for loader in (train, Loader(shapes.train, shuffle=True, **norm)):
+        with pytest.raises(
+            ValueError, match=r"augments or shuffles: measure with make_eval_loader\(data, data.train\)"
+        ):
+            evaluate(model, loader)
+    with pytest.raises(ValueError, match="augments or shuffles"):
+        fit(model, train, train, QUICK)
+    for loader in (val, Loader(shapes.train, **norm), make_eval_loader(shapes, shapes.train)):
+        assert evaluate(model, loader) is not None
+
+
+def test_a_run_that_failed_in_its_first_step_leaves_its_folder_free(shapes, tmp_path):
+    def fault(model, batch):
+        raise ArithmeticError("a fault")
+
+    other = replace(QUICK, epochs=2)
+    with pytest.raises(ArithmeticError):
+        fit(make_model(), *make_loaders(shapes, other), other, run_dir=tmp_path / "a", loss_fn=fault)
+    history = fit(make_model(), *make_loaders(shapes, QUICK), QUICK, run_dir=tmp_path / "a")
+    assert history.is_complete and list_runs(tmp_path)[0].settings["train.epochs"] == 1, "not that of the first try"
+    for _ in range(2):
+        with pytest.raises(FileExistsError, match="holds a run already"):
+            fit(make_model(), *make_loaders(shapes, QUICK), QUICK, run_dir=tmp_path / "a")
+    # A state that cannot be read may be of a run of days.
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / STATE_FILE).write_bytes(b"PK damaged")
+    with pytest.raises(FileExistsError, match="holds a run already"):
+        fit(make_model(), *make_loaders(shapes, QUICK), QUICK, run_dir=tmp_path / "b")
+
+
+def test_a_run_that_another_has_begun_meanwhile_is_not_written_over(shapes, tmp_path, monkeypatch):
+    """Between the first look at the folder and its lock a whole training of another process may fit."""
+    loaders, start = make_loaders(shapes, QUICK), RunFiles.start
+
+    def overtaken(self):
+        monkeypatch.setattr(RunFiles, "start", start)
+        (tmp_path / ".lock").unlink()  # so that the other does not meet ours
+        thread = threading.Thread(target=fit, args=(make_model(), *loaders, QUICK), kwargs={"run_dir": tmp_path})
+        thread.start()
+        thread.join()
+        return start(self)
+
+    monkeypatch.setattr(RunFiles, "start", overtaken)
+    with pytest.raises(FileExistsError, match="holds a run already"):
+        fit(make_model(), *loaders, QUICK, run_dir=tmp_path)
+
+
+def test_faults_of_the_val_loader_are_found_before_the_first_step(shapes, tmp_path):
+    def never(model, batch):
+        pytest.fail("a step has been taken")
+
+    class Pair(nn.Module):
+        """Not a classifier."""
+
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(()))
+
+        def forward(self, images):
+            return images, images
+
+    for model, data in ((make_model(), vit.data.resize(shapes, 32)), (Pair(), shapes)):
+        loaders = make_loaders(shapes, QUICK)[0], make_eval_loader(data, data.val)
+        with pytest.raises((ValueError, AttributeError, TypeError)) as caught:
+            fit(model, *loaders, QUICK, loss_fn=never, run_dir=tmp_path)
+        assert "the val_loader's first batch" in caught.value.__notes__[0]
+        assert not (tmp_path / STATE_FILE).exists()
+
+
+def test_a_val_loader_draws_no_random_numbers_of_the_training(shapes):
+    config = replace(QUICK, patch_drop_rate=0.5)
+    models = [make_model(drop_rate=0.2), make_model(drop_rate=0.2)]
+    loader, val_loader = make_loaders(shapes, config)
+
+    class Draws(Short):
+        """A val loader that draws as it likes: in the trial before the training, not after it."""
+
+        def epoch(self, epoch, start_step=0):
+            torch.rand(100)
+            yield self.loader.batch(0, 0)
+
+    for model, val in zip(models, (None, Draws(val_loader)), strict=True):
+        fit(model, loader, val, config)
+    assert all(torch.equal(*pair) for pair in zip(models[0].parameters(), models[1].parameters(), strict=True))
+
+
+def test_arguments_of_another_kind_are_named(shapes):
+    model, loaders = make_model(), make_loaders(shapes, QUICK)
+    dataset = torch.utils.data.DataLoader([1, 2])
+    cases = [
+        (lambda: fit(model, *loaders, "quick"), r"config='quick' must be a TrainConfig, such as"),
+        (lambda: fit("vit", *loaders, QUICK), r"model='vit' must be a network, such as vit.VisionTransformer"),
+        (lambda: evaluate(loaders[1], model), r"model=.*Loader.* must be a network"),
+        (lambda: evaluate(model, dataset), r"loader is a DataLoader: make it with vit.make_eval_loader\(data"),
+        (lambda: evaluate(model, shapes.test), r"loader is a Split: make it with vit.make_eval_loader\(data"),
+        (lambda: evaluate(model, loaders[1], {}), r"config=\{\} must be a TrainConfig"),
+        (lambda: make_loaders("cifar10", QUICK), r"data is a str and must be DataSplits, such as vit.load_data"),
+        (
+            lambda: make_eval_loader(shapes, "test"),
+            r"split is a str and must be a Split, such as data.val or data.test",
+        ),
+        (lambda: make_eval_loader(shapes.test, shapes), r"data is a Split and must be DataSplits"),
+        (lambda: for_budget(model, QUICK, *loaders, minutes=1), r"config is a VisionTransformer and must be a TrainC"),
+        (lambda: for_budget(QUICK, "vit", *loaders, minutes=1), r"model='vit' must be a network"),
+        (lambda: for_budget(QUICK, model, shapes, minutes=1), r"train_loader is a DataSplits without epoch\("),
+        (lambda: for_budget(QUICK, model, *loaders, minutes="3"), r"minutes='3' must be a number"),
+    ]
+    for call, message in cases:
+        with pytest.raises(TypeError, match=message):
+            call()
+
+
+@pytest.mark.parametrize("fault", ["images", "labels"])
+def test_a_batch_that_is_at_fault_is_named_and_not_the_learning_rate(shapes, fault):
+    loader, _ = make_loaders(shapes, QUICK)
+
+    class Faulty(Short):
+        num_classes = 10
+
+        def epoch(self, epoch, start_step=0):
+            for step in range(start_step, len(self)):
+                images, labels = self.loader.batch(epoch, step)
+                if step == 2 and fault == "images":
+                    images[5, 0, 0, 0] = float("nan")
+                elif step == 2:
+                    labels = torch.full_like(labels, -100)  # which cross-entropy leaves out: a mean of nothing
+                yield images, labels
+
+    expected = {
+        "images": "images of the batch hold values that are not finite, first at place 5",
+        "labels": "labels of the batch go from -100 to -100, allowed is 0..9",
+    }
+    with pytest.raises(FloatingPointError, match=f"step 3 of epoch 1.* the data is at fault: {expected[fault]}") as e:
+        fit(make_model(), Faulty(loader), None, QUICK)
+    assert "learning_rate or" not in str(e.value)
+
+
+def test_a_run_is_listed_whoever_made_its_folder(shapes, tmp_path):
+    model = make_model()
+    fit(model, *make_loaders(shapes, QUICK), QUICK, run_dir=tmp_path / "mine")
+    (run,) = list_runs(tmp_path)
+    assert ViTConfig.from_dict(run.config["model"]) == model.config
+    assert TrainConfig.from_dict(run.config["train"]) == QUICK and run.history.is_complete
+    (tmp_path / "noted").mkdir()
+    (tmp_path / "noted" / "config.json").write_text(json.dumps({"note": 1}))
+    fit(model, *make_loaders(shapes, QUICK), QUICK, run_dir=tmp_path / "noted")
+    assert json.loads((tmp_path / "noted" / "config.json").read_text()) == {"note": 1}, "what is there stays"
+
+
+def test_a_stopped_run_has_the_averaged_weights_that_its_history_is_of(shapes, tmp_path):
+    config = replace(QUICK, epochs=3, ema_decay=0.9)
+    loader, val_loader = make_loaders(shapes, config)
+    calls = iter(range(100))
+    model = make_model()  # stopped with the last step of the second epoch's validation: asked 7 + 1 + 1 an epoch
+    history = fit(model, loader, val_loader, config, run_dir=tmp_path, should_stop=lambda: next(calls) >= 17)
+    assert len(history) == 2 and not history.is_complete
+    assert evaluate(model, val_loader, config).accuracy == history.last["val_accuracy"]
+    assert evaluate(model, val_loader, config).loss == history.last["val_loss"]
+    raw = torch.load(tmp_path / STATE_FILE, weights_only=True)["model"]
+    assert any(not torch.equal(tensor, raw[name]) for name, tensor in model.state_dict().items())
+    whole = make_model()
+    fit(whole, loader, val_loader, config)
+    fit(model, loader, val_loader, config, run_dir=tmp_path, resume=True)
+    assert all(torch.equal(*pair) for pair in zip(model.parameters(), whole.parameters(), strict=True))

@@ -1,0 +1,131 @@
+"""What `fit` and `evaluate` refuse before any work: what would fail later, destroy something, or be silently wrong.
+
+A loader that does not say of what classes, normalization or settings it is, is trusted.
+"""
+
+import os
+import zlib
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from vit.config import TrainConfig
+from vit.training.checkpoint import describe_data
+from vit.training.distributed import World
+from vit.training.epoch import unwrap
+from vit.training.evaluation import check_is_model, check_metadata, evaluate
+from vit.training.run_files import refuse_existing
+from vit.training.run_lock import being_written
+
+# The settings that decide what a train loader gives; what it mixes until when is in its `mixed_steps`.
+DATA_SETTINGS = (
+    "batch_size",
+    "seed",
+    "crop_padding",
+    "flip",
+    "erase_size",
+    "auto_augment",
+    "mixup_alpha",
+    "cutmix_alpha",
+    "mix_probability",
+)
+
+
+def check_fit(
+    model: nn.Module,
+    train_loader: Any,
+    val_loader: Any,
+    config: TrainConfig,
+    *,
+    run_dir: str | Path | None,
+    resume: bool,
+    is_classifier: bool,
+    world: World,
+) -> None:
+    """Raises for arguments of `fit` that do not belong together, or a folder that holds another run.
+
+    Args:
+        is_classifier: whether classes are what is learned, and not something of the user's own.
+    """
+    check_is_model(model)
+    if not isinstance(config, TrainConfig):
+        raise TypeError(f"config={config!r} must be a TrainConfig, such as TrainConfig.preset('quick')")
+    if world.size == 1 and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise RuntimeError(
+            f"WORLD_SIZE={os.environ['WORLD_SIZE']} processes were started, but each would train alone: call fit "
+            "within `with vit.training.distributed.processes():`"
+        )
+    for name, loader in (("train_loader", train_loader), ("val_loader", val_loader)):
+        if loader is not None and not hasattr(loader, "epoch"):
+            raise TypeError(f"{name} is a {type(loader).__name__} without epoch(epoch, start_step): see make_loaders")
+        if loader is not None and not len(loader):
+            raise ValueError(f"{name} has no batch: there is nothing to {'train on' if name[0] == 't' else 'measure'}")
+    of_model = getattr(getattr(model, "config", None), "num_classes", None)
+    of_data = getattr(train_loader, "num_classes", None)
+    if of_model and of_data and of_model != of_data:
+        raise ValueError(f"the model has num_classes={of_model}, the data {of_data} classes: build it with the data's")
+    remedy = "to train it for this data, set model.metadata = data.metadata first"
+    check_metadata(unwrap(model), train_loader, remedy, compare_classes=is_classifier)
+    if val_loader is not None:
+        check_metadata(unwrap(model), val_loader, remedy)
+    _check_settings(train_loader, config)
+    if resume and run_dir is None:
+        raise ValueError("resume=True needs run_dir, the folder of the run to go on with")
+    with being_written(run_dir if world.is_first else None):  # a run that still goes on is named first
+        if run_dir is not None and not resume and world.is_first:
+            refuse_existing(run_dir)
+
+
+def _check_settings(train_loader: Any, config: TrainConfig) -> None:
+    """Raises ValueError if the train loader was made with other settings."""
+    made_with = getattr(train_loader, "config", None)
+    for name in DATA_SETTINGS if isinstance(made_with, TrainConfig) else ():
+        theirs, ours = getattr(made_with, name), getattr(config, name)
+        if theirs != ours:
+            raise ValueError(
+                f"train_loader was made with {name}={theirs!r}, but config has {name}={ours!r}: make the loaders with "
+                "this config"
+            )
+    mixed_steps = getattr(train_loader, "mixed_steps", None)
+    if getattr(train_loader, "mix", None) is not None and mixed_steps != config.mixed_steps(len(train_loader)):
+        raise ValueError(
+            f"train_loader mixes the first {mixed_steps:g} steps, but with mix_until={config.mix_until} and epochs="
+            f"{config.epochs} it should be {config.mixed_steps(len(train_loader)):g}: make the loaders with this config"
+        )
+
+
+def check_same(
+    model: nn.Module, train_loader: Any, val_loader: Any, config: TrainConfig, world: World, **more: Any
+) -> None:
+    """Raises a ValueError, in every process, unless all of them are about to do the same training."""
+    network = ", ".join(f"{name} {tuple(p.shape)} {p.dtype}" for name, p in model.named_parameters())
+    data = describe_data(train_loader) | {"val_steps": 0 if val_loader is None else len(val_loader)}
+    world.check_same(asdict(config) | data | {"network": zlib.crc32(network.encode())} | more)
+
+
+def try_evaluation(model: nn.Module, val_loader: Any, config: TrainConfig, world: World) -> None:
+    """Measures two val images in each process, so that what is wrong with them is known before the first epoch."""
+    device = next(model.parameters()).device
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        try:
+            evaluate(model, _FirstImages(val_loader, 2 * world.size), config, world=world)
+        except Exception as error:
+            error.add_note("this was the val_loader's first batch: with a model that is no classifier, give None")
+            raise
+
+
+class _FirstImages:
+    """The first images of a loader's first batch."""
+
+    def __init__(self, loader: Any, count: int) -> None:
+        self.loader, self.count = loader, count
+        self.num_classes = getattr(loader, "num_classes", None)
+
+    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for images, labels in self.loader.epoch(epoch, start_step):
+            yield images[: self.count], labels[: self.count]
+            return
