@@ -19,7 +19,7 @@ from vit.device import resolve_device
 from vit.training.averaging import AveragedWeights
 from vit.training.distributed import current_world
 from vit.training.epoch import LossFn
-from vit.training.evaluation import check_is_model, evaluate
+from vit.training.evaluation import check_is_model, check_loaders, evaluate
 from vit.training.loop import train_one_epoch
 from vit.training.memory import keep_freed_memory
 from vit.training.optim import build_optimizers
@@ -58,9 +58,7 @@ def for_budget(
             f"config is a {type(config).__name__} and must be a TrainConfig: for_budget(config, model, ...)"
         )
     check_is_model(model)
-    for name, loader in (("train_loader", train_loader), ("val_loader", val_loader)):
-        if loader is not None and not hasattr(loader, "epoch"):
-            raise TypeError(f"{name} is a {type(loader).__name__} without epoch(epoch, start_step): see make_loaders")
+    check_loaders(train_loader, val_loader)
     if isinstance(minutes, bool) or not isinstance(minutes, numbers.Real):
         raise TypeError(f"minutes={minutes!r} must be a number")
     if not minutes > 0:

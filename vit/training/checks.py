@@ -17,7 +17,7 @@ from vit.config import TrainConfig
 from vit.training.checkpoint import describe_data
 from vit.training.distributed import World
 from vit.training.epoch import unwrap
-from vit.training.evaluation import check_is_model, check_metadata, evaluate
+from vit.training.evaluation import check_is_model, check_loaders, check_metadata, evaluate
 from vit.training.run_files import refuse_existing
 from vit.training.run_lock import being_written
 
@@ -59,9 +59,8 @@ def check_fit(
             f"WORLD_SIZE={os.environ['WORLD_SIZE']} processes were started, but each would train alone: call fit "
             "within `with vit.training.distributed.processes():`"
         )
+    check_loaders(train_loader, val_loader)
     for name, loader in (("train_loader", train_loader), ("val_loader", val_loader)):
-        if loader is not None and not hasattr(loader, "epoch"):
-            raise TypeError(f"{name} is a {type(loader).__name__} without epoch(epoch, start_step): see make_loaders")
         if loader is not None and not len(loader):
             raise ValueError(f"{name} has no batch: there is nothing to {'train on' if name[0] == 't' else 'measure'}")
     of_model = getattr(getattr(model, "config", None), "num_classes", None)

@@ -95,6 +95,13 @@ def check_is_model(model: Any) -> None:
         raise TypeError(f"model={model!r} must be a network, such as vit.VisionTransformer(vit.ViTConfig())")
 
 
+def check_loaders(train_loader: Any, val_loader: Any = None) -> None:
+    """Raises TypeError for what is no loader; the val loader may be None."""
+    for name, loader in (("train_loader", train_loader), ("val_loader", val_loader)):
+        if not hasattr(loader, "epoch") and not (loader is None and name == "val_loader"):
+            raise TypeError(f"{name} is a {type(loader).__name__} without epoch(epoch, start_step): see make_loaders")
+
+
 def check_num_classes(logits: Tensor, loader: Any) -> None:
     """Raises ValueError unless there is one logit for each class of the loader, if it says how many it has."""
     num_classes = getattr(loader, "num_classes", None)
