@@ -5,6 +5,8 @@ import sys
 import threading
 import time
 from dataclasses import replace
+from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ import torch
 from vit.config import TrainConfig, ViTConfig
 from vit.data import make_loaders
 from vit.model.vision_transformer import VisionTransformer
-from vit.training import History, fit
+from vit.training import History, background, fit
 from vit.training.background import train_in_background
 from vit.training.run_lock import is_being_written
 
@@ -204,3 +206,16 @@ background.train_in_background(None, None, None, None, {str(tmp_path)!r})
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0 and done.stderr == ""
     assert (tmp_path / "state").read_text() == "saved"
+
+
+def test_losses_come_every_half_second_and_ever_more_slowly(monkeypatch):
+    """So that the curve of a long training stays a short list."""
+    now, due = [0.0], []
+    monkeypatch.setattr(background.time, "monotonic", lambda: now[0])
+    bar = background._LiveBar(SimpleNamespace(), total=10**6, initial=0, unit="step")
+    for _ in range(36_000):  # an hour of steps of 0.1 s
+        now[0] += 0.1
+        if bar.update():
+            due.append(now[0])
+    assert due[0] == pytest.approx(0.5) and min(b - a for a, b in pairwise(due)) > 0.45 and len(due) < 2000
+    assert due[-1] - due[-2] == pytest.approx(3600 / 500, abs=0.2)

@@ -9,7 +9,7 @@ import torch
 from vit.config import TrainConfig, ViTConfig
 from vit.data import make_loaders
 from vit.model.vision_transformer import VisionTransformer
-from vit.training import for_budget
+from vit.training import budget, for_budget
 from vit.training.budget import _epochs_that_fit
 
 CONFIG = TrainConfig.preset("quick", device="cpu", batch_size=64, epochs=5, warmup_epochs=1.0)
@@ -106,3 +106,13 @@ def test_impossible_budgets_are_refused(shapes, model):
         for_budget(CONFIG, model, train, minutes=0)
     with pytest.raises(ValueError, match=r"minutes=0.0001 is too short: a step takes .* s here"):
         for_budget(CONFIG, model, Slow(train, 0.01), val, minutes=0.0001, probe_seconds=0.05)
+
+
+def test_each_part_of_a_run_is_weighed_by_its_length(shapes, model, monkeypatch):
+    """Steps made up to take 1 s with dropped patches and 5 s without."""
+    monkeypatch.setattr(
+        budget, "_step_seconds", lambda probe, loader, config, *_: {1.0: 1.0, 0.0: 5.0}[config.patch_drop_until]
+    )
+    config = replace(CONFIG, patch_drop_rate=0.5, patch_drop_until=0.75)
+    found = for_budget(config, model, make_loaders(shapes, config)[0], minutes=10)
+    assert found.epochs == pytest.approx(600 / (7 * (0.75 * 1 + 0.25 * 5)), abs=0.01)

@@ -1,6 +1,7 @@
 """Configs: every bad value is refused with its name, its value and what is allowed."""
 
 import json
+import re
 from dataclasses import fields, replace
 
 import numpy as np
@@ -157,7 +158,8 @@ def test_what_is_no_config_is_refused(shapes):
 def test_every_field_is_documented():
     for config_class in (ViTConfig, TrainConfig):
         for field in fields(config_class):
-            assert field.name in config_class.__doc__, f"{config_class.__name__}.{field.name} is not documented"
+            pattern = rf"^ +([a-z_0-9]+, )*{field.name}(, [a-z_0-9]+)*:"
+            assert re.search(pattern, config_class.__doc__, re.MULTILINE), f"{field.name} is not documented"
 
 
 @given(

@@ -229,6 +229,9 @@ def test_each_control_is_explained_in_the_words_of_the_config(form):
     assert told["flip"] == '"alternating" (each image mirrored every other epoch), "random" or "none".'
     assert told["mixup_alpha"] == told["cutmix_alpha"] and told["mixup_alpha"].startswith("Beta parameters of MixUp")
     assert field_help(ViTConfig)["depth"].startswith("token width D, number of blocks, attention heads")
-    assert all(field_help(config).values() for config in (ViTConfig, TrainConfig) if all(field_help(config)))
+    for config in (ViTConfig, TrainConfig):
+        assert field_help(config).keys() == {field.name for field in fields(config)} and all(
+            field_help(config).values()
+        )
     assert form.controls["train.flip"].tooltip == told["flip"]
     assert all(control.tooltip for control in form.controls.values())

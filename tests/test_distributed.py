@@ -419,3 +419,13 @@ def test_settings_of_the_command_line():
 def test_processes_are_ended_where_there_is_no_sigkill(monkeypatch):
     monkeypatch.delattr(signal, "SIGKILL")  # as on Windows
     assert launch.launch([sys.executable, "-c", "pass"], 2) == 0
+
+
+@pytest.mark.parametrize("own", [None, "7"])
+def test_cores_are_shared_out_unless_somebody_has(tmp_path, monkeypatch, own):
+    monkeypatch.delenv("OMP_NUM_THREADS") if own is None else monkeypatch.setenv("OMP_NUM_THREADS", own)
+    monkeypatch.setattr(launch.os, "cpu_count", lambda: 12)
+    place = f"{str(tmp_path)!r} + '/' + os.environ['RANK']"
+    code = f"import os; open({place}, 'w').write(os.environ['OMP_NUM_THREADS'])"
+    assert launch.launch([sys.executable, "-c", code], 3) == 0
+    assert [(tmp_path / str(rank)).read_text() for rank in range(3)] == [own or "4"] * 3

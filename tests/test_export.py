@@ -193,3 +193,13 @@ def test_a_missing_package_says_how_to_get_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(ImportError, match=r"to_onnx needs onnxruntime: pip install 'vit-notebooks\[export\]'"):
         to_onnx(make({}), tmp_path / "model.onnx")
+
+
+def test_timm_is_told_to_squash(tmp_path):
+    model = make({})
+    model.metadata |= {"squash": True, "crop": 1.0}
+    theirs = timm.create_model(f"local-dir:{to_timm(model, tmp_path)}", pretrained=True)
+    settings = timm.data.resolve_model_data_config(theirs)
+    assert (settings["crop_mode"], settings["interpolation"]) == ("squash", "bilinear")
+    assert theirs.pretrained_cfg["label_names"] == FACTS["class_names"]
+    assert load_weights(None, tmp_path, report=None).metadata["squash"]

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+import vit
 from vit.data import fashion_mnist
 from vit.data.fashion_mnist import DEBIAN, FILES, load_fashion_mnist
 
@@ -71,3 +72,16 @@ def test_the_debian_package_holds_it():
     assert (len(data.train), len(data.val), len(data.test)) == (55_000, 5_000, 10_000)
     assert torch.bincount(data.test.labels).tolist() == [1000] * 10
     assert data.mean[0] == pytest.approx(0.2860 * 784 / 1024, abs=1e-3)  # the authors' mean, without the margin
+
+
+def test_statistics_are_those_of_the_training_pixels_with_their_margin(folder):
+    data = load_fashion_mnist(folder, val_size=5)
+    content = gzip.decompress((folder / "train-images-idx3-ubyte.gz").read_bytes())[16:]
+    pixels = np.pad(np.frombuffer(content, np.uint8).reshape(-1, 28, 28), ((0, 0), (2, 2), (2, 2))) / 255
+    assert data.mean == pytest.approx([pixels.mean()] * 3) and data.std == pytest.approx([pixels.std()] * 3)
+
+
+def test_it_is_looked_for_in_the_data_folder(folder, monkeypatch):
+    monkeypatch.setenv("VIT_DATA", str(folder.parent))
+    folder.rename(folder.parent / "fashion-mnist")
+    assert len(vit.load_data("fashion_mnist", val_size=5).train) == 25

@@ -130,5 +130,5 @@ def test_no_images_have_no_features(images):
 def test_what_cannot_be_read_is_refused(images, tmp_path):
     with pytest.raises(TypeError, match="Linear has no module `head`"):
         analysis.features(torch.nn.Linear(2, 2), images)
-    with pytest.raises(TypeError, match=r"needs images as a tensor \(B, C, H, W\), got PosixPath|WindowsPath"):
+    with pytest.raises(TypeError, match=r"needs images as a tensor \(B, C, H, W\), got (PosixPath|WindowsPath)"):
         analysis.features(make_model(), Path("a.png"), cache=tmp_path)

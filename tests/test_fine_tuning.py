@@ -12,6 +12,7 @@ from vit.data import DataSplits, keep_classes, sample_shots
 from vit.model import VisionTransformer
 from vit.tasks import fine_tuning, lora, prompts
 from vit.training import build_optimizers
+from vit.training.state_file import read_state
 
 PICO = {"image_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2, "mlp_ratio": 2.0}
 
@@ -185,3 +186,13 @@ def test_higher_resolution_has_the_same_weights_on_a_finer_grid(source_model, ha
     assert torch.equal(model.encoder.blocks[0].attn.qkv.weight, source_model.encoder.blocks[0].attn.qkv.weight)
     native = fine_tuning.with_new_head(source_model, halves[1]).resized(16)
     assert torch.equal(native.pos_embed, source_model.pos_embed), "at its own grid nothing is resampled"
+
+
+def test_fine_tune_hands_its_arguments_on(shapes, tmp_path):
+    model = VisionTransformer(ViTConfig(**PICO))
+    model.metadata = shapes.metadata
+    config = TrainConfig(epochs=0.2, warmup_epochs=0, optimizer="adamw", device="cpu")
+    fine_tuning.fine_tune(model, shapes, config, layer_decay=0.5, run_dir=tmp_path)
+    (adamw,) = read_state(tmp_path / "state.pt")["optimizers"]
+    shares = {round(group["peak_lr"] / config.learning_rate, 6) for group in adamw["param_groups"]}
+    assert shares == {1.0, 0.5, 0.25, 0.125}, "head, two blocks and the stem"

@@ -1,5 +1,6 @@
 """A forecast from configs alone against what is counted, measured and timed on the real model."""
 
+import importlib
 import math
 import time
 from dataclasses import replace
@@ -75,3 +76,16 @@ def test_it_leaves_random_numbers_to_a_training_that_runs_beside(monkeypatch):
     monkeypatch.undo()
     real = training_memory(VisionTransformer(config), 5, make_optimizers=lambda model: build_optimizers(model, TRAIN))
     assert 0.7 * real.total < told.memory.total < real.total  # less the masks of dropout
+
+
+def test_speed_is_that_of_a_machine_made_up(monkeypatch):
+    """One that needs 1 ms a block of width 64, in proportion to the width, and computes faster the wider it is."""
+
+    def rate(model, batch_size, **_):
+        flops, width = train_flops(model, batch_size), model.config.embed_dim
+        return flops / (model.config.depth * 1e-3 * width / 64 + flops / (1e9 * width))
+
+    monkeypatch.setattr(importlib.import_module("vit.analysis.forecast"), "measure_rate", rate)
+    speed = measure_speed(TrainConfig(device="cpu"))
+    assert speed.overheads == pytest.approx([1e-3, 2e-3, 4e-3])
+    assert speed.rates == pytest.approx([6.4e10, 1.28e11, 2.56e11])

@@ -312,3 +312,16 @@ def test_another_rule_of_resizing_would_show(rule):
 def test_every_format_is_compared(tmp_path):
     compared = {make_reference(name, SIZE, torch.float32, tmp_path).format for name in REFERENCES}
     assert compared == set(FORMATS) - {"vit"}  # which is this library's own
+
+
+def test_files_of_torchvisions_first_releases_are_read():
+    """Its published weights have the older names, which its own network renames as it loads them."""
+    theirs = make_torchvision(SIZE, torch.float32)
+    old = {
+        name.replace(".mlp.0.", ".mlp.linear_1.").replace(".mlp.3.", ".mlp.linear_2."): tensor
+        for name, tensor in theirs.state_dict().items()
+    }
+    assert old.keys() != theirs.state_dict().keys()
+    images = images_of(SIZE, torch.float32)
+    model = load_weights(None, {"state_dict": old}, num_heads=4, report=None)
+    torch.testing.assert_close(model(images), theirs(images), rtol=0, atol=1e-5)

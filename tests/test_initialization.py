@@ -117,3 +117,27 @@ def test_with_mimetic_weights_a_token_attends_to_what_is_like_it_and_loses_it(mi
     assert own > 30 and others.abs() < 1
     alone = attn.proj(v.transpose(1, 2).flatten(2))  # as if every token saw itself alone
     assert (alone * x).mean() / (x * x).mean() == pytest.approx(-0.4, abs=0.02)
+
+
+def test_weights_start_as_said():
+    """Bounds of Xavier's uniform distribution, from its formula: nearly reached and never passed."""
+    torch.manual_seed(0)
+    width, config = 192, ViTConfig(embed_dim=192, num_heads=3, depth=3, num_registers=200)
+    model = VisionTransformer(config)
+
+    def check(weight: torch.Tensor, fan_in: int, fan_out: int) -> None:
+        bound = (6 / (fan_in + fan_out)) ** 0.5
+        assert 0.98 * bound < weight.abs().max() <= bound
+
+    for block in model.encoder.blocks:
+        for part in block.attn.qkv.weight.chunk(3):
+            check(part, width, width)
+        check(block.mlp.fc1.weight, width, 4 * width)
+        assert not block.attn.proj.weight.any() and not block.mlp.fc2.weight.any()
+    check(model.patch_embed.proj.weight, 48, width)
+    assert model.reg_token.std().item() == pytest.approx(1, abs=0.02)
+    assert model.cls_token.std().item() == pytest.approx(1, abs=0.2)
+    columns = torch.arange(8).repeat(8).float()
+    torch.testing.assert_close(model.pos_embed[0, :, 0], columns.sin())  # the fastest wave runs over columns
+    biases = [p for name, p in model.named_parameters() if name.endswith("bias")]
+    assert biases and not any(bias.any() for bias in biases)

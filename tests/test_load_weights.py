@@ -21,6 +21,7 @@ from vit.model.pos_embed import RESAMPLINGS
 from vit.model.transformer import ACTIVATIONS
 from vit.model.vision_transformer import VisionTransformer
 from vit.pretrained import load_weights
+from vit.pretrained.assembly import num_heads_of
 from vit.pretrained.report import Report
 
 CONFIG = ViTConfig(image_size=16, embed_dim=32, depth=2, num_heads=4, num_classes=5, head="linear")
@@ -335,7 +336,7 @@ def test_positions_are_resized_on_request_only(state):
         model, state, r"it is for images of \(16, 16\) pixels, the model for \(24, 24\): pass image_size=\(24, 24\)"
     )
     load_weights(model, state, image_size=24)
-    with pytest.raises(ValueError, match="image_size=20 is not a multiple of patch_size=8|multiple of patch_size"):
+    with pytest.raises(ValueError, match=r"image_size=\(18, 18\) is not a multiple of patch_size=4"):
         load_weights(None, state, num_heads=4, image_size=18)
 
 
@@ -555,3 +556,9 @@ def test_files_in_another_format_than_safetensors_are_not_trusted_by_load(tmp_pa
     save_file({"x": torch.zeros(2)}, tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match="was not written by vit.save; vit.pretrained.load_weights"):
         vit.load(tmp_path / "other.safetensors")
+
+
+@pytest.mark.parametrize("size", ["large_patch16", "huge_patch14", "giant_patch14", "gigantic_patch14"])
+def test_usual_heads_are_those_of_timms_published_models(size):
+    theirs = timm.create_model(f"vit_{size}_224", device="meta")
+    assert num_heads_of(theirs.embed_dim) == theirs.blocks[0].attn.num_heads

@@ -6,7 +6,7 @@ import torch
 
 from vit.config import TrainConfig
 from vit.data import Split, denormalize, make_loaders, normalize
-from vit.data.loader import Loader, make_augment
+from vit.data.loader import Loader, make_augment, make_mix
 from vit.data.splits import DataSplits, check_disjoint, make_val_split
 
 
@@ -197,3 +197,51 @@ def test_data_and_loaders_are_shown_in_a_line(shapes):
     assert repr(loader) == f"Loader(3 batches of {split!r}, shuffled, augmented, cpu)"
     assert repr(val_loader) == f"Loader(1 batches of {split!r}, cpu)"
     assert "with masks" in repr(shapes.test)
+
+
+def test_the_seed_decides_order_crops_flips_and_mixing(shapes):
+    def drawn(seed: int) -> list[torch.Tensor]:
+        config = TrainConfig(batch_size=50, seed=seed, flip="none", mixup_alpha=1.0, device="cpu")
+        train, _ = make_loaders(shapes, config)
+        first = torch.arange(50)
+        flip = make_augment(TrainConfig(crop_padding=0, seed=seed), shapes.mean)
+        flipped = flip(shapes.train.images[:50], first, 0, None)
+        return [train.sample_indices(0), flipped, train.augmented(first, 0, 0), train.batch(0, 0)[1]]
+
+    assert not any(torch.equal(a, b) for a, b in zip(drawn(0), drawn(1), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(drawn(7), drawn(7), strict=True))
+
+
+def test_every_batch_of_every_epoch_has_draws_of_its_own():
+    """With the same image everywhere, what differs are the draws."""
+    image = torch.randint(256, (1, 3, 8, 8), dtype=torch.uint8)
+    split = Split(image.expand(64, -1, -1, -1).clone(), torch.arange(64) % 10)
+    config = TrainConfig(flip="none", crop_padding=4, mixup_alpha=1.0)
+    loader = make_loader(split, augment=make_augment(config, (0.5,) * 3), mix=make_mix(config, 10))
+    batches = [(epoch, step) for epoch in range(2) for step in range(4)]
+    crops = {loader.augmented(torch.arange(16), *at).numpy().tobytes() for at in batches}
+    shares = {float(loader.batch(*at)[1].amax()) for at in batches}
+    assert len(crops) == len(shares) == 8
+
+
+def test_erased_squares_have_the_training_mean(shapes):
+    config = TrainConfig(batch_size=400, crop_padding=0, flip="none", erase_size=100, device="cpu")
+    images, _ = make_loaders(shapes, config)[0].batch(0, 0)
+    half_a_level = 0.5 / 255 / min(shapes.std)
+    assert images.abs().max() <= 1.01 * half_a_level, "squares larger than the image leave nothing else"
+
+
+def test_settings_of_mixing_arrive():
+    images, labels = torch.rand(8, 3, 16, 16), torch.arange(8)
+
+    def mixed(**settings: float) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        mix = make_mix(TrainConfig(**settings), 10)
+        return [mix(images, labels, seed) for seed in range(40)]
+
+    def is_pasted(batch: torch.Tensor) -> bool:
+        return bool(((batch == images) | (batch == images.roll(1, 0))).all())
+
+    assert all(is_pasted(batch) for batch, _ in mixed(cutmix_alpha=1.0))
+    assert not any(is_pasted(batch) for batch, _ in mixed(mixup_alpha=1.0))
+    untouched = [bool((soft.amax(dim=1) == 1).all()) for _, soft in mixed(mixup_alpha=1.0, mix_probability=0.25)]
+    assert 22 <= sum(untouched) <= 38

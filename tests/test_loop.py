@@ -14,10 +14,12 @@ from conftest import randomize
 from torch import nn
 
 from vit.config import TrainConfig, ViTConfig
-from vit.data import DataSplits, Split, make_eval_loader, make_loaders
+from vit.data import DataSplits, Loader, Split, make_eval_loader, make_loaders
 from vit.device import resolve_device
 from vit.model.vision_transformer import VisionTransformer
 from vit.training import History, build_optimizers, evaluate, fit, load_run, new_run_folder, train_one_epoch
+from vit.training.averaging import AveragedWeights
+from vit.training.epoch import classification_loss
 from vit.training.interrupt import stop_on_interrupt
 from vit.training.loop import STATE_FILE
 from vit.training.state_file import write_state
@@ -382,3 +384,72 @@ def test_a_loader_made_by_hand_that_mixes_nothing_is_taken(shapes):
     loader.config = None  # which says that `make_loaders` has made it
     config = replace(QUICK, mix_until=0.5, cutmix_alpha=1.0)
     assert loader.mix is None and fit(make_model(), loader, val_loader, config).is_complete
+
+
+def test_random_numbers_of_a_run_follow_its_seed(shapes):
+    """Dropout's among them: the first that a training draws is the first of a generator with that seed."""
+
+    def drawn(seed: int) -> list[float]:
+        numbers = []
+
+        def loss_fn(model, batch):
+            numbers.append(torch.rand(()).item())
+            return model(batch[0]).square().mean(), {}
+
+        config = replace(QUICK, epochs=0.2, warmup_epochs=0, seed=seed)
+        fit(make_model(), make_loaders(shapes, config)[0], None, config, loss_fn=loss_fn)
+        return numbers
+
+    assert drawn(0) == drawn(0)
+    assert [drawn(seed)[0] for seed in (0, 3)] == [
+        torch.rand((), generator=torch.Generator().manual_seed(seed)).item() for seed in (0, 3)
+    ]
+
+
+class Constant(nn.Module):
+    """The same logits for every image."""
+
+    def __init__(self, logits: list[float]) -> None:
+        super().__init__()
+        self.logits = nn.Parameter(torch.tensor(logits))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.logits.expand(len(images), -1)
+
+
+def test_a_sure_mistake_costs_its_logit():
+    split = Split(torch.zeros(4, 3, 2, 2, dtype=torch.uint8), torch.tensor([0, 0, 0, 1]))  # the network is sure of 1
+    loader = Loader(split, batch_size=4, mean=(0.5,) * 3, std=(0.2,) * 3)
+    assert evaluate(Constant([0.0, 20.0]), loader).loss == pytest.approx(3 / 4 * 20, rel=1e-4)
+
+
+def test_with_soft_labels_the_largest_share_is_the_truth():
+    soft = torch.tensor([[0.7, 0.3, 0], [0.2, 0.5, 0.3], [0.6, 0, 0.4], [0.1, 0.9, 0]])
+    _, sums = classification_loss()(Constant([1.0, 0, 0]), (torch.zeros(4, 3, 2, 2), soft))
+    assert sums["correct"] == 2
+
+
+def test_running_statistics_go_with_the_average():
+    model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(12), nn.Linear(12, 2))
+    ema = AveragedWeights(model, 0.9)
+    model(torch.randn(50, 3, 2, 2) * 3 + 5)
+    ema.update_parameters(model)
+    assert model[1].running_mean.abs().max() > 0.1
+    assert torch.equal(ema.module[1].running_mean, model[1].running_mean)
+
+
+def test_want_of_memory_on_a_cpu_comes_with_a_way_out(shapes):
+    def loss_fn(model, batch):
+        torch.empty(2**60, dtype=torch.uint8)
+
+    with pytest.raises(RuntimeError) as caught:
+        fit(make_model(), make_loaders(shapes, QUICK)[0], None, QUICK, loss_fn=loss_fn)
+    assert "out of memory at batch_size=64" in caught.value.__notes__[0]
+
+
+def test_fit_validates_with_the_configs_augmentation(shapes):
+    config = replace(QUICK, epochs=1, warmup_epochs=0, test_time_augmentation="flip")
+    loaders, model = make_loaders(shapes, config), randomize(make_model())
+    history = fit(model, *loaders, config)
+    flipped, plain = (evaluate(model, loaders[1], test_time_augmentation=views).loss for views in ("flip", "none"))
+    assert history.last["val_loss"] == pytest.approx(flipped, abs=1e-6) != pytest.approx(plain, abs=1e-4)

@@ -170,3 +170,20 @@ def test_arguments_that_make_no_ramp_are_refused(model):
     with pytest.raises(ValueError, match="patch_drop_rate=0.5: Linear has no `patch_drop`"):
         find_learning_rate(nn.Linear(1, 1), Endless(), replace(CONFIG, patch_drop_rate=0.5))
     assert LearningRateCurve([1.0], [2.0], [2.0], 3.0).scaled(CONFIG).learning_rate == 3 * CONFIG.learning_rate
+
+
+def test_the_finder_trains_as_fit_does_whatever_the_mode(shapes, model):
+    config, modes = replace(CONFIG, label_smoothing=0.3), []
+    loader = make_loaders(shapes, config)[0]
+    nn.init.normal_(model.head.fc2.weight)  # or the first loss is ln 10 with any smoothing
+    model.eval()
+    images, labels = loader.batch(0, 0)
+    expected = F.cross_entropy(model(images), labels, label_smoothing=0.3).item()
+    assert find_learning_rate(model, loader, config, num_steps=10).losses[0] == pytest.approx(expected, rel=1e-5)
+
+    def loss_fn(model, batch):
+        modes.append(model.training)
+        return model(batch[0]).square().mean(), {}
+
+    find_learning_rate(model, loader, config, num_steps=10, loss_fn=loss_fn)
+    assert modes and all(modes)

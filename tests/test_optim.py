@@ -36,11 +36,12 @@ def test_orthogonalized_singular_values_are_near_one():
     assert values.min() > 0.5 and values.max() < 1.3
 
 
-def test_muon_follows_torchs(monkeypatch):
+@pytest.mark.parametrize("shape", [(12, 8), (8, 12), (8, 32)])
+def test_muon_follows_torchs(shape):
     """torch's works in bfloat16, which is all that keeps the two apart."""
     torch.manual_seed(0)
-    target = torch.randn(12, 8)
-    ours, theirs = (nn.Parameter(torch.zeros(12, 8)) for _ in range(2))
+    target = torch.randn(shape)
+    ours, theirs = (nn.Parameter(torch.zeros(shape)) for _ in range(2))
     mine = Muon([ours], lr=0.02, momentum=0.9, weight_decay=0.1)
     reference = torch.optim.Muon([theirs], lr=0.02, momentum=0.9, weight_decay=0.1)
     for _ in range(20):
@@ -170,3 +171,8 @@ def test_setting_the_rate_scales_each_groups_own_peak():
     set_learning_rate(optimizers, 0.5)
     assert {group["lr"] for group in optimizers[0].param_groups} == {1e-3}
     assert {group["lr"] for group in optimizers[1].param_groups} == {0.005}
+
+
+def test_muon_has_the_settings_of_the_config(tiny):
+    _, muon = build_optimizers(VisionTransformer(tiny), TrainConfig(muon_momentum=0.5, weight_decay=0.3))
+    assert {(group["momentum"], group["weight_decay"]) for group in muon.param_groups} == {(0.5, 0.3)}

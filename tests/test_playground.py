@@ -5,6 +5,7 @@ import errno
 import io
 import re
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -291,3 +292,14 @@ def test_in_a_notebook_it_follows_the_training_by_itself(panel, monkeypatch):
     assert any(text.startswith("training: step") for text in progress)
     assert progress[-1].startswith("done: validation accuracy")
     assert pictures and len(panel.runs.runs) == 1
+
+
+def test_durations_and_the_time_left(monkeypatch):
+    durations = [module._duration(seconds) for seconds in (0.2, 89.1, 120, 5399, 5400, 9000)]
+    assert durations == ["1 s", "90 s", "2 min", "90 min", "1.5 h", "2.5 h"]
+    now = [100.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    panel = SimpleNamespace(run=SimpleNamespace(steps_done=10, total_steps=110), _first_step=None, _started=0)
+    assert Playground._time_left(panel) == "", "nothing is known at the first look"
+    now[0], panel.run.steps_done = 120.0, 30
+    assert Playground._time_left(panel) == ", 80 s to go", "a step a second"

@@ -93,3 +93,9 @@ def test_many_classes_have_room_and_absent_ones_are_left_out():
     assert {text.get_text() for text in texts} == {f"class {k}" for k in range(K - 1)}
     boxes = sorted((text.get_window_extent() for text in texts), key=lambda box: box.y0)
     assert all(below.y1 <= above.y0 for below, above in pairwise(boxes))
+
+
+def test_the_line_of_all_classes_weighs_images_not_classes():
+    labels = torch.tensor([0] * 8 + [1] * 2)  # 100 % of 8 and 0 % of 2
+    ax = plot_class_accuracy(torch.tensor([[1.0, 0]] * 10), labels, ["cat", "dog"]).axes[0]
+    assert ax.lines[0].get_xdata()[0] == 80 and "all 80.0 %" in [text.get_text() for text in ax.texts]

@@ -110,3 +110,15 @@ def test_queries_and_explanations_show_what_they_are_given(image):
         plot_explanations(np.stack([image, image]), {"c": heats}, ["one"])
     with pytest.raises(ValueError, match="heatmaps of 'c' has 2 entries for 1 images"):
         plot_explanations(image[None], {"c": heats})
+
+
+def test_every_panel_says_what_it_shows(image):
+    heats = np.random.default_rng(0).random((2, 3, 5))
+    right = plot_queries(image, heats, [(0, 0), (1, 2)]).axes[2]
+    assert right.get_title() == "from patch 1, 2" and right.patches[0].get_bbox().bounds == (7.5, 3.5, 4, 4)
+    axes = plot_explanations(np.stack([image, image]), {"a": heats}, ["one", "two"]).axes
+    assert [axes[0].get_ylabel(), axes[2].get_ylabel()] == ["one", "two"]
+    axes = plot_attention_heads(image, np.random.default_rng(0).random((4, 2, 3, 5))).axes
+    assert [ax.get_title() for ax in axes[1:5]] == [f"layer {i}" for i in range(4)]
+    assert [axes[i].get_ylabel() for i in (1, 6)] == ["head 0", "head 1"]
+    assert plot_attention_view(image, heats[0], unit="share").axes[2].get_ylabel() == "share"

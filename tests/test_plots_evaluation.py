@@ -87,6 +87,8 @@ def test_reliability_of_one_model_needs_no_name():
     one = (np.full(5, 0.5), np.full(5, 0.7), np.full(5, 9))
     figure = plot_reliability(one)
     assert figure.axes[0].get_title(loc="left") == "the model: ECE 20.0 %" and len(figure.axes) == 2
+    gaps = [segment[:, 1].tolist() for segment in figure.axes[0].collections[0].get_segments()]
+    assert gaps == [pytest.approx([50, 70])] * 5, "from what it claims to what it gets right"
 
 
 @pytest.mark.parametrize("count", [10, 1000])
@@ -110,6 +112,7 @@ def test_robustness_is_a_line_a_kind_the_best_end_on_top():
     assert names == ["patch shuffle", "noise", "blur", "guessing"]
     assert ax.get_xticks().tolist() == [0, 1, 2] and "%" in ax.get_ylabel()
     assert len({color for color, _ in LOOKS}) == len({marker for _, marker in LOOKS}) == len(LOOKS)
+    assert set(ax.lines[-1].get_ydata()) == {10}, "guessing"
     assert lines["noise"].get_color() == plot_robustness({"noise": [1, 0]}).axes[0].lines[0].get_color()
 
 

@@ -5,6 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from vit.plots import plot_progress
 from vit.plots.runs import _spread, plot_learning_rates, plot_runs
 
 
@@ -107,3 +108,15 @@ def test_epochs_without_the_column_leave_a_gap():
     np.testing.assert_array_equal(line.get_ydata(), [np.nan, 50.0, 60.0])
     with pytest.raises(ValueError, match="the run 'a' has no column 'val_accuracy'"):
         plot_runs({"a": rows[:1]})
+
+
+def test_progress_draws_losses_and_rows_in_their_places():
+    rows = [
+        {"epoch": e, "train_loss": 2 / e, "val_loss": 1.8 / e, "train_accuracy": 30.0 * e, "val_accuracy": 31.0 * e}
+        for e in (1, 1.5)
+    ]
+    left, right = plot_progress([(0.25, 2.3), (0.5, 2.0)], rows, epochs=3).axes
+    found = [{name: line.get_xydata().tolist() for name, line in curves(ax).items()} for ax in (left, right)]
+    assert found[0] == {"train, epoch so far": [[0.25, 2.3], [0.5, 2.0]], "val": [[1, 1.8], [1.5, 1.2]]}
+    assert found[1] == {"train": [[1, 30.0], [1.5, 45.0]], "val": [[1, 31.0], [1.5, 46.5]]}
+    assert left.get_xlim() == right.get_xlim() == (0, 3) and "nats" in left.get_ylabel() and "%" in right.get_ylabel()

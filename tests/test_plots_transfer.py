@@ -39,3 +39,8 @@ def test_too_many_or_no_methods_are_refused(curves):
 def test_empty_curves_are_refused(of_shots):
     with pytest.raises(ValueError, match=r"curves\['a'\] must hold one or more accuracies"):
         plot_shots({"a": of_shots})
+
+
+def test_chance_is_drawn_where_it_is():
+    ax = plot_shots({"a": {1: [10], 5: [40]}}, chance=20).axes[0]
+    assert [20, 20] in [list(line.get_ydata()) for line in ax.lines]

@@ -1,10 +1,12 @@
 """A run that was stopped and goes on is the run that was never stopped; what cannot be the same run is refused."""
 
 import gc
+import itertools
 import re
 import signal
 import threading
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -477,3 +479,47 @@ def test_a_state_of_more_gpus_is_resumed_with_fewer(monkeypatch):
     monkeypatch.setattr(torch.cuda, "set_rng_state_all", given.extend)
     checkpoint._restore_random_state(state)
     assert given == [torch.ones(1)]
+
+
+@pytest.fixture
+def clock(monkeypatch) -> list[float]:
+    """The time of runs, in seconds, for a test to set."""
+    now = [0.0]
+    monkeypatch.setattr(run_files, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    return now
+
+
+def test_in_a_long_epoch_saves_are_as_far_apart_as_said(data, tmp_path, monkeypatch, clock):
+    saves, save, config = [], run_files.save_training_state, replace(QUICK, epochs=1, batch_size=10)
+    monkeypatch.setattr(run_files, "save_training_state", lambda *a, **k: saves.append(clock[0]) or save(*a, **k))
+
+    def loss_fn(model, batch):
+        clock[0] += 60
+        return model(batch[0]).square().mean(), {}
+
+    fit(make_model(), make_loaders(data, config)[0], None, config, run_dir=tmp_path, loss_fn=loss_fn)
+    assert saves == [0, 360, 720, 1080, 1200], "of 20 steps of a minute each: when over five minutes have gone by"
+
+
+def test_a_resumed_run_counts_its_seconds_on(data, tmp_path, clock):
+    def loss_fn(model, batch):
+        clock[0] += 1
+        return model(batch[0]).square().mean(), {}
+
+    loader, asked = make_loaders(data, QUICK)[0], itertools.count()
+    options = {"run_dir": tmp_path, "loss_fn": loss_fn}
+    fit(make_model(), loader, None, QUICK, should_stop=lambda: next(asked) >= 2, **options)
+    clock[0] += 1000  # nobody trains
+    history = fit(make_model(), loader, None, QUICK, resume=True, **options)
+    assert history["seconds"] == [STEPS, 2 * STEPS, 3 * STEPS]
+
+
+def test_parts_of_a_batch_may_change_at_a_resume_and_labels_may_not(data, tmp_path):
+    config = replace(QUICK, epochs=1)
+    fit(make_model(), *make_loaders(data, config), config, run_dir=tmp_path)
+    in_parts = replace(config, accumulation_steps=2)
+    history = fit(make_model(), *make_loaders(data, in_parts), in_parts, run_dir=tmp_path, resume=True)
+    assert history.is_complete
+    other = replace(data, train=replace(data.train, labels=data.train.labels.flip(0)))
+    with pytest.raises(ValueError, match="fingerprint"):
+        fit(make_model(), *make_loaders(other, config), config, run_dir=tmp_path, resume=True)

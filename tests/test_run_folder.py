@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from vit.config import TrainConfig, ViTConfig
 from vit.data.cifar10 import _folder
 from vit.files import replacing
-from vit.training import History, new_run_folder, write_summary
+from vit.training import History, new_run_folder, run_folder, write_summary
 from vit.training.run_folder import runs_root
 
 
@@ -86,3 +87,24 @@ def test_a_second_run_in_a_given_folder_leaves_the_first_alone(tmp_path, monkeyp
     first, second = new_run_folder("a", data="x"), new_run_folder("b", data="y")
     assert first == tmp_path and second.parent == tmp_path and second.name.endswith("-b")
     assert [json.loads((f / "config.json").read_text())["data"] for f in (first, second)] == ["x", "y"]
+
+
+def test_the_commit_says_whether_the_code_differs(tmp_path, monkeypatch):
+    def git(*arguments: str) -> str:
+        command = ["git", "-c", "user.name=a", "-c", "user.email=a@b", *arguments]
+        return subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True).stdout.strip()
+
+    (tmp_path / "vit").mkdir()
+    (tmp_path / "vit" / "a.py").write_text("1")
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "x")
+    commit = git("rev-parse", "--short=12", "HEAD")
+    monkeypatch.setattr(run_folder, "REPOSITORY", tmp_path)
+    assert run_folder.current_commit() == commit
+    (tmp_path / "notes").write_text("2")
+    assert run_folder.current_commit() == commit, "notes do not compute anything"
+    (tmp_path / "vit" / "a.py").write_text("2")
+    assert run_folder.current_commit() == f"{commit}+"
+    monkeypatch.setattr(run_folder, "REPOSITORY", tmp_path / "nowhere")
+    assert run_folder.current_commit() == "unknown"

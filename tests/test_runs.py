@@ -6,6 +6,8 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -270,3 +272,31 @@ def test_tensorboard_reads_the_history(tmp_path):
     assert [s.wall_time - scalars[0].wall_time for s in scalars] == pytest.approx([0, 10, 20], abs=1e-3)
     text = events.Tensors("config/text_summary")[0].tensor_proto.string_val[0].decode()
     assert '"embed_dim": 96' in text
+
+
+def test_tensorboard_is_told_every_column(tmp_path, monkeypatch):
+    """Whether or not it is installed."""
+    told = []
+
+    class Writer:
+        def __init__(self, folder: str) -> None:
+            self.folder = Path(folder)
+
+        def __enter__(self) -> "Writer":
+            return self
+
+        def __exit__(self, *_) -> None:
+            (self.folder / "events.out.tfevents.1").touch()
+
+        def add_text(self, *_) -> None:
+            pass
+
+        def add_scalar(self, tag: str, value: float, step: int, walltime: float) -> None:
+            told.append((tag, value, step))
+
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=Writer))
+    folder = make_run(tmp_path, "a")
+    row = {"epoch": 1, "train_loss": 2.0, "val_accuracy": 40.0, "learning_rate": 0.1, "seconds": 5}
+    History([row]).save_csv(folder / "history.csv")
+    log_to_tensorboard(folder)
+    assert told == [("loss/train", 2.0, 1), ("accuracy/val", 40.0, 1), ("learning_rate", 0.1, 1)]

@@ -3,10 +3,11 @@
 import pytest
 import torch
 
+import vit
 from vit.config import RECIPES, TrainConfig, ViTConfig
-from vit.data import save_image_folder
+from vit.data import keep_classes, make_loaders, save_image_folder
 from vit.tasks import train
-from vit.training import list_runs
+from vit.training import fit, list_runs
 
 
 @pytest.fixture
@@ -87,3 +88,19 @@ def test_settings_are_read_as_they_are_meant():
     for text, value in cases.items():
         assert train.read_setting(text) == (text.partition("=")[0], value)
     assert train.read_setting("adam_betas=[0.9,0.99]")[1] == (0.9, 0.99)
+
+
+def test_the_command_is_fit_with_the_seed_of_its_settings(tmp_path, shapes, monkeypatch):
+    data = keep_classes(shapes, range(4))
+    monkeypatch.setattr(train, "load_data", lambda name: data)
+    settings = ["--data", "shapes", "--recipe", "quick", "--set", "device=cpu", "seed=5", "epochs=0.5"]
+    train.main(["--run-dir", str(tmp_path), *settings])
+    config = TrainConfig.preset("quick", device="cpu", seed=5, epochs=0.5)
+    torch.manual_seed(5)
+    model = vit.VisionTransformer(ViTConfig.preset(RECIPES["quick"], image_size=16, num_classes=4))
+    fit(model, *make_loaders(data, config), config)
+    stored = vit.load(tmp_path / "model.safetensors")
+    assert all(
+        torch.equal(a, b) for a, b in zip(stored.state_dict().values(), model.state_dict().values(), strict=True)
+    )
+    assert tuple(stored.metadata["class_names"]) == data.class_names

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from vit.config import ViTConfig
 from vit.model.vision_transformer import VisionTransformer
+from vit.tasks import fine_tuning, mae, prompts
 
 GOLDEN = Path(__file__).parent / "golden"
 VARIANTS = {
@@ -196,6 +197,31 @@ def test_training_mode_differs_through_dropout_alone(tiny):
         torch.testing.assert_close(model(images), plain.eval()(images))
 
 
+def test_dropout_stands_behind_every_projection_and_paths_in_both_branches(tiny):
+    class Named(nn.Identity):
+        """Takes the place of a dropout and writes down when it is called."""
+
+        def __init__(self, name: str) -> None:
+            super().__init__()
+            self.name = name
+
+        def forward(self, x: Tensor) -> Tensor:
+            called.append(self.name)
+            return x
+
+    called = []
+    model = VisionTransformer(replace(tiny, drop_rate=0.1, drop_path_rate=0.2))
+    for name, module in list(model.named_modules()):
+        if isinstance(module, nn.Dropout):
+            assert module.p == 0.1, name
+            model.set_submodule(name, Named(name))
+    model.train()(images_for(tiny))
+    of_block = ("attn.proj_drop", "mlp.drop", "mlp.drop")
+    assert called == ["pos_drop", *(f"encoder.blocks.{i}.{part}" for i in range(2) for part in of_block)]
+    paths = [path for block in model.encoder.blocks for path in (block.drop_path1, block.drop_path2)]
+    assert [getattr(path, "drop_prob", 0) for path in paths] == [0, 0, 0.2, 0.2], "rising with depth"
+
+
 # --- learning -----------------------------------------------------------------------------------------------------
 
 
@@ -362,9 +388,9 @@ def test_resized_keeps_the_function_at_the_native_size_and_runs_at_others(config
 
 
 def test_no_classes_means_features(tiny):
-    model = VisionTransformer(replace(tiny, num_classes=0)).eval()
-    images = images_for(tiny)
-    assert torch.equal(model(images), model.forward_features(images)[:, 0])
+    model = randomize(VisionTransformer(replace(tiny, num_classes=0)).double()).eval()
+    images = images_for(tiny, dtype=torch.float64)
+    torch.testing.assert_close(model(images), model.forward_features(images)[:, 0], rtol=0, atol=1e-12)
 
 
 def test_export_and_compile_compute_the_same(config):
@@ -383,3 +409,13 @@ def test_a_resized_copy_is_frozen_where_its_original_is():
     learned = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     copy = model.resized(24)
     assert [name for name, parameter in copy.named_parameters() if parameter.requires_grad] == learned
+
+
+def test_copies_have_the_precision_and_mode_of_their_original(tiny, shapes):
+    for model in (VisionTransformer(tiny).double(), VisionTransformer(tiny).double().eval()):
+        model.metadata = shapes.metadata
+        copies = model.resized(24), prompts.add(model), fine_tuning.with_new_head(model, shapes)
+        assert {p.dtype for copy in copies for p in copy.parameters()} == {torch.float64}
+        assert [copy.training for copy in copies[:2]] == [model.training] * 2
+    coder = mae.MaskedAutoencoder(tiny, decoder_dim=8, decoder_depth=1, decoder_heads=2).double()
+    assert {p.dtype for p in mae.to_classifier(coder, tiny).parameters()} == {torch.float64}

@@ -141,3 +141,10 @@ def test_models_of_another_class_are_refused_by_name(tmp_path):
         with pytest.raises(TypeError, match="model must be a VisionTransformer of this library, got Linear"):
             write(torch.nn.Linear(2, 2), tmp_path / "x")
     assert not list(tmp_path.iterdir())
+
+
+def test_facts_given_to_save_replace_old_ones(tmp_path):
+    model = VisionTransformer(ViTConfig(image_size=8, embed_dim=16, depth=1, num_heads=2))
+    model.metadata = {"val_accuracy": 10.0, "dataset": "a"}
+    loaded = vit.load(vit.save(model, tmp_path / "m.safetensors", val_accuracy=70.0))
+    assert loaded.metadata == {"val_accuracy": 70.0, "dataset": "a"}

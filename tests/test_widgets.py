@@ -148,3 +148,21 @@ def test_only_uint8_batches_are_taken(model, images):
     for wrong in (images.float(), images[0], images[:0], None):
         with pytest.raises(ValueError, match=r"uint8 tensor \(B, C, H, W\)"):
             AttentionExplorer(model, wrong)
+
+
+def test_another_image_is_explained_for_its_own_class(model):
+    images = vit.load_data("shapes", num_train=10, num_val=10, num_test=8).test.images
+    guesses = vit.predict(model, images).argmax(dim=1).tolist()
+    assert len(set(guesses)) > 1
+    explorer = AttentionExplorer(model, images)
+    for i, guess in enumerate(guesses):
+        explorer.image.value = i
+        assert explorer.target.value == guess
+
+
+def test_an_explanation_is_titled_by_its_class(explorer, model):
+    explorer.method.value = "relevance"
+    explorer.target.value = 7
+    figure = explorer.figure()
+    assert figure.get_suptitle().endswith(f"relevance for {model.metadata['class_names'][7]}")
+    assert figure.axes[2].get_ylabel() == "relevance"

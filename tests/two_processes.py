@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from conftest import randomize
 from test_budget import Slow
 from torch import nn
 
@@ -60,8 +61,7 @@ def loaders(config: TrainConfig) -> tuple[Doubles, Doubles]:
 
 
 def network(seed: int = 0, **changes: Any) -> nn.Module:
-    torch.manual_seed(seed)
-    return VisionTransformer(replace(NETWORK, **changes)).double()
+    return randomize(VisionTransformer(replace(NETWORK, **changes)).double(), seed)
 
 
 def result(model: nn.Module, history: Any) -> dict[str, Any]:
@@ -185,7 +185,6 @@ def batch_normalization(world: World, folder: Path) -> dict[str, Any]:
 def evaluation(world: World, folder: Path) -> dict[str, Any]:
     """Over batches of which the last holds a single image."""
     splits, model = data(), network().float()
-    nn.init.normal_(model.head.fc2.weight)
     found = evaluate(model, make_eval_loader(splits, splits.val, device="cpu", batch_size=5), world=world)
     return {"probabilities": found.probabilities, "labels": found.labels, "loss": found.loss}
 
