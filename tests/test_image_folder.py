@@ -1,6 +1,7 @@
 """A folder of pictures becomes three splits: counted by hand, resized by PIL, and the same on every disk."""
 
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -197,6 +198,84 @@ def test_what_is_saved_is_loaded(tmp_path):
     np.testing.assert_array_equal(saved, split.images[7, :1].permute(1, 2, 0).expand(-1, -1, 3).numpy())
 
 
+# Split already
+
+
+def pixels_of(folder: Path) -> set[bytes]:
+    return {np.asarray(Image.open(path)).transpose(2, 0, 1).tobytes() for path in folder.glob("*/*.png")}
+
+
+@pytest.mark.parametrize("given", [("val", "test"), ("Valid",), ("validation",), ("Test",)])
+def test_splits_are_taken_as_they_are_and_the_missing_one_is_cut_from_train(photos, tmp_path, given):
+    root = tmp_path / "split"
+    shutil.copytree(photos, root / "train")
+    for seed, folder in enumerate(given, start=10):
+        save_pictures(root / folder / "cat", 3, seed=seed)
+        save_pictures(root / folder / "dog", 2, seed=seed + 10)
+    data = load_image_folder(root, image_size=20, val_fraction=0.2, test_fraction=0.3)
+    assert data.name == "split" and data.class_names == ("ape", "cat", "dog")
+    for folder in given:
+        name = {"valid": "val", "validation": "val"}.get(folder.lower(), folder.lower())
+        split = getattr(data, name)
+        assert members(split) == pixels_of(root / folder) and split.labels.bincount().tolist() == [0, 3, 2]
+    cut = {"val": [2, 1, 4], "test": [3, 2, 6]}
+    missing = [name for name in cut if not any(folder.lower().startswith(name) for folder in given)]
+    for name in missing:
+        assert getattr(data, name).labels.bincount().tolist() == cut[name]
+        assert members(getattr(data, name)) < pixels_of(root / "train")
+    left = pixels_of(root / "train").difference(*(members(getattr(data, name)) for name in missing))
+    assert members(data.train) == left
+    assert same(data, load_image_folder(root, image_size=20, val_fraction=0.2, test_fraction=0.3))
+
+
+def test_a_picture_of_the_test_is_not_trained_on(photos, tmp_path, capsys):
+    root = tmp_path / "split"
+    shutil.copytree(photos, root / "train")
+    for name in ("ape", "cat"):
+        (root / "test" / name).mkdir(parents=True)
+        shutil.copy(photos / name / "03.png", root / "test" / name / "x.png")
+    save_pictures(root / "val" / "ape", 2, seed=20)
+    save_pictures(root / "val" / "cat", 2, seed=21)
+    shutil.copy(photos / "cat" / "03.png", root / "val" / "ape")
+    with pytest.raises(ValueError, match=r"test/cat/x\.png and .*val/ape/03\.png are the same picture in two classes"):
+        load_image_folder(root, image_size=20)
+    (root / "val" / "ape" / "03.png").unlink()
+    capsys.readouterr()
+    data = load_image_folder(root, image_size=20)
+    assert members(data.test) == pixels_of(root / "test") and len(data.train) == 37 - 2
+    assert not members(data.train) & members(data.test)
+    assert re.search(r"train/cat/03\.png \(as .*test/cat/x\.png\)", capsys.readouterr().err)
+
+
+def test_splits_that_do_not_fit_are_refused(photos, tmp_path):
+    root = tmp_path / "split"
+    shutil.copytree(photos, root / "train")
+    shutil.copytree(photos, root / "test")
+    with pytest.raises(ValueError, match="class 'ape' has 0 different pictures"):  # all of them are in the test
+        load_image_folder(root)
+    (root / "test" / "ape").rename(root / "test" / "bee")
+    with pytest.raises(ValueError, match=r"split/test has classes that .*split/train has not: bee"):
+        load_image_folder(root)
+    shutil.rmtree(root / "test")
+    for name in ("val", "valid"):
+        shutil.copytree(photos, root / name)
+    with pytest.raises(ValueError, match=r"val and .*valid are both for val; keep one of them"):
+        load_image_folder(root)
+    (root / "val").rename(root / "test")
+    with pytest.raises(
+        ValueError, match="valid holds nothing but pictures that cannot be used or are in another split"
+    ):
+        load_image_folder(root)
+
+
+def test_classes_may_have_the_names_of_splits(photos):
+    for old, new in (("ape", "train"), ("cat", "test")):
+        (photos / old).rename(photos / new)
+    assert load_image_folder(photos).class_names == ("dog", "test", "train")
+    (photos / "dog").rename(photos / "val")
+    assert load_image_folder(photos).class_names == ("test", "train", "val")
+
+
 # Faults
 
 
@@ -209,7 +288,8 @@ def test_all_bad_files_are_listed_with_reasons_and_formats(photos):
     (photos / "dog" / "05.png").write_bytes(cut[: len(cut) // 2])
     with pytest.raises(ValueError, match="5 of 41 pictures cannot be used:") as caught:
         load_image_folder(photos)
-    lines = str(caught.value).splitlines()[1:]
+    *lines, hint = str(caught.value).splitlines()[1:]
+    assert hint == "Pass skip_unreadable=True to leave out those that cannot be read."
     reasons = {
         "ape/notes.txt": "it is no known picture (it starts with b'remember the')",
         "cat/empty.png": "it is empty",
@@ -227,7 +307,22 @@ def test_a_long_list_of_bad_files_is_cut(photos):
         (photos / "cat" / f"bad{i}.png").touch()
     with pytest.raises(ValueError, match="7 of 44 pictures") as caught:
         load_image_folder(photos)
-    assert len(str(caught.value).splitlines()) == 7 and str(caught.value).endswith("- and 2 more")
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 8 and lines[-2].endswith("- and 2 more")
+
+
+def test_files_that_cannot_be_read_are_left_out_on_request(photos, capsys):
+    before = load_image_folder(photos)
+    (photos / "cat" / "bad.png").touch()
+    (photos / "dog" / "notes.txt").write_text("remember the dog")
+    capsys.readouterr()
+    assert same(before, load_image_folder(photos, skip_unreadable=True))
+    notice = capsys.readouterr().err
+    assert "2 of 39 files cannot be read as pictures, and are left out:" in notice
+    assert "bad.png" in notice and "notes.txt" in notice
+    shutil.copy(photos / "cat" / "00.png", photos / "dog" / "my.png")
+    with pytest.raises(ValueError, match="1 of 40 pictures cannot be used:.*\n.*same picture in two classes"):
+        load_image_folder(photos, skip_unreadable=True)
 
 
 def test_a_huge_picture_and_a_thread_are_named(photos, monkeypatch):
@@ -268,12 +363,7 @@ def test_copies_do_not_fill_a_class(tmp_path):
         load_image_folder(tmp_path)
 
 
-def test_ready_made_splits_and_loops_are_not_taken_for_classes(photos, tmp_path):
-    both = tmp_path / "both"
-    shutil.copytree(photos, both / "train")
-    shutil.copytree(photos, both / "test")
-    with pytest.raises(ValueError, match=r"class folder .*test holds a folder, 'ape'.*right above the classes"):
-        load_image_folder(both)
+def test_loops_are_not_followed(photos):
     (photos / "ape" / "up").symlink_to(photos, target_is_directory=True)
     with pytest.raises(ValueError, match="class folder .*ape holds a folder, 'up'"):
         load_image_folder(photos)

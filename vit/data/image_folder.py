@@ -1,10 +1,11 @@
 """Pictures of your own, one folder a class, as the three splits of a dataset.
 
-    photos/cat/1.jpg  photos/cat/2.png  photos/dog/a.jpg  ...     ->  load_image_folder("photos")
+    photos/cat/1.jpg  photos/cat/2.png  photos/dog/a.jpg  ...             ->  load_image_folder("photos")
+    photos/train/cat/1.jpg  photos/test/cat/2.png  photos/val/dog/a.jpg   ->  the same, split already
 
 Which picture goes where depends on the names in its class and the seed alone, not on the order in which a disk lists
-its files. A picture that is saved twice is used once: in two splits it would be scored from memory. What a file may be,
-and how it is brought to size, is the concern of vit/pictures.py.
+its files. A picture that is saved twice is used once, for the test before anything else: in two splits it would be
+scored from memory. What a file may be, and how it is brought to size, is the concern of vit/pictures.py.
 """
 
 import hashlib
@@ -22,6 +23,8 @@ from vit.progress import progress_bar, say
 
 _LEFTOVERS = {"Thumbs.db", "desktop.ini", "__MACOSX"}  # of operating systems; like hidden files they are no pictures
 _SHOWN = 5  # faults that one message lists
+# Names of the folders of data that is split already, in the order in which pictures are read.
+_SPLITS = {"test": ("test",), "val": ("val", "valid", "validation"), "train": ("train",)}
 
 
 def load_image_folder(
@@ -31,16 +34,19 @@ def load_image_folder(
     val_fraction: float = 0.15,
     test_fraction: float = 0.15,
     seed: int = 0,
+    skip_unreadable: bool = False,
 ) -> DataSplits:
     """The pictures of a folder `path/<class>/<picture>`, resized with antialiasing and cut to their middle.
 
-    Each class is split by itself, so that all splits have the same mixture, and lends at least one picture to each. All
-    pictures stay in memory, N x 3 x H x W bytes.
+    Each class is split by itself, so that all splits have the same mixture, and lends at least one picture to each.
+    Where `path` holds a folder "train" with the classes in it, and "val" or "test" beside it, those are taken as they
+    are, and one that is missing is cut from "train". All pictures stay in memory, N x 3 x H x W bytes.
 
     Args:
         image_size: pixels, one side of a square or (height, width).
         val_fraction, test_fraction: shares of every class, each in (0, 1), together below 1.
         seed: decides the split and the order in it; 0 or more.
+        skip_unreadable: leave out files that are no pictures and say which, where otherwise an error lists them.
 
     Returns: images (N, 3, H, W); classes in alphabetical order; mean and std of the train images.
 
@@ -58,14 +64,34 @@ def load_image_folder(
     if path == "":
         raise ValueError("path='' names no folder")  # and must not stand for the working folder
     root = Path(path).expanduser()
-    files = _find(root)
-    fractions = (val_fraction, test_fraction)
-    for name, paths in files.items():
+    folders = _split_folders(root)
+    files = {split: _find(folder) for split, folder in folders.items()}
+    class_names = tuple(files["train"])
+    for split, of_class in files.items():
+        if unknown := [name for name in of_class if name not in files["train"]]:
+            raise ValueError(f"{folders[split]} has classes that {folders['train']} has not: {', '.join(unknown)}")
+    to_cut = {"val": val_fraction, "test": test_fraction}
+    fractions = tuple(0.0 if split in files else fraction for split, fraction in to_cut.items())
+    for name, paths in files["train"].items():
         _counts(name, len(paths), fractions)  # before any picture is read
-    images, labels = _read(files, size)
+    everyone = [
+        (split, label, path)
+        for split, of_class in files.items()
+        for label, name in enumerate(class_names)
+        for path in of_class.get(name, [])
+    ]
+    images, origins = _read(everyone, size, skip_unreadable)
+    labels = torch.tensor([label for _, label in origins], dtype=torch.int64)
+    from_train = torch.tensor([split == "train" for split, _ in origins], dtype=torch.bool)
     places: dict[str, list[Tensor]] = {"train": [], "val": [], "test": []}
-    for label, name in enumerate(files):
-        members = (labels == label).nonzero().flatten()
+    for split, folder in folders.items():
+        if split != "train":
+            members = [i for i, (of, _) in enumerate(origins) if of == split]
+            if not members:
+                raise ValueError(f"{folder} holds nothing but pictures that cannot be used or are in another split")
+            places[split].append(torch.tensor(members))
+    for label, name in enumerate(class_names):
+        members = ((labels == label) & from_train).nonzero().flatten()
         num_val, num_test = _counts(name, len(members), fractions)
         members = members[_permutation(len(members), seed, name)]
         sizes = (len(members) - num_val - num_test, num_val, num_test)
@@ -77,7 +103,7 @@ def load_image_folder(
         for split, part in places.items()
     )
     mean, std = channel_statistics(train.images)
-    return DataSplits(root.resolve().name, train, val, test, tuple(files), mean, std)
+    return DataSplits(root.resolve().name, train, val, test, class_names, mean, std)
 
 
 def save_image_folder(split: Split, class_names: tuple[str, ...], path: str | Path) -> Path:
@@ -103,11 +129,11 @@ def _check_split(val_fraction: float, test_fraction: float, seed: int) -> None:
 
 def _counts(name: str, count: int, fractions: tuple[float, float]) -> tuple[int, int]:
     """How many pictures of a class are for validation, and how many for the test."""
-    num_val, num_test = (max(1, round(count * fraction)) for fraction in fractions)
+    num_val, num_test = (max(1, round(count * fraction)) if fraction else 0 for fraction in fractions)
     if num_val + num_test >= count:
         raise ValueError(
             f"class {name!r} has {count} different pictures: with {num_val} for validation and {num_test} for the test "
-            "none is left to train on; it needs 3 or more, or smaller fractions"
+            f"none is left to train on; it needs {1 + sum(map(bool, fractions))} or more, or smaller fractions"
         )
     return num_val, num_test
 
@@ -120,10 +146,25 @@ def _permutation(count: int, seed: int, name: str) -> Tensor:
 # From a folder to files
 
 
-def _find(root: Path) -> dict[str, list[Path]]:
-    """The files of every class, both in alphabetical order."""
+def _split_folders(root: Path) -> dict[str, Path]:
+    """The folders of the splits: for a root that is not split yet, itself as "train"."""
     if not root.is_dir():
         raise FileNotFoundError(f"there is no folder at {root}")
+    folders = {entry.name.lower(): entry for entry in _visible(root) if entry.is_dir()}
+    found = {}
+    for split, names in _SPLITS.items():
+        of_split = [folders[name] for name in names if name in folders]
+        if len(of_split) > 1:
+            raise ValueError(f"{of_split[0]} and {of_split[1]} are both for {split}; keep one of them")
+        if of_split:
+            found[split] = of_split[0]
+    # Classes may have such names too, but hold no folders.
+    is_split = "train" in found and len(found) == len(folders) > 1
+    return found if is_split and any(entry.is_dir() for entry in _visible(found["train"])) else {"train": root}
+
+
+def _find(root: Path) -> dict[str, list[Path]]:
+    """The files of every class, both in alphabetical order."""
     form = f"pictures are expected as {root}/<class>/<picture>"
     entries = _visible(root)
     for entry in entries:
@@ -160,32 +201,39 @@ def _visible(folder: Path) -> list[Path]:
 # From files to pixels
 
 
-def _read(files: dict[str, list[Path]], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Every different picture (N, 3, H, W) and its label (N,), or one error for all that cannot be used."""
-    images = torch.empty(sum(map(len, files.values())), 3, *size, dtype=torch.uint8)
-    labels, faults, copies = [], [], []
+def _read(
+    everyone: list[tuple[str, int, Path]], size: tuple[int, int], skip_unreadable: bool
+) -> tuple[Tensor, list[tuple[str, int]]]:
+    """Every different picture (N, 3, H, W) with its split and label, or one error for all that cannot be used."""
+    images = torch.empty(len(everyone), 3, *size, dtype=torch.uint8)
+    origins, damaged, faults, copies = [], [], [], []
     first: dict[bytes, tuple[int, Path]] = {}  # who brought these pixels
-    everyone = [(label, path) for label, paths in enumerate(files.values()) for path in paths]
-    for label, path in progress_bar(everyone, desc="pictures", delay=1):
+    for split, label, path in progress_bar(everyone, desc="pictures", delay=1):
         try:
             image = picture_to_tensor(path, size)
         except (ValueError, OSError) as error:
-            faults.append(str(error))
+            damaged.append(str(error))
             continue
         digest = hashlib.blake2b(image.numpy().tobytes(), digest_size=16).digest()
         first_label, first_path = first.setdefault(digest, (label, path))
         if first_label != label:
             faults.append(f"{first_path} and {path} are the same picture in two classes; remove one of them")
         elif first_path != path:
-            copies.append(f"{path} (as {first_path.name})")
+            is_near = first_path.parent == path.parent
+            copies.append(f"{path} (as {first_path.name if is_near else first_path})")
         else:
-            images[len(labels)] = image
-            labels.append(label)
-    if faults:
-        raise ValueError(f"{len(faults)} of {len(everyone)} pictures cannot be used:" + _listed(faults))
+            images[len(origins)] = image
+            origins.append((split, label))
+    if damaged and skip_unreadable:
+        say(f"{len(damaged)} of {len(everyone)} files cannot be read as pictures, and are left out:{_listed(damaged)}")
+        damaged = []
+    if damaged or faults:
+        many = len(damaged) + len(faults)
+        hint = "\nPass skip_unreadable=True to leave out those that cannot be read." if damaged else ""
+        raise ValueError(f"{many} of {len(everyone)} pictures cannot be used:{_listed(damaged + faults)}{hint}")
     if copies:
         say(f"{len(copies)} pictures are copies of others at this size, and left out:" + _listed(copies))
-    return images[: len(labels)], torch.tensor(labels, dtype=torch.int64)
+    return images[: len(origins)], origins
 
 
 def _listed(lines: list[str]) -> str:
