@@ -1,5 +1,6 @@
 """Fine-tuning: rates by layer against timm and a table by hand, fresh heads, and what a network has seen before."""
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -196,3 +197,24 @@ def test_fine_tune_hands_its_arguments_on(shapes, tmp_path):
     (adamw,) = read_state(tmp_path / "state.pt")["optimizers"]
     shares = {round(group["peak_lr"] / config.learning_rate, 6) for group in adamw["param_groups"]}
     assert shares == {1.0, 0.5, 0.25, 0.125}, "head, two blocks and the stem"
+
+
+def test_a_stopped_fine_tuning_goes_on_to_the_same_bits(shapes, tmp_path):
+    torch.manual_seed(0)
+    source = VisionTransformer(ViTConfig(**PICO))
+    source.metadata = shapes.metadata
+    config = TrainConfig(epochs=2, batch_size=100, warmup_epochs=0.5, device="cpu")
+
+    def begin(seed: int) -> VisionTransformer:
+        torch.manual_seed(seed)
+        return fine_tuning.with_new_head(source, shapes)
+
+    whole, asked = begin(1), itertools.count()
+    fine_tuning.fine_tune(whole, shapes, config, layer_decay=0.7)
+    stopped = fine_tuning.fine_tune(
+        begin(1), shapes, config, layer_decay=0.7, run_dir=tmp_path, should_stop=lambda: next(asked) == 4
+    )
+    assert not stopped.is_complete
+    back = begin(2)
+    assert fine_tuning.fine_tune(back, shapes, config, layer_decay=0.7, run_dir=tmp_path, resume=True).is_complete
+    assert all(torch.equal(a, b) for a, b in zip(back.parameters(), whole.parameters(), strict=True))

@@ -8,7 +8,7 @@ higher resolution); Bao et al., "BEiT", ICLR 2022 (layer-wise decay of the rates
 
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -71,7 +71,7 @@ def fine_tune(
     *,
     layer_decay: float = 1.0,
     validate: bool = True,
-    run_dir: str | Path | None = None,
+    **options: Any,
 ) -> History:
     """Trains the model in place on `data`, with the normalization that the model was made with.
 
@@ -81,7 +81,8 @@ def fine_tune(
         config: how; small rates and few epochs. Muon forgets faster than AdamW, which is what all LoRA work uses.
         layer_decay: rates fall by this factor from each layer to the one below; see `build_optimizers`.
         validate: whether to measure the val split after every epoch.
-        run_dir: as for `vit.fit`.
+        options: of `vit.fit`, such as `run_dir` and `resume`. To go on, make the model as it was made the first time;
+            its fresh head is replaced by the one that was saved.
 
     Raises:
         ValueError: the model does not say how its images were normalized.
@@ -99,6 +100,6 @@ def fine_tune(
         train_loader,
         val_loader if validate else None,
         config,
-        run_dir=run_dir,
         make_optimizers=partial(build_optimizers, layer_decay=layer_decay),
+        **options,
     )
