@@ -261,10 +261,13 @@ def test_splits_that_do_not_fit_are_refused(photos, tmp_path):
         shutil.copytree(photos, root / name)
     with pytest.raises(ValueError, match=r"val and .*valid are both for val; keep one of them"):
         load_image_folder(root)
-    (root / "val").rename(root / "test")
-    with pytest.raises(
-        ValueError, match="valid holds nothing but pictures that cannot be used or are in another split"
-    ):
+    for name in ("val", "valid"):
+        shutil.rmtree(root / name)
+    for split in ("val", "test"):  # the same two pictures
+        for name in ("ape", "cat"):
+            (root / split / name).mkdir(parents=True)
+            shutil.copy(photos / name / "00.png", root / split / name)
+    with pytest.raises(ValueError, match="no picture of val can be used: they cannot be read, or are in another split"):
         load_image_folder(root)
 
 

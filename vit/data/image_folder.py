@@ -10,6 +10,7 @@ scored from memory. What a file may be, and how it is brought to size, is the co
 
 import hashlib
 import os
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -64,43 +65,16 @@ def load_image_folder(
     if path == "":
         raise ValueError("path='' names no folder")  # and must not stand for the working folder
     root = Path(path).expanduser()
-    folders = _split_folders(root)
-    files = {split: _find(folder) for split, folder in folders.items()}
+    files = _find(root)
     class_names = tuple(files["train"])
-    for split, of_class in files.items():
-        if unknown := [name for name in of_class if name not in files["train"]]:
-            raise ValueError(f"{folders[split]} has classes that {folders['train']} has not: {', '.join(unknown)}")
-    to_cut = {"val": val_fraction, "test": test_fraction}
-    fractions = tuple(0.0 if split in files else fraction for split, fraction in to_cut.items())
+    fractions = (0.0 if "val" in files else val_fraction, 0.0 if "test" in files else test_fraction)
     for name, paths in files["train"].items():
         _counts(name, len(paths), fractions)  # before any picture is read
-    everyone = [
-        (split, label, path)
-        for split, of_class in files.items()
-        for label, name in enumerate(class_names)
-        for path in of_class.get(name, [])
-    ]
-    images, origins = _read(everyone, size, skip_unreadable)
-    labels = torch.tensor([label for _, label in origins], dtype=torch.int64)
-    from_train = torch.tensor([split == "train" for split, _ in origins], dtype=torch.bool)
-    places: dict[str, list[Tensor]] = {"train": [], "val": [], "test": []}
-    for split, folder in folders.items():
-        if split != "train":
-            members = [i for i, (of, _) in enumerate(origins) if of == split]
-            if not members:
-                raise ValueError(f"{folder} holds nothing but pictures that cannot be used or are in another split")
-            places[split].append(torch.tensor(members))
-    for label, name in enumerate(class_names):
-        members = ((labels == label) & from_train).nonzero().flatten()
-        num_val, num_test = _counts(name, len(members), fractions)
-        members = members[_permutation(len(members), seed, name)]
-        sizes = (len(members) - num_val - num_test, num_val, num_test)
-        for part, chosen in zip(places.values(), members.split(sizes), strict=True):
-            part.append(chosen)
-    everything = Split(images, labels)
+    images, origins = _read(files, class_names, size, skip_unreadable)
+    everything = Split(images, torch.tensor([label for _, label in origins], dtype=torch.int64))
     train, val, test = (
-        everything.subset(torch.cat(part)[_permutation(sum(map(len, part)), seed, split)])
-        for split, part in places.items()
+        everything.subset(members[_permutation(len(members), seed, split)])
+        for split, members in _assigned(origins, class_names, fractions, seed).items()
     )
     mean, std = channel_statistics(train.images)
     return DataSplits(root.resolve().name, train, val, test, class_names, mean, std)
@@ -138,6 +112,29 @@ def _counts(name: str, count: int, fractions: tuple[float, float]) -> tuple[int,
     return num_val, num_test
 
 
+def _assigned(
+    origins: list[tuple[str, int]], class_names: tuple[str, ...], fractions: tuple[float, float], seed: int
+) -> dict[str, Tensor]:
+    """The pictures of train, val and test, by number: where they were found, or cut from train class by class."""
+    found = defaultdict(list)
+    for i, origin in enumerate(origins):
+        found[origin].append(i)
+    splits: dict[str, list[int]] = {"train": [], "val": [], "test": []}
+    for (split, _), members in found.items():
+        splits[split] += members if split != "train" else []
+    for label, name in enumerate(class_names):
+        members = torch.tensor(found["train", label])
+        num_val, num_test = _counts(name, len(members), fractions)
+        members = members[_permutation(len(members), seed, name)]
+        sizes = (len(members) - num_val - num_test, num_val, num_test)
+        for split, chosen in zip(splits, members.split(sizes), strict=True):
+            splits[split] += chosen.tolist()
+    for split, members in splits.items():
+        if not members:
+            raise ValueError(f"no picture of {split} can be used: they cannot be read, or are in another split, too")
+    return {split: torch.tensor(members) for split, members in splits.items()}
+
+
 def _permutation(count: int, seed: int, name: str) -> Tensor:
     """An order that depends on the seed and a name, so that a new class moves no picture of another."""
     return torch.from_numpy(np.random.default_rng((seed, *os.fsencode(name))).permutation(count))
@@ -146,24 +143,30 @@ def _permutation(count: int, seed: int, name: str) -> Tensor:
 # From a folder to files
 
 
-def _split_folders(root: Path) -> dict[str, Path]:
-    """The folders of the splits: for a root that is not split yet, itself as "train"."""
+def _find(root: Path) -> dict[str, dict[str, list[Path]]]:
+    """The files of every split and class; those of a folder that is not split yet are all of "train"."""
     if not root.is_dir():
         raise FileNotFoundError(f"there is no folder at {root}")
     folders = {entry.name.lower(): entry for entry in _visible(root) if entry.is_dir()}
-    found = {}
+    splits = {}
     for split, names in _SPLITS.items():
         of_split = [folders[name] for name in names if name in folders]
         if len(of_split) > 1:
             raise ValueError(f"{of_split[0]} and {of_split[1]} are both for {split}; keep one of them")
         if of_split:
-            found[split] = of_split[0]
+            splits[split] = of_split[0]
     # Classes may have such names too, but hold no folders.
-    is_split = "train" in found and len(found) == len(folders) > 1
-    return found if is_split and any(entry.is_dir() for entry in _visible(found["train"])) else {"train": root}
+    is_split = "train" in splits and len(splits) == len(folders) > 1
+    if not is_split or not any(entry.is_dir() for entry in _visible(splits["train"])):
+        return {"train": _classes(root)}
+    files = {split: _classes(folder) for split, folder in splits.items()}
+    for split, classes in files.items():
+        if unknown := ", ".join(name for name in classes if name not in files["train"]):
+            raise ValueError(f"{splits[split]} has classes that {splits['train']} has not: {unknown}")
+    return files
 
 
-def _find(root: Path) -> dict[str, list[Path]]:
+def _classes(root: Path) -> dict[str, list[Path]]:
     """The files of every class, both in alphabetical order."""
     form = f"pictures are expected as {root}/<class>/<picture>"
     entries = _visible(root)
@@ -202,9 +205,15 @@ def _visible(folder: Path) -> list[Path]:
 
 
 def _read(
-    everyone: list[tuple[str, int, Path]], size: tuple[int, int], skip_unreadable: bool
+    files: dict[str, dict[str, list[Path]]], class_names: tuple[str, ...], size: tuple[int, int], skip_unreadable: bool
 ) -> tuple[Tensor, list[tuple[str, int]]]:
     """Every different picture (N, 3, H, W) with its split and label, or one error for all that cannot be used."""
+    everyone = [
+        (split, label, path)
+        for split, classes in files.items()
+        for label, name in enumerate(class_names)
+        for path in classes.get(name, [])
+    ]
     images = torch.empty(len(everyone), 3, *size, dtype=torch.uint8)
     origins, damaged, faults, copies = [], [], [], []
     first: dict[bytes, tuple[int, Path]] = {}  # who brought these pixels
