@@ -10,6 +10,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import libraries
 import report
+from peers import PEERS
 from throughput import MODES
 
 from vit.config import ViTConfig
@@ -117,6 +118,32 @@ def speed_table() -> str:
     return "\n".join([*(f"| {' | '.join(row)} |" for row in rows), "", last, "", *_source_lines(sources)])
 
 
+def peers_table() -> str:
+    """A line a recipe trained for five minutes, best first: how it was fed, and what its authors state."""
+    claims = {(c["recipe"], c["variant"]): c for c in report.load("time_to_accuracy").values() if c["minutes"] == 5}
+    rows, sources = [], {}
+    for recipe in {recipe for recipe, _ in claims}:
+        published, batched, ours = (claims.get((recipe, of)) for of in ("per_sample", "batched", "cpu_5min"))
+        best = max(filter(None, (published, batched, ours)), key=lambda c: c["value"])
+        name = "**this project**, `cpu_5min`" if ours else f"[{recipe}]({PEERS[recipe].source.split(' ')[0]})"
+        cells = [name, f"{best['parameters'] / 1e6:.2f} M", f"{(batched or ours)['passes']:.1f}"]
+        rows.append((best["value"], [*cells, _accuracy(published), _accuracy(batched or ours), best["published"]]))
+        for c in filter(None, (published, batched, ours)):
+            _note_source(sources, c)
+    head = ["recipe", "parameters", "passes", "their pipeline, test %", "our loader, test %", "stated by its authors"]
+    lines = [head, ["---", *["---:"] * 4, "---"], *(cells for _, cells in sorted(rows, key=lambda row: -row[0]))]
+    ours, best_peer, *_ = sorted(100 - value for value, _ in rows)
+    last = f"Test error relative to that of the best of them: {ours:.1f} / {best_peer:.1f} = {ours / best_peer:.2f}."
+    return "\n".join([*(f"| {' | '.join(cells)} |" for cells in lines), "", last, "", *_source_lines(sources)])
+
+
+def _accuracy(claim: dict | None) -> str:
+    if claim is None:
+        return "-"
+    spread = f" ± {claim['spread']:.1f}" if len(claim["values"]) > 1 else " (one seed)"
+    return f"{claim['value']:.1f}{spread}"
+
+
 def _note_source(sources: dict[str, list[str]], claim: dict) -> None:
     of_machine = sources.setdefault(f"{claim['hardware']}; {claim['versions']}; {claim['date']}", [])
     if claim["commit"] not in of_machine:
@@ -127,7 +154,7 @@ def _source_lines(sources: dict[str, list[str]]) -> list[str]:
     return [f"{machine}; commits {', '.join(f'`{c}`' for c in found)}." for machine, found in sources.items()]
 
 
-TABLES = {"claims": claims_tables, "speed": speed_table}
+TABLES = {"claims": claims_tables, "peers": peers_table, "speed": speed_table}
 
 
 def filled(text: str) -> str:
