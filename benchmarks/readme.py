@@ -127,7 +127,8 @@ def peers_table() -> str:
         best = max(filter(None, (published, batched, ours)), key=lambda c: c["value"])
         name = "**this project**, `cpu_5min`" if ours else f"[{recipe}]({PEERS[recipe].source.split(' ')[0]})"
         cells = [name, f"{best['parameters'] / 1e6:.2f} M", f"{(batched or ours)['passes']:.1f}"]
-        rows.append((best["value"], [*cells, _accuracy(published), _accuracy(batched or ours), best["published"]]))
+        stated = f"{best['published']} passes" if best["published"] else ""
+        rows.append((best["value"], [*cells, _accuracy(published), _accuracy(batched or ours), stated]))
         for c in filter(None, (published, batched, ours)):
             _note_source(sources, c)
     head = ["recipe", "parameters", "passes", "their pipeline, test %", "our loader, test %", "stated by its authors"]
@@ -140,8 +141,10 @@ def peers_table() -> str:
 def _accuracy(claim: dict | None) -> str:
     if claim is None:
         return "-"
-    spread = f" ± {claim['spread']:.1f}" if len(claim["values"]) > 1 else " (one seed)"
-    return f"{claim['value']:.1f}{spread}"
+    n = len(claim["values"])
+    spread = f" ± {claim['spread']:.2f}" if n > 1 else ""
+    seeds = "" if n == 3 else f" ({n} seed{'s' * (n > 1)})"
+    return f"{claim['value']:.2f}{spread}{seeds}"
 
 
 def _note_source(sources: dict[str, list[str]], claim: dict) -> None:

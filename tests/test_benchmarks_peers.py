@@ -468,6 +468,10 @@ def test_stored_results_meet_their_bars():
     assert max(ours["peak_memory_gb"]) < 1.5
     longer = claims["20min.ours.cpu_20min"]
     assert longer["seeds"] == [0, 1, 2] and longer["minutes"] == 20 and longer["value"] >= 84
+    of_peers = [c for c in claims.values() if c["minutes"] == 5 and c["recipe"] in PEERS]
+    assert {c["recipe"] for c in of_peers} == set(PEERS), "each is there"
+    best = max(of_peers, key=lambda c: c["value"])
+    assert best["seeds"] == [0, 1, 2] and (100 - ours["value"]) / (100 - best["value"]) <= 0.65
 
 
 # Figure
@@ -489,7 +493,7 @@ def test_the_figure_shows_every_run_against_time_and_work():
         assert ax.get_xlabel()
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert labels == ["22.0  tintn, batched", "21.0  tintn, per sample", "20.0  ours, a"]
-    for span in (3, 29, 31, 1000, 30_000):
+    for span in (3, 30, 99, 101, 1000, 30_000):
         wide = plot_time_to_accuracy([curves[0] | {"flops": [1e12, span * 1e12]}])
         wide.draw_without_rendering()
         axis = wide.axes[1].xaxis

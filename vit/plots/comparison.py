@@ -43,7 +43,7 @@ def plot_time_to_accuracy(curves: Sequence[Mapping[str, Any]], *, title: str = "
     axes[0].set(xlabel="training time (s)", ylabel="validation accuracy (%)", xlim=(0, None))
     axes[1].set(xlabel="training work (floating-point operations)", xscale="log")
     lowest, highest = axes[1].get_xlim()
-    axes[1].xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if highest / lowest < 30 else (1,)))
+    axes[1].xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if highest / lowest < 100 else (1,)))
     axes[1].xaxis.set_major_formatter(EngFormatter(sep=" "))
     axes[1].xaxis.set_minor_locator(NullLocator())
     set_title(axes[0], "Accuracy against time")
