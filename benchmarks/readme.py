@@ -122,7 +122,7 @@ def peers_table() -> str:
     """A line a recipe trained for five minutes, best first: how it was fed, and what its authors state."""
     claims = {(c["recipe"], c["variant"]): c for c in report.load("time_to_accuracy").values() if c["minutes"] == 5}
     rows, sources = [], {}
-    for recipe in {recipe for recipe, _ in claims}:
+    for recipe in dict.fromkeys(recipe for recipe, _ in claims):
         published, batched, ours = (claims.get((recipe, of)) for of in ("per_sample", "batched", "cpu_5min"))
         best = max(filter(None, (published, batched, ours)), key=lambda c: c["value"])
         name = "**this project**, `cpu_5min`" if ours else f"[{recipe}]({PEERS[recipe].source.split(' ')[0]})"
