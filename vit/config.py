@@ -329,8 +329,8 @@ class TrainConfig(_Config):
         "cpu_10min": {"epochs": 10, "warmup_epochs": 1.0, **_DROP_HALF},
         "cpu_20min": {"epochs": 23, "warmup_epochs": 2.3, "crop_padding": 4, **_DROP_HALF},
         "cpu_2h": {
-            "epochs": 60,
-            "warmup_epochs": 6.0,
+            "epochs": 30,
+            "warmup_epochs": 3.0,
             "crop_padding": 4,
             "auto_augment": "trivial",
             **_DROP_HALF,
