@@ -13,6 +13,7 @@ import report
 from peers import PEERS
 from throughput import MODES
 
+import vit
 from vit.config import ViTConfig
 
 README = Path(__file__).resolve().parents[1] / "README.md"
@@ -118,6 +119,20 @@ def speed_table() -> str:
     return "\n".join([*(f"| {' | '.join(row)} |" for row in rows), "", last, "", *_source_lines(sources)])
 
 
+def weights_table() -> str:
+    """A line for each of the weights that come with the library, all of it from their metadata."""
+    head = ["weights", "parameters", "trained on", "epochs", "training work", "test accuracy", "commit"]
+    rows = [head, ["---", "---:", "---", *["---:"] * 3, "---"]]
+    for name in vit.pretrained.list_weights():
+        model = vit.load(name)
+        facts = model.metadata
+        size, work = f"{vit.count_parameters(model) / 1e6:.2f} M", f"{facts['train_flops'] / 1e15:.2f} PF"
+        images = f"{facts['trained_on']}, {len(facts['class_names'])} classes"
+        epochs, accuracy = f"{facts['train_config']['epochs']:g}", f"{facts['test_accuracy']:.2f} %"
+        rows.append([f"`{name}`", size, images, epochs, work, accuracy, f"`{facts['commit']}`"])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
 def peers_table() -> str:
     """A line a recipe trained for five minutes, best first: how it was fed, and what its authors state."""
     claims = {(c["recipe"], c["variant"]): c for c in report.load("time_to_accuracy").values() if c["minutes"] == 5}
@@ -158,7 +173,7 @@ def _source_lines(sources: dict[str, list[str]]) -> list[str]:
     return [f"{machine}; commits {', '.join(f'`{c}`' for c in found)}." for machine, found in sources.items()]
 
 
-TABLES = {"claims": claims_tables, "peers": peers_table, "speed": speed_table}
+TABLES = {"claims": claims_tables, "weights": weights_table, "peers": peers_table, "speed": speed_table}
 
 
 def filled(text: str) -> str:

@@ -124,10 +124,14 @@ class Run:
 
     def advance(self, deadline: float) -> bool:
         """Goes on until it is over or, in seconds since the epoch, has to stop; whether it is over."""
+        if self.stored("running.json"):
+            sys.exit(f"a command of {self.name} was killed and its time is lost: delete {self.folder} and start again")
+        self.store("running.json", {"since": self.began})
         try:
             return self._advance(deadline)
         finally:
             self.store("clock.json", [*(self.stored("clock.json") or []), time.time() - self.began])
+            (self.folder / "running.json").unlink()
 
     def _advance(self, deadline: float) -> bool:
         data, measured = load(quick=self.options.quick, val=self.options.val)
@@ -197,10 +201,11 @@ class Run:
 
     def seconds_to_train(self) -> float:
         """What is left of the minutes, less what will be needed for other things."""
-        left = 60 * self.options.minutes - self.seconds
+        left, gone = 60 * self.options.minutes - self.seconds, time.time() - STARTED
         of_command = 60 * self.options.minutes_per_command
-        restarts = math.floor((time.time() - STARTED + left) / of_command)
-        return left - TEST_RESERVE - COMMAND_RESERVE * restarts
+        in_parts = left - TEST_RESERVE - COMMAND_RESERVE * math.floor((gone + left) / of_command)
+        at_once = min(left, of_command - gone) - TEST_RESERVE  # more, if little is left for another command
+        return max(in_parts, at_once)
 
     def finish(self, model: nn.Module, config: vit.TrainConfig, data: DataSplits, measured: Split, facts: dict) -> None:
         """Tests, and stores the result and the weights."""
@@ -271,6 +276,8 @@ def probe_network(network: str, config: vit.TrainConfig, options: argparse.Names
         config = replace(config, epochs=1, warmup_epochs=0.0)
     else:
         config = vit.for_budget(config, model, loader, minutes=PROBE_SECONDS / 60)
+        # The average reaches as far back as in a long run, as a share of it.
+        config = replace(config, ema_decay=1 - (1 - SUPERVISED.ema_decay) * SUPERVISED.epochs / config.epochs)
     began = time.perf_counter()
     if not vit.fit(model, vit.make_loaders(data, config)[0], None, config).is_complete:
         sys.exit("stopped: the probe starts anew next time")

@@ -77,7 +77,7 @@ RECIPES = {
         train=replace(SHORT, epochs=50, warmup_epochs=2.0, auto_augment="trivial", cutmix_alpha=1.0, mix_until=0.92),
         seconds=60,
     ),
-    95: Recipe(model=PATCH2, train=replace(LONG, epochs=50, warmup_epochs=1.5), seconds=180),
+    95: Recipe(model=PATCH2, train=replace(LONG, epochs=50, warmup_epochs=1.5, ema_decay=0.997), seconds=180),
     96: Recipe(model=PATCH2, train=LONG, seconds=600),
 }
 QUICK = Recipe(

@@ -105,16 +105,27 @@ def options(**changes) -> argparse.Namespace:
 
 @pytest.mark.parametrize(
     ("minutes", "spent", "before", "expected"),
-    [(10.0, 60, 0, 600 - 60 - 20 - 45), (30.0, 100, 0, 1800 - 100 - 20 - 3 * 45), (30.0, 10, 1200, 590 - 20 - 45)],
+    [(10.0, 60, 0, 570 - 60 - 20), (30.0, 100, 0, 1800 - 100 - 20 - 3 * 45), (30.0, 10, 1200, 570 - 10 - 20)],
 )
 def test_what_is_planned_leaves_room_for_the_rest(monkeypatch, tmp_path, minutes, spent, before, expected):
-    """`spent` seconds of this command, `before` of those before it; 45 for each command that will have to follow."""
+    """`spent` seconds of this command, `before` of those before it; 45 for each command that will have to follow,
+    unless that is more than it could add."""
     monkeypatch.setattr(record, "RUNS", tmp_path)
     monkeypatch.setattr(record, "STARTED", time.time() - spent)
     run = record.Run(0, options(minutes=minutes))
     if before:
         run.store("clock.json", [before - 200, 200])
     assert run.seconds_to_train() == pytest.approx(expected, abs=1)
+
+
+def test_the_time_of_a_killed_command_is_not_given_away(monkeypatch, tmp_path):
+    monkeypatch.setattr(record, "RUNS", tmp_path)
+    run = record.Run(0, options())
+    monkeypatch.setattr(run, "_advance", lambda deadline: False)
+    assert not run.advance(time.time()) and not run.advance(time.time())  # both ended by themselves
+    run.store("running.json", {"since": 0.0})  # as SIGKILL leaves it
+    with pytest.raises(SystemExit, match="was killed and its time is lost: delete"):
+        run.advance(time.time())
 
 
 def test_no_stage_begins_at_the_end_of_a_command(monkeypatch, tmp_path):

@@ -5,12 +5,14 @@ import re
 import threading
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from conftest import randomize
 from torch import nn
 
 import vit
+from vit import training
 from vit.config import TrainConfig, ViTConfig
 from vit.data import DataSplits, Loader, keep_classes, make_eval_loader, make_loaders
 from vit.model.vision_transformer import VisionTransformer
@@ -331,3 +333,61 @@ def test_a_stopped_run_has_the_averaged_weights_that_its_history_is_of(shapes, t
     fit(whole, loader, val_loader, config)
     fit(model, loader, val_loader, config, run_dir=tmp_path, resume=True)
     assert all(torch.equal(*pair) for pair in zip(model.parameters(), whole.parameters(), strict=True))
+
+
+def test_a_history_without_its_state_is_not_written_over(shapes, tmp_path):
+    fit(make_model(), *make_loaders(shapes, QUICK), QUICK, run_dir=tmp_path)
+    written = (tmp_path / "history.csv").read_text()
+    for path in tmp_path.glob("state*.pt"):
+        path.unlink()
+    with pytest.raises(FileExistsError, match="history.csv is of a run whose state is gone.* take another folder"):
+        fit(make_model(), *make_loaders(shapes, QUICK), QUICK, run_dir=tmp_path)
+    assert (tmp_path / "history.csv").read_text() == written
+    (tmp_path / "history.csv").write_text("")  # as it is before the first epoch has ended
+    assert fit(make_model(), *make_loaders(shapes, QUICK), QUICK, run_dir=tmp_path).is_complete
+
+
+def test_the_folder_says_what_was_trained_and_not_what_was_planned(shapes, tmp_path):
+    folder = training.new_run_folder("plan", tmp_path, model=ViTConfig(), train=replace(QUICK, epochs=9), note="mine")
+    fit(make_model(), *make_loaders(shapes, QUICK), QUICK, run_dir=folder)
+    (run,) = list_runs(tmp_path)
+    assert run.config["train"]["epochs"] == 1 and run.history.is_complete and run.config["note"] == "mine"
+    assert ViTConfig.from_dict(run.config["model"]) == SMALL
+
+
+def test_a_tilde_is_the_home_folder(shapes, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    model = make_model(shapes)
+    fit(model, *make_loaders(shapes, QUICK), QUICK, run_dir="~/runs/mine")
+    vit.save(model, "~/mine.safetensors")
+    vit.data.save_image_folder(shapes.val, shapes.class_names, "~/pictures")
+    assert vit.load("~/mine.safetensors").config == SMALL
+    assert training.load_run("~/runs/mine").history.is_complete
+    assert [run.name for run in list_runs("~/runs")] == ["mine"]
+    assert {path.name for path in (tmp_path / "home").iterdir()} == {"runs", "mine.safetensors", "pictures"}
+    assert not (tmp_path / "~").exists()
+
+
+@pytest.mark.parametrize("name", ["loss", "samples"])
+def test_a_metric_cannot_take_the_place_of_what_fit_counts(shapes, name):
+    def loss_fn(model, batch):
+        loss = model(batch[0]).square().mean()
+        return loss, {name: loss.detach()}
+
+    with pytest.raises(ValueError, match=f"loss_fn names a metric {name}, which fit counts itself"):
+        fit(make_model(), make_loaders(shapes, QUICK)[0], None, QUICK, loss_fn=loss_fn)
+
+
+@pytest.mark.parametrize("number", [2, 2.0, np.float64(2), np.int64(2), torch.tensor(2.0)])
+def test_a_metric_may_be_any_number_and_survives_a_stop(shapes, tmp_path, number):
+    loader, calls = make_loaders(shapes, QUICK)[0], iter([False, True, *[False] * 20])
+
+    def loss_fn(model, batch):
+        return model(batch[0]).square().mean(), {"twos": number}
+
+    options = {"run_dir": tmp_path, "loss_fn": loss_fn}
+    assert not fit(make_model(), loader, None, QUICK, should_stop=lambda: next(calls), **options).is_complete
+    history = fit(make_model(), loader, None, QUICK, resume=True, **options)
+    assert history.last["train_twos"] == pytest.approx(2 * len(loader) / len(shapes.train))

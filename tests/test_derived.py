@@ -2,10 +2,13 @@
 
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 
-from vit.data import DataSplits, Split, keep_classes, resize, sample_shots
+from vit.data import DataSplits, Split, keep_classes, make_shapes, resize, sample_shots
+from vit.data.corruptions import corrupt
+from vit.data.splits import make_val_split
 
 
 @pytest.fixture
@@ -122,3 +125,19 @@ def test_another_size_is_that_of_torchvision(shapes):
 def test_a_bad_size_is_refused(data, size):
     with pytest.raises(ValueError, match="image_size=.* must be one or two integers"):
         resize(data, size)
+
+
+def test_numpys_integers_are_integers(data):
+    """As a loop over `np.arange` gives them."""
+    one = np.int64(1)
+    assert torch.equal(
+        sample_shots(data.train, one, draw=one, seed=one).images, sample_shots(data.train, 1, draw=1, seed=1).images
+    )
+    assert torch.equal(resize(data, np.int64(8)).val.images, resize(data, 8).val.images)
+    assert torch.equal(resize(data, [8, 12]).val.images, resize(data, (8, 12)).val.images)
+    drawn = make_shapes(np.int64(20), one, one, image_size=np.int64(8), seed=one)
+    again = make_shapes(20, 1, 1, image_size=8, seed=1)
+    assert torch.equal(drawn.train.images, again.train.images)
+    assert torch.equal(corrupt(drawn.train.images, "noise", one, one), corrupt(drawn.train.images, "noise", 1, 1))
+    cut, by_python = (make_val_split(drawn.train.images, drawn.train.labels, size, 0)[1] for size in (one, 1))
+    assert torch.equal(cut.images, by_python.images)

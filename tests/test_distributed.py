@@ -429,3 +429,15 @@ def test_cores_are_shared_out_unless_somebody_has(tmp_path, monkeypatch, own):
     code = f"import os; open({place}, 'w').write(os.environ['OMP_NUM_THREADS'])"
     assert launch.launch([sys.executable, "-c", code], 3) == 0
     assert [(tmp_path / str(rank)).read_text() for rank in range(3)] == [own or "4"] * 3
+
+
+def test_a_cluster_that_says_too_little_is_told_what_is_missing(monkeypatch):
+    for name, value in {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1"}.items():
+        monkeypatch.setenv(name, value)
+    for name in ("LOCAL_RANK", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    with (
+        pytest.raises(RuntimeError, match="WORLD_SIZE=2, but the environment has no LOCAL_RANK, MASTER_PORT"),
+        processes(),
+    ):
+        pass

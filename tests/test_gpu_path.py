@@ -231,11 +231,12 @@ def test_averaging_is_torchs_to_the_bit():
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 def test_torch_sees_no_step_wait_for_the_gpu(shapes):
     run = epoch_of(shapes, replace(EVERYTHING, device="cuda", erase_size=4), is_averaged=True)
     run()  # loads kernels, which waits
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        torch.cuda.set_sync_debug_mode("error")
         assert run() == 8
     finally:
         torch.cuda.set_sync_debug_mode("default")

@@ -1,5 +1,7 @@
 """The learning-rate finder against closed forms, a loop written by hand, and losses made up to have a known answer."""
 
+import copy
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -187,3 +189,19 @@ def test_the_finder_trains_as_fit_does_whatever_the_mode(shapes, model):
 
     find_learning_rate(model, loader, config, num_steps=10, loss_fn=loss_fn)
     assert modes and all(modes)
+
+
+def test_a_step_in_parts_gives_the_curve_of_a_whole_one(shapes):
+    """And no more than a part is in memory at once."""
+    torch.manual_seed(0)
+    net = VisionTransformer(ViTConfig(image_size=16, embed_dim=16, depth=1, num_heads=2, pool="mean", head="linear"))
+    largest, curves = [], []
+    for parts in (1, 4):
+        config = replace(CONFIG, optimizer="adamw", accumulation_steps=parts)
+        seen = []
+        probe = copy.deepcopy(net)
+        probe.register_forward_pre_hook(lambda _, inputs, seen=seen: seen.append(len(inputs[0])))
+        curves.append(find_learning_rate(probe, make_loaders(shapes, config)[0], config, num_steps=12, high=3.0).losses)
+        largest.append(max(seen))
+    assert largest[1] == math.ceil(largest[0] / 4)
+    assert curves[1] == pytest.approx(curves[0], rel=1e-4) and len(set(curves[0])) > 1

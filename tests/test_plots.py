@@ -58,6 +58,8 @@ def test_predictions_name_the_guess_and_where_wrong_the_truth():
     images = torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
     figure = plot_predictions(images, np.array([[0.75, 0.25], [0.6, 0.4]]), np.array([0, 1]), ["cat", "dog"], columns=2)
     assert [ax.get_title() for ax in figure.axes] == ["cat 75 %\n", "cat 60 %\nis dog"]
+    figure = plot_predictions(images, np.array([[0.75, 0.25], [0.4, 0.6]]), np.array([0, 1]), ["cat", "dog"], columns=2)
+    assert [ax.get_title() for ax in figure.axes] == ["cat 75 %", "dog 60 %"], "no room for a truth that nobody needs"
     with pytest.raises(ValueError, match="labels has 1 entries for 2 images; one for each is needed"):
         plot_predictions(images, np.full((2, 2), 0.5), np.array([0]), ["cat", "dog"])
 

@@ -6,6 +6,7 @@ import re
 import signal
 import threading
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -16,7 +17,8 @@ from torch import nn
 from vit.config import TrainConfig, ViTConfig
 from vit.data import DataSplits, make_loaders
 from vit.model.vision_transformer import VisionTransformer
-from vit.training import History, checkpoint, evaluate, fit, load_state_weights, run_files
+from vit.training import History, build_optimizers, checkpoint, evaluate, fit, load_state_weights, run_files
+from vit.training.distributed import ALONE
 from vit.training.loop import HISTORY_FILE, STATE_FILE
 from vit.training.state_file import best_of, previous_of, read_state, write_state
 
@@ -523,3 +525,35 @@ def test_parts_of_a_batch_may_change_at_a_resume_and_labels_may_not(data, tmp_pa
     other = replace(data, train=replace(data.train, labels=data.train.labels.flip(0)))
     with pytest.raises(ValueError, match="fingerprint"):
         fit(make_model(), *make_loaders(other, config), config, run_dir=tmp_path, resume=True)
+
+
+def test_other_groups_of_parameters_are_refused_before_anything_is_changed(data, tmp_path):
+    """Else a resumed run would keep the old rates in silence, or fail when the weights are already written over."""
+
+    def with_decay(layer_decay):
+        return {"make_optimizers": partial(build_optimizers, layer_decay=layer_decay), "run_dir": tmp_path}
+
+    fit(make_model(), *make_loaders(data, QUICK), QUICK, should_stop=lambda: True, **with_decay(0.5))
+    for other in (0.9, 1.0):
+        model = make_model(seed=1)
+        with pytest.raises(ValueError, match=r"other groups of parameters or other rates.*layer_decay.*saved \[\("):
+            fit(model, *make_loaders(data, QUICK), QUICK, resume=True, **with_decay(other))
+        assert same_weights(model, make_model(seed=1))
+    assert fit(make_model(), *make_loaders(data, QUICK), QUICK, resume=True, **with_decay(0.5)).is_complete
+
+
+def test_the_best_of_a_resumed_run_is_the_best_that_was_saved(data, tmp_path):
+    """An epoch that was too soon after a save is neither kept nor, after a resume, the one to beat."""
+    model, loader, history = make_model(), make_loaders(data, QUICK)[0], History()
+    state = {"model": model, "optimizers": build_optimizers(model, QUICK), "ema": None, "config": QUICK}
+    files = run_files.RunFiles(tmp_path, history, loader, ALONE, **state)
+    files.start()
+    history.rows.append({"epoch": 1, "val_accuracy": 80.0})  # not saved
+    history.rows.append({"epoch": 2, "val_accuracy": 79.0})
+    files.save(2, 0, {}, is_last=True, may_be_best=True)
+    again = run_files.RunFiles(tmp_path, History(), loader, ALONE, **state)
+    again.resume(torch.device("cpu"), 3)
+    assert again.best == 79.0
+    again.history.rows.append({"epoch": 3, "val_accuracy": 79.5})
+    again.save(3, 0, {}, is_last=True, may_be_best=True)
+    assert load_state_weights(best_of(tmp_path / STATE_FILE), model)["epoch"] == 3

@@ -5,6 +5,7 @@ import os
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -56,6 +57,8 @@ def test_summary_says_where_the_numbers_come_from(tmp_path):
     assert summary["test_accuracy"] == 74.5 and summary["seed"] == 3 and summary["epochs"] == 7
     assert summary["torch_version"] == torch.__version__ and summary["test_time_augmentation"] == "none"
     assert summary["commit"]
+    write_summary(tmp_path, TrainConfig(), test_accuracy=np.float32(74.5), val_accuracy=torch.tensor(0.5))
+    assert json.loads((tmp_path / "summary.json").read_text())["test_accuracy"] == 74.5
 
 
 def test_history_round_trip(tmp_path):
@@ -107,4 +110,7 @@ def test_the_commit_says_whether_the_code_differs(tmp_path, monkeypatch):
     (tmp_path / "vit" / "a.py").write_text("2")
     assert run_folder.current_commit() == f"{commit}+"
     monkeypatch.setattr(run_folder, "REPOSITORY", tmp_path / "nowhere")
+    monkeypatch.delenv("VIT_COMMIT", raising=False)
     assert run_folder.current_commit() == "unknown"
+    monkeypatch.setenv("VIT_COMMIT", "abc")
+    assert run_folder.current_commit() == "abc"

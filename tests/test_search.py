@@ -19,6 +19,13 @@ from vit.training.search import SearchResult
 from vit.training.search_trial import Trial
 
 MODEL, TRAIN = ViTConfig(), TrainConfig(device="cpu")
+ERRORS = [
+    FloatingPointError("the loss is nan"),
+    torch.OutOfMemoryError("too large"),
+    RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes"),
+    MemoryError("too large"),
+    None,
+]
 SPACE = {
     "train.learning_rate": Range(1e-4, 1e-1, log=True),
     "model.depth": Range(1, 9),
@@ -151,7 +158,7 @@ def test_refused_combinations_cost_nothing_and_say_why(capsys):
         find(None, {"model.num_heads": [5, 7]}, num_trials=2)
 
 
-@pytest.mark.parametrize("error", [FloatingPointError("the loss is nan"), torch.OutOfMemoryError("too large"), None])
+@pytest.mark.parametrize("error", ERRORS)
 def test_failed_trainings_count_and_the_search_goes_on(error):
     def accuracy(model_config, train_config):
         if train_config.learning_rate > 3e-3 and error is not None:
@@ -363,3 +370,11 @@ def test_optuna_is_quiet_and_stays_as_it_was(capfd):
     importances(find(made_up(by_learning_rate), SPACE, num_trials=12))
     assert optuna.logging.get_verbosity() == optuna.logging.INFO
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_fault_of_the_code_is_not_a_failed_training():
+    def train(*configs, **watch):
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    with pytest.raises(RuntimeError, match="cannot be multiplied"):
+        find(train, SPACE, num_trials=3)

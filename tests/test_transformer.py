@@ -7,7 +7,7 @@ from conftest import randomize
 from torch import Tensor
 
 from vit.model.pos_embed import rope2d_table
-from vit.model.transformer import Attention, Block, DropPath, Encoder
+from vit.model.transformer import Attention, Block, DropPath, Encoder, Mlp
 
 
 def reference_attention(attention: Attention, x: Tensor, attn_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -160,3 +160,10 @@ def test_the_first_outputs_alone_call_a_hooked_layer_and_drop_as_told():
 def test_heads_must_divide_the_width():
     with pytest.raises(ValueError, match="dim=16 is not a multiple of num_heads=3"):
         Attention(16, 3)
+
+
+def test_an_unknown_activation_lists_the_known_ones():
+    with pytest.raises(
+        ValueError, match="act='relu' is not an activation; allowed: gelu, gelu_tanh, quick_gelu, swiglu"
+    ):
+        Mlp(8, 8, act="relu")

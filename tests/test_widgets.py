@@ -127,6 +127,7 @@ def test_mean_pooling_and_many_patches():
     images = torch.zeros(1, 3, 176, 168, dtype=torch.uint8)
     explorer = AttentionExplorer(model, images)
     assert explorer.patches == {} and explorer.class_names[3] == "class 3"
+    assert not any("Click" in str(child.value) for child in explorer._controls() if hasattr(child, "value"))
     assert explorer.ask_head.description == "the mean of all patches asks"
     explorer.choose_query((21, 20))
     assert explorer.heat().shape == (22, 21)

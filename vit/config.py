@@ -304,7 +304,7 @@ class TrainConfig(_Config):
         schedule: the fall to 0 that follows: "linear", "cosine", or "constant" for none.
         flat_until: up to which share of the run the rates stay at their peak before they fall, in [0, 1); a warm-up
             that takes longer ends first.
-        label_smoothing: probability given to the other classes, in [0, 1).
+        label_smoothing: probability spread evenly over all classes, the true one among them, in [0, 1).
         clip_grad_norm: longest allowed gradient, 0 for no clipping.
         ema_decay: decay per step of the averaged weights that are then evaluated, 0 for none, in [0, 1).
         crop_padding: random crops move the image by up to this many pixels.

@@ -8,7 +8,7 @@ from vit.data.fashion_mnist import load_fashion_mnist
 from vit.data.image_folder import load_image_folder, save_image_folder
 from vit.data.loader import Loader, denormalize, make_eval_loader, make_loaders, normalize
 from vit.data.shapes import make_shapes
-from vit.data.splits import DataSplits, Split
+from vit.data.splits import DataSplits, Split, channel_statistics
 
 DATASETS = {
     "cifar10": load_cifar10,
@@ -34,6 +34,7 @@ __all__ = [
     "DataSplits",
     "Loader",
     "Split",
+    "channel_statistics",
     "denormalize",
     "keep_classes",
     "load_cifar10",

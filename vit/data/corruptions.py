@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from vit.data.arguments import as_integer
 from vit.data.auto_augment import check_images
 
 MAX_STRENGTH = 5
@@ -40,10 +41,8 @@ def corrupt(images: Tensor, kind: str, strength: int, seed: int = 0) -> Tensor:
     check_images(images)
     if kind not in KINDS:
         raise ValueError(f"kind={kind!r} is not a corruption; allowed: {', '.join(KINDS)}")
-    if isinstance(strength, bool) or not isinstance(strength, int) or not 0 <= strength <= MAX_STRENGTH:
-        raise ValueError(f"strength={strength!r} must be an integer in 0..{MAX_STRENGTH}")
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
-        raise ValueError(f"seed={seed!r} must be an integer of 0 or more")
+    strength = as_integer("strength", strength, 0, MAX_STRENGTH)
+    seed = as_integer("seed", seed, 0, 2**63 - 1)
     if strength == 0 or len(images) == 0:
         return images.clone()
     return _CORRUPTIONS[kind](images, strength, seed)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from vit.data.arguments import as_integer, as_size
 from vit.data.splits import DataSplits, Split, channel_statistics
 
 
@@ -52,9 +53,7 @@ def sample_shots(split: Split, shots: int, *, draw: int = 0, seed: int = 0) -> S
         shots: images of each class, 1 up to what the rarest class has.
         draw, seed: which random choice, each 0 or more.
     """
-    for name, value, least in (("shots", shots, 1), ("draw", draw, 0), ("seed", seed, 0)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(f"{name}={value!r} must be an integer of {least} or more")
+    shots, draw, seed = as_integer("shots", shots, 1), as_integer("draw", draw), as_integer("seed", seed)
     counts = torch.bincount(split.labels)
     fewest = int(counts[counts > 0].min())
     if shots > fewest:
@@ -73,9 +72,7 @@ def resize(data: DataSplits, image_size: int | tuple[int, int]) -> DataSplits:
     Args:
         image_size: pixels, one side of a square or (height, width), each 1 or more.
     """
-    size = image_size if isinstance(image_size, tuple) else (image_size, image_size)
-    if len(size) != 2 or any(type(side) is not int or side < 1 for side in size):
-        raise ValueError(f"image_size={image_size!r} must be one or two integers of 1 pixel or more; try 48")
+    size = as_size(image_size, example=48)
 
     def resized(split: Split) -> Split:
         images = F.interpolate(split.images, size=size, mode="bicubic", antialias=True)  # (N, C, H, W)

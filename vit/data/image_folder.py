@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from vit.data.arguments import as_integer, as_size
 from vit.data.splits import DataSplits, Split, channel_statistics
 from vit.pictures import SUFFIXES, picture_to_tensor
 from vit.progress import progress_bar, say
@@ -56,10 +57,8 @@ def load_image_folder(
         TypeError: `path` is no path.
         ValueError: an argument, the folder, or a file in it cannot be used; the message says which and why.
     """
-    size = image_size if isinstance(image_size, tuple) else (image_size, image_size)
-    if len(size) != 2 or any(type(side) is not int or side < 1 for side in size):
-        raise ValueError(f"image_size={image_size!r} must be one or two integers of 1 pixel or more; try 32")
-    _check_split(val_fraction, test_fraction, seed)
+    size, seed = as_size(image_size), as_integer("seed", seed)
+    _check_fractions(val_fraction, test_fraction)
     if not isinstance(path, (str, Path)):
         raise TypeError(f"path={path!r} must be the path of a folder")
     if path == "":
@@ -82,7 +81,7 @@ def load_image_folder(
 
 def save_image_folder(split: Split, class_names: tuple[str, ...], path: str | Path) -> Path:
     """Writes a split as `path/<class>/<number>.png`, the form that `load_image_folder` reads; returns the folder."""
-    root = Path(path)
+    root = Path(path).expanduser()
     for number, (image, label) in enumerate(zip(split.images, split.labels, strict=True)):
         folder = root / class_names[label]
         folder.mkdir(parents=True, exist_ok=True)
@@ -91,14 +90,12 @@ def save_image_folder(split: Split, class_names: tuple[str, ...], path: str | Pa
     return root
 
 
-def _check_split(val_fraction: float, test_fraction: float, seed: int) -> None:
+def _check_fractions(val_fraction: float, test_fraction: float) -> None:
     for name, value in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):
         if not isinstance(value, float) or not 0 < value < 1:
             raise ValueError(f"{name}={value!r} must be a number between 0 and 1, neither included; try 0.15")
     if val_fraction + test_fraction >= 1:
         raise ValueError(f"val_fraction={val_fraction} and test_fraction={test_fraction} leave nothing to train on")
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise ValueError(f"seed={seed!r} must be an integer of 0 or more")
 
 
 def _counts(name: str, count: int, fractions: tuple[float, float]) -> tuple[int, int]:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from vit.data.arguments import as_integer, as_size
 from vit.data.splits import DataSplits, Split, channel_statistics
 
 Floats = NDArray[np.float32]
@@ -35,16 +36,11 @@ def make_shapes(
         seed: 0 or more.
     Returns: images (N, 3, H, W), labels and masks (N, H, W), true where the shape is.
     """
-    sides = image_size if isinstance(image_size, tuple) else (image_size, image_size)
-    if len(sides) != 2 or not all(isinstance(side, int) and side >= MIN_SIDE for side in sides):
-        raise ValueError(f"image_size={image_size!r} must be one or two integers of {MIN_SIDE} pixels or more; try 32")
-    if type(seed) is not int or seed < 0:
-        raise ValueError(f"seed={seed!r} must be an integer of 0 or more")
+    sides, seed = as_size(image_size, MIN_SIDE), as_integer("seed", seed)
     counts = {"num_train": num_train, "num_val": num_val, "num_test": num_test}
     splits = []
     for split_idx, (name, count) in enumerate(counts.items()):
-        if type(count) is not int or count < 1:
-            raise ValueError(f"{name}={count!r} must be an integer of 1 or more; try {10 * len(CLASS_NAMES)}")
+        count = as_integer(name, count, 1, remedy=f"; try {10 * len(CLASS_NAMES)}")
         random = np.random.default_rng((seed, split_idx))
         labels = random.permutation(np.arange(count, dtype=np.int64) % len(CLASS_NAMES))
         images, masks, _ = draw(labels, *sides, random)

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vit.data.arguments import as_integer
+
 
 @dataclass(frozen=True)
 class Split:
@@ -127,10 +129,7 @@ def check_labels(labels: Tensor, num_classes: int, name: str) -> None:
 
 def make_val_split(images: Tensor, labels: Tensor, val_size: int, seed: int) -> tuple[Split, Split]:
     """Cuts `val_size` random images off a training set; which ones depends on `seed` alone."""
-    if isinstance(val_size, bool) or not isinstance(val_size, int) or not 0 < val_size < len(images):
-        raise ValueError(f"val_size={val_size!r} must be an integer in 1..{len(images) - 1}")
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise ValueError(f"seed={seed!r} must be an integer of 0 or more")
+    val_size, seed = as_integer("val_size", val_size, 1, len(images) - 1), as_integer("seed", seed)
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
     everything = Split(images, labels)
     return everything.subset(order[val_size:].sort().values), everything.subset(order[:val_size].sort().values)

@@ -81,6 +81,8 @@ def resample_pos_embed(
     """
     if table.ndim != 3 or table.shape[1] != old_grid[0] * old_grid[1]:
         raise ValueError(f"a position table of shape {tuple(table.shape)} does not fill old_grid={old_grid}")
+    if resampling not in RESAMPLINGS:
+        raise ValueError(f"resampling={resampling!r} is unknown; allowed: {', '.join(RESAMPLINGS)}")
     if tuple(old_grid) == tuple(new_grid):
         return table
     grid = table.reshape(1, *old_grid, -1).permute(0, 3, 1, 2)  # (1, D, h, w)

@@ -136,6 +136,8 @@ class Mlp(nn.Module):
 
     def __init__(self, dim: int, hidden_dim: int, *, act: str = "gelu", drop: float = 0.0) -> None:
         super().__init__()
+        if act not in ACTIVATIONS:
+            raise ValueError(f"act={act!r} is not an activation; allowed: {', '.join(ACTIVATIONS)}")
         self.fc1 = nn.Linear(dim, 2 * hidden_dim if act == "swiglu" else hidden_dim)
         self.act = ACTIVATIONS[act]()
         self.drop = nn.Dropout(drop)

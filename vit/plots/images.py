@@ -40,11 +40,14 @@ def plot_predictions(
     """
     images, probabilities, labels = check_images(images), np.asarray(probabilities), np.asarray(labels)
     check_one_each("images", images, probabilities=probabilities, labels=labels)
-    figure, axes = image_grid(len(images), columns, title_lines=2)
-    for ax, image, p, label in zip(axes, images, probabilities, labels, strict=True):
-        guess = int(p.argmax())
+    guesses = probabilities.argmax(axis=1)
+    are_all_right = bool((guesses == labels).all())
+    figure, axes = image_grid(len(images), columns, title_lines=1 if are_all_right else 2)
+    for ax, image, p, guess, label in zip(axes, images, probabilities, guesses, labels, strict=True):
         is_right = guess == label
-        text = f"{class_names[guess]} {100 * p[guess]:.0f} %\n" + ("" if is_right else f"is {class_names[label]}")
+        text = f"{class_names[guess]} {100 * p[guess]:.0f} %"
+        if not are_all_right:
+            text += "\n" if is_right else f"\nis {class_names[label]}"
         draw_image(ax, image)
         ax.set_title(text, fontsize=8, fontweight="normal", loc="center", pad=3, color=BLUE if is_right else VERMILION)
     return figure

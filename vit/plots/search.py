@@ -15,7 +15,7 @@ _LOOKS = {
     "complete": {"marker": "o", "color": BLUE, "markersize": 7, "markeredgecolor": "white", "markeredgewidth": 0.7},
     "pruned": {"marker": "o", "color": GREY, "markersize": 5, "markerfacecolor": "none"},
     "failed": {"marker": "x", "color": VERMILION, "markersize": 5, "markeredgewidth": 2},
-    "best": {"marker": "*", "color": ORANGE, "markersize": 15, "markeredgecolor": "black", "markeredgewidth": 0.7},
+    "best": {"marker": "*", "color": ORANGE, "markersize": 16, "markerfacecolor": "none", "markeredgewidth": 1.6},
 }
 
 

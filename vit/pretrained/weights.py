@@ -38,7 +38,7 @@ def save(model: VisionTransformer, path: str | Path, **metadata: Any) -> Path:
         ValueError: a model that `load` would refuse: one with parts that its config does not know, such as LoRA or
             prompts, or with NaN among its weights. Nothing is written then.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     model = check_own(model)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     _check_loadable(model.config, tensors)
@@ -107,7 +107,7 @@ def load(path: str | Path, *, config: ViTConfig | None = None, device: torch.dev
     if is_hub_name(path):
         model = load_weights(None, path, report=None)
     else:
-        path = SHIPPED / f"{path}.safetensors" if str(path) in list_weights() else Path(path)
+        path = SHIPPED / f"{path}.safetensors" if str(path) in list_weights() else Path(path).expanduser()
         if not path.exists() and (_REPOSITORY / path).is_file():
             path = _REPOSITORY / path
         if not path.exists():

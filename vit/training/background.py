@@ -36,7 +36,7 @@ class BackgroundRun:
     """
 
     def __init__(self, run_dir: str | Path, fit_arguments: dict[str, Any]) -> None:
-        self.run_dir = Path(run_dir)
+        self.run_dir = Path(run_dir).expanduser()
         self.model: nn.Module = fit_arguments["model"]
         self.config: TrainConfig = fit_arguments["config"]
         self.error: BaseException | None = None

@@ -158,11 +158,16 @@ def processes() -> Iterator[World]:
     Raises:
         OSError: the port at which to meet is in use.
         ValueError: there are more processes than GPUs.
-        RuntimeError: the others did not come.
+        RuntimeError: the others did not come; or the environment names not all that is needed to meet them.
     """
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield ALONE
         return
+    if missing := [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
+        raise RuntimeError(
+            f"WORLD_SIZE={os.environ['WORLD_SIZE']}, but the environment has no {', '.join(missing)}: start with "
+            "vit.launch or torchrun, or set them"
+        )
     rank, size, local_rank = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     backend = "gloo"
     if gpus := torch.cuda.device_count():

@@ -97,7 +97,7 @@ def train_one_epoch(
             )
             set_learning_rate(optimizers, factor)
             set_patch_drop(model, config.patch_drop_rate if steps_done < config.patch_drop_until * total_steps else 0.0)
-            counts = _backward(model, batch, loss_fn, config, world)
+            counts = add_gradients(model, batch, loss_fn, config, world)
             loss = counts["loss"] / len(batch[0])
             gradient_norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
             gradient_norm = gradient_norm.full_tensor() if hasattr(gradient_norm, "full_tensor") else gradient_norm
@@ -126,7 +126,7 @@ def train_one_epoch(
     return end_step, sums
 
 
-def _backward(
+def add_gradients(
     model: nn.Module, batch: tuple[Tensor, ...], loss_fn: LossFn, config: TrainConfig, world: World
 ) -> dict[str, Tensor]:
     """Adds the gradient of the mean loss over the whole batch, and returns the sums of its loss and metrics.
@@ -152,9 +152,13 @@ def _backward(
         with model.no_sync() if waits else contextlib.nullcontext():
             with autocast(config, device):
                 loss, metrics = loss_fn(model, part)
+            if odd := metrics.keys() & {"loss", "samples"}:
+                raise ValueError(f"loss_fn names a metric {', '.join(sorted(odd))}, which fit counts itself: rename it")
             share = world.size * (stop - start) / samples  # of their sum, since they then take the mean
             (loss if share == 1 else loss * share).backward()
         for name, value in {"loss": loss.detach() * (stop - start), **metrics}.items():
+            if not torch.is_tensor(value):  # a plain number, or one of numpy
+                value = torch.tensor(float(value), device=device)
             sums[name] = sums[name] + value if name in sums else value
     return world.total(sums)
 
@@ -165,13 +169,18 @@ def explaining_memory(config: TrainConfig) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error):
+        if is_out_of_memory(error):
             error.add_note(
                 f"out of memory at batch_size={config.batch_size}: what was saved last is good. Go on with more "
                 'accumulation_steps, or try a smaller model or precision="bf16"; '
                 "vit.analysis.estimate.training_memory tells beforehand"
             )
         raise
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether memory, of the GPU or the machine, was too small."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
 
 
 def run_steps(config: TrainConfig, steps_per_epoch: int) -> int:

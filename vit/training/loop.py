@@ -80,9 +80,10 @@ def fit(
             after each epoch, every five minutes and at a stop. The state before the last and that of the best epoch
             are kept beside it.
         resume: go on from the state in `run_dir`; the result is then the same as without the stop.
-        loss_fn: what to learn instead of classification; its metrics are summed and divided by the samples seen. The
-            val loader still measures a classifier: give None if the model is none. In several processes it must call
-            the model itself, not its parts, and use all that is to be trained.
+        loss_fn: what to learn instead of classification. Its metrics, each one number of the batch and none named
+            "loss" or "samples", are summed and divided by the samples seen. The val loader still measures a classifier:
+            give None if the model is none. In several processes it must call the model itself, not its parts, and use
+            all that is to be trained.
         history: an empty one to fill and return, for whoever wants to watch it grow.
         make_optimizers: what builds the optimizers, for example `partial(build_optimizers, layer_decay=0.75)`.
         make_bar: what shows the progress; called and used as `progress_bar` is.
@@ -104,6 +105,7 @@ def fit(
             taken; a GPU is not waited for at every step, so there the model is spoiled.
     """
     world = current_world()
+    run_dir = None if run_dir is None else Path(run_dir).expanduser()
     options = {"run_dir": run_dir, "resume": resume, "is_classifier": loss_fn is None, "world": world}
     check_fit(model, train_loader, val_loader, config, **options)
     if is_sharded(model):
@@ -135,7 +137,7 @@ def fit(
             stop_on_interrupt(should_stop) as stops_here,
         ):
 
-            def should_stop() -> bool:
+            def all_should_stop() -> bool:
                 return world.any(stops_here())
 
             while epoch < num_epochs:
@@ -156,15 +158,15 @@ def fit(
                         world=world,
                     )
                 if step < epoch_steps(config, num_steps, epoch):
-                    run.save(epoch, step, sums, is_last=should_stop())
-                    if should_stop():
+                    run.save(epoch, step, sums, is_last=all_should_stop())
+                    if all_should_stop():
                         break
                     continue
                 learning_rate = optimizers[0].param_groups[0]["lr"]
                 done = config.epochs if epoch + 1 == num_epochs else epoch + 1
                 row = {"epoch": done, **_means(sums), "learning_rate": learning_rate}
                 if val_loader is not None:
-                    val = evaluate(evaluated, val_loader, config, should_stop=should_stop, world=world)
+                    val = evaluate(evaluated, val_loader, config, should_stop=all_should_stop, world=world)
                     if val is None:  # the resumed run begins with it
                         run.save(epoch, step, sums, is_last=True)
                         break
@@ -172,7 +174,7 @@ def fit(
                 history.rows.append(row | {"seconds": run.seconds})
                 _describe(bar, epoch + 1, config, history)
                 epoch, step, sums = epoch + 1, 0, {}
-                is_stopping, is_over = should_stop(), epoch >= num_epochs
+                is_stopping, is_over = all_should_stop(), epoch >= num_epochs
                 if is_stopping or is_over or world.any(run.is_save_due(save_seconds)):
                     run.save(epoch, step, sums, is_last=is_stopping, may_be_best=True)
                 if is_stopping:

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from vit.config import TrainConfig
-from vit.device import autocast, resolve_device
+from vit.device import resolve_device
 from vit.progress import progress_bar
-from vit.training.loop import LossFn, classification_loss, set_patch_drop
+from vit.training.distributed import ALONE
+from vit.training.epoch import LossFn, add_gradients, classification_loss, explaining_memory, set_patch_drop
 from vit.training.optim import build_optimizers, set_learning_rate
 
 MAX_RISE = 3  # the ramp ends where the loss is above its lowest value by more than so many times that value
@@ -81,20 +82,17 @@ def find_learning_rate(
     factors = [low * (high / low) ** (i / (num_steps - 1)) for i in range(num_steps)]
     losses: list[float] = []
     bar = progress_bar(total=num_steps, unit="step", desc="learning rates", leave=False)
-    with bar, torch.random.fork_rng([device] if device.type == "cuda" else []):
+    with bar, explaining_memory(config), torch.random.fork_rng([device] if device.type == "cuda" else []):
         probe = copy.deepcopy(model).to(device).train()
         set_patch_drop(probe, config.patch_drop_rate)
         optimizers = build_optimizers(probe, config)
         for factor, batch in zip(factors, _batches(train_loader), strict=False):
             set_learning_rate(optimizers, factor)
             probe.zero_grad(set_to_none=True)
-            with autocast(config, device):
-                loss, _ = loss_fn(probe, batch)
-            losses.append(float(loss.detach()))
+            losses.append(float(add_gradients(probe, batch, loss_fn, config, ALONE)["loss"]) / len(batch[0]))
             bar.update()
             if not losses[-1] <= _ceiling(losses):  # true also for nan
                 break
-            loss.backward()
             if config.clip_grad_norm:
                 nn.utils.clip_grad_norm_(probe.parameters(), config.clip_grad_norm)
             for optimizer in optimizers:

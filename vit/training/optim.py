@@ -194,7 +194,9 @@ def learning_rate_factor(
         return 1 - progress
     if schedule == "cosine":
         return 0.5 * (1 + math.cos(math.pi * progress))
-    return 1.0
+    if schedule == "constant":
+        return 1.0
+    raise ValueError(f'schedule={schedule!r} must be "linear", "cosine" or "constant"')
 
 
 def set_learning_rate(optimizers: list[torch.optim.Optimizer], factor: float) -> None:

@@ -28,11 +28,14 @@ SAVE_SECONDS = 300.0  # longest time between two saves: what a crash in a long e
 
 
 def refuse_existing(folder: str | Path) -> None:
-    """Raises FileExistsError if the folder holds a run; one that was not saved after its first step is none."""
-    state = Path(folder) / STATE_FILE
-    for path in (state, previous_of(state)):
-        if path.exists() and not _is_at_start(path):
-            raise FileExistsError(f"{folder} holds a run already: go on with resume=True, or take another folder")
+    """Raises FileExistsError if the folder holds a run, or the history of one; one that was not saved after its first
+    step is none."""
+    state, history = Path(folder) / STATE_FILE, Path(folder) / HISTORY_FILE
+    states = [path for path in (state, previous_of(state)) if path.exists()]
+    if any(not _is_at_start(path) for path in states):
+        raise FileExistsError(f"{folder} holds a run already: go on with resume=True, or take another folder")
+    if not states and history.exists() and history.stat().st_size:
+        raise FileExistsError(f"{history} is of a run whose state is gone, and would be lost: take another folder")
 
 
 def _is_at_start(path: Path) -> bool:
@@ -66,9 +69,8 @@ class RunFiles:
         self._tidy()
         if self.folder is not None and self.world.is_first:
             refuse_existing(self.folder)  # again, since now the folder is locked
-        is_second_try = self.folder is not None and (self.folder / STATE_FILE).exists()
         self.save(0, 0, {}, is_last=True)
-        self._describe(anew=is_second_try)
+        self._describe(anew=True)
         return 0, 0, {}
 
     def resume(self, device: torch.device, num_epochs: int) -> tuple[int, int, Sums]:
@@ -80,7 +82,8 @@ class RunFiles:
         if self.world.is_first:
             self.history.save_csv(self.folder / HISTORY_FILE)
         self.started = time.perf_counter() - progress["seconds"]
-        self.best = max((row.get("val_accuracy", -math.inf) for row in self.history.rows), default=-math.inf)
+        highest = max((row.get("val_accuracy", -math.inf) for row in self.history.rows), default=-math.inf)
+        self.best = progress.get("best", highest)  # which states of earlier versions do not say
         if progress["epoch"] >= num_epochs and self.world.is_first:
             epochs = self.state["config"].epochs
             say(f"the run in {self.folder} is complete, {epochs} epochs: for more of them begin a run with more epochs")
@@ -88,15 +91,16 @@ class RunFiles:
         return progress["epoch"], progress["step"], sums
 
     def _describe(self, anew: bool = False) -> None:
-        """Writes `config.json`, without which a folder is not listed as a run. One that is there stays, unless `anew`,
-        for a run that had failed before its first step with what may have been another config."""
+        """Writes `config.json`, without which a folder is not listed as a run. Notes in one that is there stay; what it
+        says of the configs is put right if the run begins `anew`, since plans may have changed."""
         network = getattr(self.state["model"], "config", None)
         if self.folder is None or not self.world.is_first or not isinstance(network, ViTConfig):
             return
         path = self.folder / "config.json"
-        if anew or not path.exists():
-            others = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-            write_json(path, others | {"model": network.to_dict(), "train": self.state["config"].to_dict()})
+        told = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        configs = {"model": network.to_dict(), "train": self.state["config"].to_dict()}
+        if told is None or (anew and any(isinstance(told.get(name), dict) for name in configs)):
+            write_json(path, (told or {}) | configs)
 
     def _tidy(self) -> None:
         """Removes what a training that was killed while it saved has left behind."""
@@ -120,6 +124,7 @@ class RunFiles:
             return
         accuracy = self.history.last.get("val_accuracy", -math.inf) if may_be_best else -math.inf
         progress = {"epoch": epoch, "step": step, "sums": sums, "rows": self.history.rows, "seconds": self.seconds}
+        progress["best"] = max(self.best, accuracy)
         try:
             # First the state, for which all processes meet, and then what may fail in one of them.
             save_training_state(self.folder / STATE_FILE, **self.state, progress=progress, is_best=accuracy > self.best)
@@ -133,3 +138,4 @@ class RunFiles:
                 raise OSError(error.errno, f"{message}; what was saved last is untouched") from error
             say(f"{message}: training goes on, and the next save will try again; what was saved last is untouched")
         self.saved = time.perf_counter()
+        self.world.any(False)  # nobody ends, and makes the others end, before the first one has written

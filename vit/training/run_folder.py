@@ -33,7 +33,7 @@ def new_run_folder(name: str, root: str | Path | None = None, **settings: Any) -
     if not re.fullmatch(r"[\w.-]+", name):
         raise ValueError(f"name={name!r} may hold letters, digits, '.', '_' and '-' only: it names a folder")
     if root is None and os.environ.get("VIT_RUN_FOLDER"):
-        folder = Path(os.environ["VIT_RUN_FOLDER"])
+        folder = Path(os.environ["VIT_RUN_FOLDER"]).expanduser()
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / "config.json").exists():
             folder = _make_new(folder, name)
@@ -45,7 +45,7 @@ def new_run_folder(name: str, root: str | Path | None = None, **settings: Any) -
 
 def runs_root(root: str | Path | None = None) -> Path:
     """The folder that holds all runs: `root`, or $VIT_RUNS, or `runs/` in the repository."""
-    return Path(root or os.environ.get("VIT_RUNS") or REPOSITORY / "runs")
+    return Path(root or os.environ.get("VIT_RUNS") or REPOSITORY / "runs").expanduser()
 
 
 def _make_new(root: Path, name: str) -> Path:
@@ -62,7 +62,8 @@ def _make_new(root: Path, name: str) -> Path:
 
 def write_json(path: str | Path, values: dict[str, Any]) -> None:
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(values, indent=2) + "\n")
+        # Numbers of numpy and torch become Python's.
+        temporary.write_text(json.dumps(values, indent=2, default=lambda value: value.item()) + "\n")
 
 
 def write_summary(run_dir: str | Path, config: TrainConfig, **results: Any) -> dict[str, Any]:
@@ -80,12 +81,13 @@ def write_summary(run_dir: str | Path, config: TrainConfig, **results: Any) -> d
 
 
 def current_commit() -> str:
-    """The commit of the repository, with "+" if the code differs from it; "unknown" outside a git checkout."""
+    """The commit of the repository, with "+" if the code differs from it; outside a git checkout $VIT_COMMIT, which is
+    for whoever copies the code to another machine, or "unknown"."""
     try:
         commit = _git("rev-parse", "--short=12", "HEAD")
         return commit + ("+" if _git("status", "--porcelain", "--", "vit", "benchmarks/*.py") else "")
     except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+        return os.environ.get("VIT_COMMIT") or "unknown"
 
 
 def _git(*arguments: str) -> str:

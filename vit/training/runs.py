@@ -96,7 +96,7 @@ def load_run(folder: str | Path) -> Run:
     Raises:
         ValueError: `config.json` or `history.csv` is missing, or one of its files cannot be read.
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     config = _read_json(folder / "config.json")
     summary = _read_json(folder / "summary.json") if (folder / "summary.json").exists() else {}
     history = _read_history(folder / HISTORY_FILE)

@@ -5,9 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from vit.config import TrainConfig, ViTConfig
+from vit.training.epoch import is_out_of_memory
 from vit.training.history import History
 
 
@@ -51,8 +50,10 @@ class Watch:
             history = train(*configs, **watch)
         except KeyboardInterrupt:
             return "stopped", ""
-        except (FloatingPointError, torch.OutOfMemoryError) as error:
-            return "failed", str(error)
+        except (FloatingPointError, RuntimeError, MemoryError) as error:
+            if not isinstance(error, FloatingPointError) and not is_out_of_memory(error):
+                raise
+            return "failed", str(error) or type(error).__name__
         if not isinstance(history, History):
             raise TypeError(f"train returned a {type(history).__name__}; it must return the History of fit")
         self.history = history

@@ -138,9 +138,9 @@ class AttentionExplorer(widgets.VBox):
         mosaic = widgets.GridBox(
             list(self.patches.values()), layout=widgets.Layout(grid_template_columns=f"repeat({columns}, 24px)")
         )
-        label = widgets.Label("Click the patch that asks:")
+        clickable = [widgets.Label("Click the patch that asks:"), mosaic] if self.patches else []
         controls = [self.image, self.method, self.layer, self.head, self.target, self.opacity]
-        return [*controls, label, mosaic, self.ask_head]
+        return [*controls, *clickable, self.ask_head]
 
     def _choose_image(self) -> None:
         """Shows another image: its colors on the buttons, and the predicted class as the one to explain."""
