@@ -9,7 +9,7 @@ The minutes become steps by the measured times. So the trainings may run anywher
 other work, and the time they are compared at stays equal. Accuracy is that of the last weights on the validation
 images, without test-time augmentation; the test images are not touched. Times and finished cells are kept in
 results/ablation_cells/ and not repeated for the same settings, so the hours can be spread over days and machines; a
-training that was stopped goes on.
+training that was stopped goes on (the one on small images first starts anew).
 """
 
 import argparse

@@ -1,9 +1,9 @@
-"""Damaged and random files for everything that reads a file: does each end in the result or in the loader's own error?
+"""Damaged and random files for 17 readers of files: does each end in the result or in the loader's own error?
 
     python benchmarks/fuzz.py [--quick]
 
-A real file of each kind is cut off at every 64 bytes, gets bits flipped and stretches overwritten, moved and repeated,
-or is random from start to end. A wrong outcome is: another error than the documented ones, content that is not what
+A real file of each kind is cut off at steps of 64 bytes or more, gets bits flipped and stretches overwritten, moved and
+repeated, or is random from start to end. A wrong outcome is: another error than the documented ones, content that is not what
 was written where a hash protects it, ten seconds for one file, the end of the process, or a gigabyte of memory.
 """
 

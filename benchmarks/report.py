@@ -1,7 +1,7 @@
 """What every benchmark of this folder does with its numbers: say where they come from, store them, print a table.
 
 A result file holds a list of claims, each with name, value, unit, spread, seeds, command, hardware, versions, commit
-and date. The README quotes these files and nothing else.
+and date. The README's tables of measurements are made from these files.
 """
 
 import json

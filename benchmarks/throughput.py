@@ -1,6 +1,6 @@
 """How fast a network trains and answers here, beside the same network of the libraries that people use.
 
-    python benchmarks/throughput.py                       every configuration, about half an hour on two cores
+    python benchmarks/throughput.py                       every configuration, half an hour with --rounds 6
     python benchmarks/throughput.py --configs vit_micro_patch4_32     some of them anew, beside what is stored of others
     python benchmarks/throughput.py --growth              what more tokens, blocks, width and batch cost this project
     python benchmarks/throughput.py --quick               seconds, little of everything; stores nothing

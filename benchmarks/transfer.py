@@ -2,7 +2,7 @@
 
     python benchmarks/transfer.py                  all but the longest row, with 5 draws of the images; half an hour
     python benchmarks/transfer.py --compute 5      that row too, from scratch at equal total compute: up to 50 shots,
-                                                   13 to 16 minutes a cell
+                                                   8 to 52 minutes a cell, 16 in the median
     python benchmarks/transfer.py --tune           the settings below, compared on validation images; stores nothing
     python benchmarks/transfer.py --quick          seconds, on the built-in shapes; stores nothing
 
