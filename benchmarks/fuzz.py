@@ -3,8 +3,9 @@
     python benchmarks/fuzz.py [--quick]
 
 A real file of each kind is cut off at steps of 64 bytes or more, gets bits flipped and stretches overwritten, moved and
-repeated, or is random from start to end. A wrong outcome is: another error than the documented ones, content that is not what
-was written where a hash protects it, ten seconds for one file, the end of the process, or a gigabyte of memory.
+repeated, or is random from start to end. A wrong outcome is: another error than the documented ones, content that is
+not what was written where a hash protects it, ten seconds for one file, the end of the process, or a gigabyte of
+memory.
 """
 
 import argparse
