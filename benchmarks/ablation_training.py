@@ -18,8 +18,8 @@ from vit.model import init_mimetic, init_whitened_patches
 from vit.progress import progress_bar
 from vit.tasks.progressive import train_progressively
 from vit.training import build_optimizers
-from vit.training.loop import STATE_FILE
 from vit.training.memory import keep_freed_memory
+from vit.training.run_files import STATE_FILE
 
 ROUNDS, WARM_UP_ROUNDS = 12, 1  # of a measurement; the first steps allocate memory
 STEPS = 3  # of a turn; the first of them is not timed, since it finds the caches filled by another training

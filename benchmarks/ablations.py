@@ -36,10 +36,10 @@ from ablation_variants import BASES, QUICK_BASE, VARIANTS, Setup, changes_of, se
 
 import vit
 from vit.data import DataSplits
-from vit.training.run_folder import REPOSITORY, current_commit, write_json
+from vit.training.run_folder import current_commit, runs_root, write_json
 
 CELLS = report.RESULTS / "ablation_cells"
-RUNS = Path(os.environ.get("VIT_RUNS") or REPOSITORY / "runs") / "ablations"  # of trainings that go on
+RUNS = runs_root() / "ablations"  # of trainings that go on
 QUICK_MINUTES = 0.002
 PROBE_IMAGES = 10_000  # of a measurement; more would only take memory
 

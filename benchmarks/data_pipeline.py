@@ -10,7 +10,6 @@ CIFAR-10; in every round everyone has a turn, and a ratio is taken turn by turn.
 """
 
 import argparse
-import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -28,7 +27,7 @@ from contender import repeats_per_second
 
 import vit
 from vit.data import DataSplits, Loader, Split
-from vit.training.loop import classification_loss
+from vit.training.epoch import classification_loss
 from vit.training.memory import keep_freed_memory
 from vit.training.optim import build_optimizers
 
@@ -144,8 +143,8 @@ def compare(data: DataSplits, augmentation: str, batch_size: int, *, rounds: int
 
 def claim(name: str, values: list[float], unit: str) -> dict:
     """A claim whose value is the median."""
-    c = report.claim(name, values, unit, " ".join(["python benchmarks/data_pipeline.py", *sys.argv[1:]]))
-    return c | {"value": round(statistics.median(values), 4), "threads": torch.get_num_threads()}
+    command = " ".join(["python benchmarks/data_pipeline.py", *sys.argv[1:]])
+    return report.claim(name, values, unit, command, is_median=True) | {"threads": torch.get_num_threads()}
 
 
 def main() -> None:

@@ -31,7 +31,7 @@ from vit.config import TrainConfig, ViTConfig
 from vit.data import make_loaders, make_shapes
 from vit.model.vision_transformer import VisionTransformer
 from vit.training import fit
-from vit.training.loop import STATE_FILE
+from vit.training.run_files import STATE_FILE
 from vit.training.state_file import read_state
 
 MODEL = ViTConfig(
@@ -211,9 +211,7 @@ def main() -> int:
     options = parser.parse_args()
     rows = summarize(list(outcomes(QUICK if options.quick else COUNTS)))
     for row in rows:
-        print(
-            "{signal:<8} {runs:>4} runs, {inside_save:>3} killed inside a save, {same_bits:>4} same bits".format(**row)
-        )
+        print(describe(row))
     return 0 if all(row["same_bits"] == row["runs"] for row in rows) else 1
 
 

@@ -10,7 +10,6 @@ weights: 1 is the model alone. Linux only, where the peak can be set back.
 
 import argparse
 import json
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -20,6 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import report
 import torch
+from safetensors.torch import load_file
 
 import vit
 from vit.pretrained import load_weights, to_timm, to_transformers
@@ -33,13 +33,7 @@ def write_sources(folder: Path, model: vit.VisionTransformer) -> None:
     vit.save(model, folder / SOURCES["own"])
     to_timm(model, folder / "timm")
     to_transformers(model, folder / "hf")
-    torch.save({"model": load_timm_state(folder)}, folder / SOURCES["pth"])
-
-
-def load_timm_state(folder: Path) -> dict[str, torch.Tensor]:
-    from safetensors.torch import load_file
-
-    return load_file(folder / SOURCES["timm"])
+    torch.save({"model": load_file(folder / SOURCES["timm"])}, folder / SOURCES["pth"])
 
 
 def measure(kind: str, path: str) -> dict[str, float]:
@@ -77,8 +71,7 @@ def main() -> None:
             found = [json.loads(subprocess.check_output(command, text=True)) for _ in range(runs)]
             for key, unit in (("seconds", "s"), ("memory", "x")):
                 values = [run[key] for run in found]
-                claims.append(report.claim(f"{kind}_{key}", values, unit, COMMAND))
-                claims[-1]["value"] = round(statistics.median(values), 4)
+                claims.append(report.claim(f"{kind}_{key}", values, unit, COMMAND, is_median=True))
     report.publish("load_weights", claims, store=not options.quick)
 
 

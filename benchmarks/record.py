@@ -22,7 +22,6 @@ image and its mirror image, and plain beside it. No teacher, no other data. One 
 import argparse
 import json
 import math
-import os
 import shutil
 import sys
 import time
@@ -45,9 +44,9 @@ from vit.device import resolve_device
 from vit.tasks.mae import MaskedAutoencoder, reconstruction_loss, to_classifier
 from vit.training import build_optimizers
 from vit.training.epoch import LossFn
-from vit.training.run_folder import REPOSITORY, write_json
+from vit.training.run_folder import runs_root, write_json
 
-RUNS = Path(os.environ.get("VIT_RUNS") or REPOSITORY / "runs") / "benchmark-record"
+RUNS = runs_root() / "benchmark-record"
 PROBE_SECONDS = 90.0  # of training
 # Seconds kept free when epochs are planned: for the test, and for every command that will have to start anew.
 TEST_RESERVE, COMMAND_RESERVE = 20.0, 45.0

@@ -28,11 +28,20 @@ def hardware() -> str:
     return f"{names[0] if names else platform.processor()}, {os.cpu_count()} cores"
 
 
-def claim(name: str, values: list[float], unit: str, command: str, *, seeds: list[int] | None = None) -> dict:
-    """One entry: the mean of `values` and their spread, the sample standard deviation (0 for one value)."""
+def claim(
+    name: str,
+    values: list[float],
+    unit: str,
+    command: str,
+    *,
+    seeds: list[int] | None = None,
+    is_median: bool = False,
+) -> dict:
+    """One entry: the mean of `values`, or their median, and their spread, the sample standard deviation (0 for one)."""
+    middle = statistics.median if is_median else statistics.mean
     return {
         "name": name,
-        "value": round(statistics.mean(values), 4),
+        "value": round(middle(values), 4),
         "unit": unit,
         "spread": round(statistics.stdev(values), 4) if len(values) > 1 else 0.0,
         "values": [round(value, 4) for value in values],

@@ -11,7 +11,6 @@ Needs two cores that are otherwise idle.
 import argparse
 import json
 import os
-import statistics
 import sys
 import tempfile
 import time
@@ -24,19 +23,13 @@ import torch
 
 import vit
 from vit.launch import launch
+from vit.progress import progress_bar
 from vit.training import build_optimizers, train_one_epoch
 from vit.training.distributed import ALONE, World, processes
 from vit.training.memory import keep_freed_memory
 
 COMMAND = "python benchmarks/scaling.py"
 RECIPE = vit.TrainConfig(device="cpu")
-
-
-class NoBar:
-    """A progress bar that shows nothing."""
-
-    def update(self) -> bool:
-        return False
 
 
 def make_epoch(world: World, num_steps: int, model_name: str):
@@ -50,7 +43,7 @@ def make_epoch(world: World, num_steps: int, model_name: str):
 
     def epoch() -> None:
         stop = {"should_stop": lambda: world.any(False), "world": world}
-        train_one_epoch(network, loader, optimizers, config, bar=NoBar(), **stop)
+        train_one_epoch(network, loader, optimizers, config, bar=progress_bar(disable=True), **stop)
 
     return epoch
 
@@ -97,9 +90,7 @@ def main() -> None:
         "step_apart": ([r["apart"] for r in rounds], "s"),
         "step_together": ([r["together"] for r in rounds], "s"),
     }
-    claims = [report.claim(name, found, unit, COMMAND) for name, (found, unit) in values.items()]
-    for claim, (found, _) in zip(claims, values.values(), strict=True):
-        claim["value"] = round(statistics.median(found), 4)
+    claims = [report.claim(name, found, unit, COMMAND, is_median=True) for name, (found, unit) in values.items()]
     report.publish("scaling", claims, store=not options.quick)
 
 

@@ -8,18 +8,16 @@ A run that was interrupted goes on where it stopped; it is kept in runs/shipped-
 """
 
 import argparse
-import os
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 
 import vit
 from vit.data import keep_classes
 from vit.pretrained.weights import SHIPPED
-from vit.training.run_folder import REPOSITORY, current_commit
+from vit.training.run_folder import current_commit, runs_root
 
-RUNS = Path(os.environ.get("VIT_RUNS") or REPOSITORY / "runs")
+RUNS = runs_root()
 MODEL = vit.ViTConfig.preset("vit_nano_patch4_32")
 # name: what to train on, the network, how
 RECIPES = {

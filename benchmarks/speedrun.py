@@ -39,10 +39,10 @@ import report
 
 import vit
 from vit.data import DataSplits, Split
-from vit.device import resolve_device
-from vit.training.run_folder import REPOSITORY, write_json
+from vit.device import resolve_device, wait_for_device
+from vit.training.run_folder import runs_root, write_json
 
-RUNS = Path(os.environ.get("VIT_RUNS") or REPOSITORY / "runs") / "benchmark-speedrun"
+RUNS = runs_root() / "benchmark-speedrun"
 MIN_SEEDS = 5
 UNFINISHED = 75  # exit status of a command that has to be started again
 WARM_UP_STEPS = 3  # of each phase
@@ -169,11 +169,6 @@ def process_start() -> float:
         return time.time()
     ticks = int(stat.read_text().rsplit(")", 1)[1].split()[19])  # since the machine was
     return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + ticks / os.sysconf("SC_CLK_TCK")
-
-
-def wait_for_device() -> None:
-    if torch.accelerator.is_available():
-        torch.accelerator.synchronize()
 
 
 class Run:

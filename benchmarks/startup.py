@@ -8,7 +8,6 @@ Each number is a fresh Python process, started to finished, with the data cached
 
 import argparse
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -62,9 +61,7 @@ def main() -> None:
             times[name].append(seconds(code))
     claims = []
     for name, values in times.items():
-        values = values[-runs:]
-        claims.append(report.claim(name, values, "s", "python benchmarks/startup.py"))
-        claims[-1]["value"] = round(statistics.median(values), 4)
+        claims.append(report.claim(name, values[-runs:], "s", "python benchmarks/startup.py", is_median=True))
     report.publish("startup", claims, store=not options.quick)
 
 

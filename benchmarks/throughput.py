@@ -169,9 +169,8 @@ def grow(options: argparse.Namespace) -> None:
 def claim(name: str, values: list[float], unit: str, options: argparse.Namespace) -> dict:
     """A claim whose value is the median, with all that could change it."""
     command = " ".join(["python benchmarks/throughput.py", *sys.argv[1:]])
-    c = report.claim(name, values, unit, command)
-    c |= {"value": round(statistics.median(values), 4), "versions": f"{c['versions']}, {libraries.versions()}"}
-    return c | settings(options)
+    c = report.claim(name, values, unit, command, is_median=True)
+    return c | {"versions": f"{c['versions']}, {libraries.versions()}"} | settings(options)
 
 
 def settings(options: argparse.Namespace) -> dict[str, str | int]:

@@ -39,11 +39,10 @@ from pathlib import Path
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader, Dataset
-from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+import libraries
 import report
 from contender import peak_memory
 from peers import PEERS, Peer, PlainViT
@@ -52,12 +51,12 @@ import vit
 from vit.config import RECIPES
 from vit.data import DataSplits, Loader, Split
 from vit.data.loader import make_mix
-from vit.training.loop import classification_loss, run_steps, set_patch_drop
+from vit.training.epoch import classification_loss, run_steps, set_patch_drop
 from vit.training.memory import keep_freed_memory
-from vit.training.run_folder import REPOSITORY, current_commit, write_json
+from vit.training.run_folder import REPOSITORY, current_commit, runs_root, write_json
 
 FOLDER = report.RESULTS / "time_to_accuracy_runs"
-QUICK_FOLDER = Path(os.environ.get("VIT_RUNS") or REPOSITORY / "runs") / "benchmark-time-to-accuracy"
+QUICK_FOLDER = runs_root() / "benchmark-time-to-accuracy"
 FIGURE = REPOSITORY / "docs" / "time_to_accuracy.png"
 OURS, BASE, FEEDS = "ours", "cpu_5min", ("per_sample", "batched")
 NUM_POINTS, VAL_IMAGES = 10, 2000  # of each curve, and that each of its points is measured on
@@ -163,11 +162,9 @@ class Track:
 def forward_flops(model: nn.Module, patch_drop_rate: float = 0.0) -> int:
     """Operations of the forward pass for one image in training, where patches may be dropped."""
     set_patch_drop(model, patch_drop_rate)
-    image = torch.zeros(1, model.config.in_chans, *model.config.image_size)
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        model.train()(image)
+    found = libraries.forward_operations(model, model.config)
     set_patch_drop(model, 0.0)
-    return counter.get_total_flops()
+    return found
 
 
 class Run:

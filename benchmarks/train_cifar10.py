@@ -10,7 +10,6 @@ runs/benchmark-train-cifar10/; a seed that is already there for the same setting
 
 import argparse
 import json
-import os
 import resource
 import shutil
 import subprocess
@@ -23,9 +22,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import report
 
 import vit
-from vit.training.run_folder import REPOSITORY, write_json
+from vit.training.run_folder import runs_root, write_json
 
-RUNS = Path(os.environ.get("VIT_RUNS") or REPOSITORY / "runs") / "benchmark-train-cifar10"
+RUNS = runs_root() / "benchmark-train-cifar10"
 RECIPE = "cpu_10min"
 
 

@@ -44,9 +44,9 @@ import vit
 from vit import analysis, plots
 from vit.data import keep_classes
 from vit.tasks import fine_tuning
-from vit.training.run_folder import REPOSITORY, write_json
+from vit.training.run_folder import REPOSITORY, runs_root, write_json
 
-RUNS = Path(os.environ.get("VIT_RUNS") or REPOSITORY / "runs") / "transfer"
+RUNS = runs_root() / "transfer"
 WEIGHTS = "vit_nano_patch4_32.cifar10_0to4"
 SHOTS, DRAWS = (1, 5, 10, 50, 500), range(5)
 STEPS = {1: 40, 5: 60, 10: 80, 50: 150, 500: 300}  # of all that is trained, but for equal total compute

@@ -36,3 +36,8 @@ def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
         values = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
         parameter.copy_(values * (0.5 if parameter.ndim < 2 else parameter.shape[1:].numel() ** -0.5))
     return model
+
+
+def same_weights(a: nn.Module, b: nn.Module) -> bool:
+    """Whether two networks hold the same bits."""
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))

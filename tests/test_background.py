@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import same_weights
 
 from vit.config import TrainConfig, ViTConfig
 from vit.data import make_loaders
@@ -27,10 +28,6 @@ def make_model(seed: int = 0) -> VisionTransformer:
     return VisionTransformer(
         ViTConfig(image_size=16, embed_dim=16, depth=2, num_heads=2, mlp_ratio=2.0, drop_rate=0.1, drop_path_rate=0.1)
     )
-
-
-def same_weights(a, b) -> bool:
-    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
 
 
 def without_seconds(history: History) -> list[dict]:

@@ -8,15 +8,13 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import imagenet_plan
 import pytest
+import readme
+import report
+import train_cifar10
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
-sys.path.insert(0, str(BENCHMARKS))
-import imagenet_plan  # noqa: E402
-import readme  # noqa: E402
-import report  # noqa: E402
-import train_cifar10  # noqa: E402
-
 FIELDS = {"name", "value", "unit", "spread", "seeds", "command", "hardware", "versions", "commit", "date"}
 
 

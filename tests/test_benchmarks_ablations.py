@@ -4,18 +4,15 @@ import itertools
 import json
 import sys
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 
-import pytest
-import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 import ablation_results
 import ablation_training
 import ablation_variants
 import ablations
+import pytest
 import report
+import torch
 from ablation_training import new_model, step_seconds, train
 from ablation_variants import BASES, VARIANTS, Setup, Variant, changes_of, setups_of
 

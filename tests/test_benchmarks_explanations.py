@@ -2,14 +2,11 @@
 
 import json
 import sys
-from pathlib import Path
 
-import pytest
-import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 import explanations
+import pytest
 import report
+import torch
 
 
 def test_the_quick_form_measures_everything_and_stores_nothing(monkeypatch, capsys):

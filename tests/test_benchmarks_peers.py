@@ -6,23 +6,20 @@ import json
 import math
 import sys
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 
+import peers
 import pytest
+import report
+import time_to_accuracy as tta
 import timm
 import torch
 import torch.nn.functional as F
 from conftest import randomize
+from peers import PEERS, PeerModel, PlainViT
 from torch import nn
 from torchvision.transforms import AutoAugment, AutoAugmentPolicy
 from torchvision.transforms import functional as TF
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
-import peers
-import report
-import time_to_accuracy as tta
-from peers import PEERS, PeerModel, PlainViT
 
 import vit
 from vit.analysis.cost import count_parameters, forward_flops

@@ -8,18 +8,15 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import pytest
-import torch
-
-import vit
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 import ceiling
 import libraries
+import pytest
 import record
 import report
 import speedrun
+import torch
 
+import vit
 from vit.tasks.mae import MaskedAutoencoder
 from vit.training.state_file import read_state, write_state
 

@@ -4,21 +4,18 @@ import argparse
 import statistics
 import sys
 from dataclasses import replace
-from pathlib import Path
 
+import contender
+import data_pipeline
+import libraries
 import pytest
+import report
+import throughput
 import torch
 
 from vit.analysis import count_parameters
 from vit.config import ViTConfig
 from vit.plots.scaling import plot_growth
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
-import contender
-import data_pipeline
-import libraries
-import report
-import throughput
 
 PICO = ViTConfig.preset("vit_pico_patch8_32", head="linear")
 OTHERS = [name for name in libraries.installed() if name not in libraries.VARIANTS]

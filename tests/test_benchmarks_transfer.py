@@ -3,11 +3,8 @@
 import json
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 import report
 import transfer
 import transfer_methods

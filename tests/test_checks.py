@@ -18,8 +18,7 @@ from vit.data import DataSplits, Loader, keep_classes, make_eval_loader, make_lo
 from vit.model.vision_transformer import VisionTransformer
 from vit.training import evaluate, fit, for_budget, list_runs
 from vit.training.epoch import classification_loss
-from vit.training.loop import STATE_FILE
-from vit.training.run_files import RunFiles
+from vit.training.run_files import STATE_FILE, RunFiles
 
 SMALL = ViTConfig(image_size=16, embed_dim=24, depth=1, num_heads=2, mlp_ratio=2.0)
 QUICK = TrainConfig.preset("quick", device="cpu", batch_size=64, epochs=1)

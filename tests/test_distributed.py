@@ -15,12 +15,10 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
+import kills
 import pytest
 import torch
 import torch.nn.functional as F
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
-import kills
 import two_processes
 from kills import final_state, same
 from two_processes import RECIPE

@@ -2,13 +2,10 @@
 
 import sys
 import time
-from pathlib import Path
 
-import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 import faults
 import fuzz
+import pytest
 from fault_table import ROWS, NotApplicable
 from fuzz_targets import Target
 

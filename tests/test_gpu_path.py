@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from conftest import same_weights
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -20,7 +21,7 @@ from vit.training import Evaluation, build_optimizers, fit, load_state_weights, 
 from vit.training.averaging import AveragedWeights
 from vit.training.epoch import classification_loss
 from vit.training.finite import LAG, FiniteCheck
-from vit.training.loop import STATE_FILE
+from vit.training.run_files import STATE_FILE
 from vit.training.state_file import read_state
 
 NETWORK = ViTConfig(
@@ -34,10 +35,6 @@ QUICK = TrainConfig.preset("quick", device="cpu", batch_size=50)
 def make_model(depth: int = 2) -> VisionTransformer:
     torch.manual_seed(0)
     return VisionTransformer(replace(NETWORK, depth=depth))
-
-
-def same_weights(a: nn.Module, b: nn.Module) -> bool:
-    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
 
 
 # Answers that come late

@@ -10,16 +10,14 @@ import threading
 import time
 from pathlib import Path
 
+import kills
 import pytest
+import slow_training
 from nbclient import NotebookClient
 from nbformat.v4 import new_code_cell, new_notebook
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
-import kills
-import slow_training
-
 from vit.training.interrupt import stop_on_interrupt
-from vit.training.loop import STATE_FILE
+from vit.training.run_files import STATE_FILE
 from vit.training.run_lock import is_being_written
 from vit.training.state_file import read_state
 

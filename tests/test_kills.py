@@ -2,15 +2,11 @@
 
 import random
 import signal
-import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 
-import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 import kills
+import pytest
 import soak
 from kills import final_state, same  # noqa: F401  (test_resume compares states in the same way)
 

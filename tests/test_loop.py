@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import randomize
+from conftest import randomize, same_weights
 from torch import nn
 
 from vit.config import TrainConfig, ViTConfig
@@ -21,7 +21,7 @@ from vit.training import History, build_optimizers, evaluate, fit, load_run, new
 from vit.training.averaging import AveragedWeights
 from vit.training.epoch import classification_loss
 from vit.training.interrupt import stop_on_interrupt
-from vit.training.loop import STATE_FILE
+from vit.training.run_files import STATE_FILE
 from vit.training.state_file import write_state
 
 SMALL = ViTConfig(image_size=16, embed_dim=24, depth=2, num_heads=2, mlp_ratio=2.0)
@@ -31,10 +31,6 @@ QUICK = TrainConfig.preset("quick", device="cpu", batch_size=64)
 def make_model(seed: int = 0, **changes) -> VisionTransformer:
     torch.manual_seed(seed)
     return VisionTransformer(replace(SMALL, **changes))
-
-
-def same_weights(a: nn.Module, b: nn.Module) -> bool:
-    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
 
 
 def test_an_epoch_equals_a_loop_written_by_hand(shapes):

@@ -1,21 +1,18 @@
 """Properties that hold for whatever hypothesis comes up with: settings, and bytes given to loaders."""
 
 import json
-import sys
 import tempfile
 from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 import torch
+from fuzz_targets import TARGETS
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from vit.config import TrainConfig, ViTConfig
 from vit.model.vision_transformer import VisionTransformer
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
-from fuzz_targets import TARGETS
 
 RATES = st.floats(0, 0.9)
 MODELS = st.builds(

@@ -11,15 +11,15 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import same_weights
 from test_kills import final_state, same
-from torch import nn
 
 from vit.config import TrainConfig, ViTConfig
 from vit.data import DataSplits, make_loaders
 from vit.model.vision_transformer import VisionTransformer
 from vit.training import History, build_optimizers, checkpoint, evaluate, fit, load_state_weights, run_files
 from vit.training.distributed import ALONE
-from vit.training.loop import HISTORY_FILE, STATE_FILE
+from vit.training.run_files import HISTORY_FILE, STATE_FILE
 from vit.training.state_file import best_of, previous_of, read_state, write_state
 
 SMALL = ViTConfig(image_size=16, patch_size=8, embed_dim=16, depth=2, num_heads=2, mlp_ratio=2.0)
@@ -62,10 +62,6 @@ class Cut:
 def make_model(seed: int = 0, **changes) -> VisionTransformer:
     torch.manual_seed(seed)
     return VisionTransformer(replace(SMALL, **changes))
-
-
-def same_weights(a: nn.Module, b: nn.Module) -> bool:
-    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
 
 
 @pytest.fixture(scope="module")

@@ -21,3 +21,9 @@ def autocast(config: TrainConfig, device: torch.device) -> torch.autocast:
     """bfloat16 where the config, or "auto" on CUDA, asks for it; float32 elsewhere."""
     is_bf16 = config.precision == "bf16" or (config.precision == "auto" and device.type == "cuda")
     return torch.autocast(device.type, torch.bfloat16, enabled=is_bf16)
+
+
+def wait_for_device() -> None:
+    """Returns once the GPU, if there is one, has done all that it was given."""
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()

@@ -242,23 +242,31 @@ def make_eval_loader(
     _check_data(data)
     if not isinstance(split, Split):
         raise TypeError(f"split is a {type(split).__name__} and must be a Split, such as data.val or data.test")
-    facts = {"mean": data.mean, "std": data.std}
-    if model is not None:
-        facts = getattr(model, "metadata", None) or getattr(model, "pretrained_cfg", None) or {}
-        if "mean" not in facts or "std" not in facts:
-            raise ValueError(
-                "the model does not say how its images were normalized: set model.metadata = data.metadata, with the "
-                "data that it was trained on"
-            )
+    mean, std = (data.mean, data.std) if model is None else normalization_of(model)
     return Loader(
         split,
         batch_size=batch_size,
-        mean=tuple(facts["mean"]),
-        std=tuple(facts["std"]),
+        mean=mean,
+        std=std,
         device=resolve_device(device),
         num_classes=data.num_classes,
         class_names=data.class_names,
     )
+
+
+def normalization_of(model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and std that a model was trained with, by its `metadata` or, for one of timm, its `pretrained_cfg`.
+
+    Raises:
+        ValueError: it says neither.
+    """
+    facts = getattr(model, "metadata", None) or getattr(model, "pretrained_cfg", None) or {}
+    if "mean" not in facts or "std" not in facts:
+        raise ValueError(
+            "the model does not say how its images were normalized: set model.metadata = data.metadata, with the "
+            "data that it was trained on"
+        )
+    return tuple(facts["mean"]), tuple(facts["std"])
 
 
 def _check_data(data: DataSplits) -> None:

@@ -195,7 +195,7 @@ def init_weights(model: VisionTransformer) -> None:
     """
     if model.patch_embed.proj.weight.is_meta:
         return  # without memory there are no values, and torch would import a great deal to draw none
-    _init_linear_layers(model)
+    init_linear_layers(model)
     for block in model.encoder.blocks:
         for matrix in block.attn.qkv.weight.chunk(3):
             nn.init.xavier_uniform_(matrix)
@@ -218,11 +218,12 @@ def init_weights(model: VisionTransformer) -> None:
 @torch.no_grad()
 def init_head(head: nn.Module) -> None:
     """A head's weights before training, for a new head on a trained model."""
-    _init_linear_layers(head)
+    init_linear_layers(head)
     _zero_last_layer(head)
 
 
-def _init_linear_layers(module: nn.Module) -> None:
+def init_linear_layers(module: nn.Module) -> None:
+    """Xavier-uniform weights and biases of 0 for all linear layers of a module, as vit_jax has them."""
     for layer in module.modules():
         if isinstance(layer, nn.Linear):
             nn.init.xavier_uniform_(layer.weight)

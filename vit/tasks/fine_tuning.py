@@ -14,6 +14,7 @@ from torch import nn
 
 from vit.config import TrainConfig
 from vit.data import DataSplits, make_loaders
+from vit.data.loader import normalization_of
 from vit.model import VisionTransformer
 from vit.pictures import PREPROCESSING
 from vit.training import History, build_optimizers, fit
@@ -87,14 +88,8 @@ def fine_tune(
     Raises:
         ValueError: the model does not say how its images were normalized.
     """
-    facts = getattr(model, "metadata", None) or getattr(model, "pretrained_cfg", None) or {}
-    if "mean" not in facts or "std" not in facts:
-        raise ValueError(
-            "the model does not say how its images were normalized: set model.metadata = data.metadata, with the data "
-            "that it was trained on"
-        )
-    data = replace(data, mean=tuple(facts["mean"]), std=tuple(facts["std"]))
-    train_loader, val_loader = make_loaders(data, config)
+    mean, std = normalization_of(model)
+    train_loader, val_loader = make_loaders(replace(data, mean=mean, std=std), config)
     return fit(
         model,
         train_loader,

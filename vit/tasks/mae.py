@@ -15,6 +15,7 @@ from vit.config import ViTConfig
 from vit.model import Encoder, VisionTransformer, patchify
 from vit.model.pos_embed import sincos2d_table
 from vit.model.transformer import Rope
+from vit.model.vision_transformer import init_linear_layers
 from vit.training.epoch import unwrap
 
 # What a classifier may have otherwise than the encoder it takes its weights from.
@@ -62,10 +63,7 @@ class MaskedAutoencoder(nn.Module):
         self.decoder_pred = nn.Linear(decoder_dim, config.in_chans * config.patch_size**2)
         nn.init.normal_(self.mask_token, std=0.02)
         for module in (self.decoder_embed, self.decoder, self.decoder_pred):
-            for layer in module.modules():
-                if isinstance(layer, nn.Linear):
-                    nn.init.xavier_uniform_(layer.weight)
-                    nn.init.zeros_(layer.bias)
+            init_linear_layers(module)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Normalized images (B, C, H, W) to painted patches (B, M, C*p*p), normalized each for itself, and their places

@@ -26,8 +26,8 @@ from vit.model import VisionTransformer
 from vit.pretrained import save
 from vit.training.budget import for_budget
 from vit.training.distributed import processes
-from vit.training.loop import STATE_FILE, fit
-from vit.training.run_files import refuse_existing
+from vit.training.loop import fit
+from vit.training.run_files import STATE_FILE, refuse_existing
 from vit.training.state_file import previous_of
 
 

@@ -3,9 +3,10 @@
 from vit.training.background import BackgroundRun, current_run, train_in_background
 from vit.training.budget import for_budget
 from vit.training.checkpoint import load_state_weights
+from vit.training.epoch import train_one_epoch
 from vit.training.evaluation import Evaluation, evaluate
 from vit.training.history import History
-from vit.training.loop import fit, train_one_epoch
+from vit.training.loop import fit
 from vit.training.lr_finder import LearningRateCurve, find_learning_rate
 from vit.training.optim import Muon, build_optimizers, learning_rate_factor
 from vit.training.run_folder import new_run_folder, write_summary

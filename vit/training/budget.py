@@ -15,12 +15,12 @@ import torch
 from torch import nn
 
 from vit.config import TrainConfig
-from vit.device import resolve_device
+from vit.device import resolve_device, wait_for_device
+from vit.progress import progress_bar
 from vit.training.averaging import AveragedWeights
 from vit.training.distributed import current_world
-from vit.training.epoch import LossFn
+from vit.training.epoch import LossFn, train_one_epoch
 from vit.training.evaluation import check_is_model, check_loaders, evaluate
-from vit.training.loop import train_one_epoch
 from vit.training.memory import keep_freed_memory
 from vit.training.optim import build_optimizers
 
@@ -108,24 +108,12 @@ def _step_seconds(model: nn.Module, loader: Any, config: TrainConfig, seconds: f
         nonlocal count, started
         count += 1
         if count == warm_up:
-            _wait_for_device()
+            wait_for_device()
             started = time.perf_counter()
         return world.any(count > warm_up and time.perf_counter() - started > seconds)
 
     started = time.perf_counter()
-    options = {"loss_fn": loss_fn, "ema": ema, "bar": _NoBar(), "should_stop": should_stop, "world": world}
-    train_one_epoch(network, loader, optimizers, config, **options)
-    _wait_for_device()
+    options = {"loss_fn": loss_fn, "ema": ema, "should_stop": should_stop, "world": world}
+    train_one_epoch(network, loader, optimizers, config, bar=progress_bar(disable=True), **options)
+    wait_for_device()
     return (time.perf_counter() - started) / (count - warm_up)
-
-
-def _wait_for_device() -> None:
-    if torch.accelerator.is_available():
-        torch.accelerator.synchronize()
-
-
-class _NoBar:
-    """A progress bar that shows nothing."""
-
-    def update(self) -> bool:
-        return False

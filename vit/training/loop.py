@@ -23,7 +23,6 @@ from vit.training.distributed import current_world
 from vit.training.epoch import (
     LossFn,
     Sums,
-    classification_loss,
     epoch_steps,
     explaining_memory,
     run_steps,
@@ -35,20 +34,9 @@ from vit.training.history import History
 from vit.training.interrupt import stop_on_interrupt
 from vit.training.memory import keeping_freed_memory
 from vit.training.optim import build_optimizers
-from vit.training.run_files import HISTORY_FILE, STATE_FILE, RunFiles
+from vit.training.run_files import RunFiles
 from vit.training.run_lock import being_written
 from vit.training.sharding import check_sharded, is_sharded
-
-__all__ = [
-    "HISTORY_FILE",
-    "STATE_FILE",
-    "LossFn",
-    "classification_loss",
-    "fit",
-    "run_steps",
-    "set_patch_drop",
-    "train_one_epoch",
-]
 
 
 def fit(

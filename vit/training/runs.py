@@ -4,7 +4,6 @@ A run is what its folder says, `config.json` and `history.csv`, so that runs of 
 as well. See `vit/training/run_folder.py` for what else is in it.
 """
 
-import csv
 import json
 import re
 import shutil
@@ -15,7 +14,7 @@ from typing import Any
 
 from vit.config import TrainConfig, ViTConfig
 from vit.training.history import History
-from vit.training.loop import HISTORY_FILE, STATE_FILE
+from vit.training.run_files import HISTORY_FILE, STATE_FILE
 from vit.training.run_folder import runs_root
 from vit.training.run_lock import is_being_written
 
@@ -131,7 +130,7 @@ def _read_history(path: Path) -> History:
         history = History.load_csv(path)
     except FileNotFoundError:
         raise ValueError(f"{_short(path)} is missing: no epoch has ended yet") from None
-    except (OSError, ValueError, TypeError, csv.Error) as error:
+    except (OSError, ValueError) as error:
         raise ValueError(f"{_short(path)} cannot be read: {error}") from error
     if history and "epoch" not in history.rows[0]:
         raise ValueError(f"{_short(path)} has no column epoch")
