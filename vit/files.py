@@ -9,6 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 NUM_RANDOM = 8  # characters that mkstemp draws for a name
 
@@ -69,3 +70,11 @@ def remove_leftovers(path: Path) -> None:
     """Removes what writers of `path` that were killed have left beside it. Only for whoever alone writes `path`."""
     for leftover in path.parent.glob(f".{path.name}.{'?' * NUM_RANDOM}.tmp"):
         leftover.unlink(missing_ok=True)
+
+
+def plain_number(value: Any) -> Any:
+    """What `json` cannot write as it is: one number of numpy or torch as Python's own. TypeError for anything else."""
+    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
+        return value.item()
+    remedy = "; use its .tolist()" if hasattr(value, "tolist") else ""
+    raise TypeError(f"it holds a {type(value).__name__}{remedy}")

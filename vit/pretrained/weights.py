@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vit.config import ViTConfig
-from vit.files import replacing
+from vit.files import plain_number, replacing
 from vit.model.vision_transformer import VisionTransformer
 from vit.pretrained.hub import is_hub_name
 from vit.pretrained.loading import blank_model, check_own, check_values, fill, load_weights
@@ -45,22 +45,14 @@ def save(model: VisionTransformer, path: str | Path, **metadata: Any) -> Path:
     described = model.metadata | metadata
     for name, fact in described.items():
         try:
-            json.dumps(fact, default=_number)
+            json.dumps(fact, default=plain_number)
         except (TypeError, ValueError) as error:
             raise TypeError(f"metadata {name}={fact!r} cannot be kept as JSON: {error}") from error
-    facts = {"config": json.dumps(model.config.to_dict()), "metadata": json.dumps(described, default=_number)}
+    facts = {"config": json.dumps(model.config.to_dict()), "metadata": json.dumps(described, default=plain_number)}
     facts["sha256"] = checksum(tensors, facts)
     with replacing(path) as temporary:
         save_file(tensors, temporary, metadata=facts)
     return path
-
-
-def _number(value: Any) -> Any:
-    """What `json` cannot write as it is: one number of numpy or torch as Python's own."""
-    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
-        return value.item()
-    remedy = "; use its .tolist()" if hasattr(value, "tolist") else ""
-    raise TypeError(f"it holds a {type(value).__name__}{remedy}")
 
 
 def _check_loadable(config: ViTConfig, tensors: Mapping[str, Tensor]) -> None:

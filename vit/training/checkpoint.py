@@ -169,19 +169,19 @@ def _check_fits(
         kinds = [type(optimizer).__name__ for optimizer in optimizers]
         if kinds != state["optimizer_kinds"]:
             raise ValueError(f"{path} holds the state of {state['optimizer_kinds']}, the run has {kinds}")
-        groups = _groups(kinds, [optimizer.state_dict() for optimizer in optimizers])
-        if other := _differences(_groups(kinds, state["optimizers"]), groups):
+        saved_groups = _groups([saved["param_groups"] for saved in state["optimizers"]])
+        if other := _differences(saved_groups, _groups([optimizer.param_groups for optimizer in optimizers])):
             raise ValueError(
                 f"{path} has other groups of parameters or other rates for them (another layer_decay?), here as "
                 f"(parameters, peak rate): {'; '.join(other.values())}"
             )
 
 
-def _groups(kinds: list[str], states: list[dict[str, Any]]) -> dict[str, list[tuple[int, float | None]]]:
+def _groups(of_optimizers: list[list[dict[str, Any]]]) -> dict[str, list[tuple[int, float | None]]]:
     """How many parameters each group of each optimizer has, and its peak rate."""
     return {
-        kind: [(len(group["params"]), group.get("peak_lr")) for group in state["param_groups"]]
-        for kind, state in zip(kinds, states, strict=True)
+        f"optimizer {number}": [(len(group["params"]), group.get("peak_lr")) for group in groups]
+        for number, groups in enumerate(of_optimizers, 1)
     }
 
 

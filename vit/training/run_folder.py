@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from vit.config import TrainConfig
-from vit.files import replacing
+from vit.files import plain_number, replacing
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -62,8 +62,7 @@ def _make_new(root: Path, name: str) -> Path:
 
 def write_json(path: str | Path, values: dict[str, Any]) -> None:
     with replacing(path) as temporary:
-        # Numbers of numpy and torch become Python's.
-        temporary.write_text(json.dumps(values, indent=2, default=lambda value: value.item()) + "\n")
+        temporary.write_text(json.dumps(values, indent=2, default=plain_number) + "\n")
 
 
 def write_summary(run_dir: str | Path, config: TrainConfig, **results: Any) -> dict[str, Any]:
