@@ -121,6 +121,8 @@ def main() -> None:
     data = vit.load_data("shapes" if options.quick else "cifar10")
     model_config = vit.ViTConfig.preset("vit_pico_patch8_32" if options.quick else "vit_nano_patch4_32")
     data = replace(data, val=data.val.subset(slice(100)))  # steps are timed, and validation is none
+    if options.quick:
+        data = replace(data, train=data.train.subset(slice(500)))  # a picture is drawn after an epoch
     config = vit.TrainConfig(epochs=100, device="cpu")  # longer than it is watched
     with tempfile.TemporaryDirectory() as runs_dir:
         panel = Playground(data, model_config, config, runs_dir=runs_dir)

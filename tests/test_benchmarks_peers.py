@@ -370,7 +370,8 @@ def test_the_quick_form_runs_and_stores_nothing(in_this_process, tmp_path, capsy
 def test_a_finished_run_is_not_repeated_and_claims_are_kept(in_this_process, tmp_path, monkeypatch, data):
     few = replace(data, train=data.train.subset(slice(32)))
     monkeypatch.setattr(tta.vit, "load_data", lambda name: few)
-    monkeypatch.setattr(tta, "PROBE_SECONDS", 0.01)
+    for name, seconds in {"PROBE_SECONDS": 0.01, "TURN_SECONDS": 0.01, "WARM_UP_SECONDS": 0.01}.items():
+        monkeypatch.setattr(tta, name, seconds)
     arguments = ["--minutes", "0.001", "--seeds", "0", "1", "--preset", "quick", "--feeds", "batched"]
     in_this_process(*arguments, "--peers", "tintn", "ours", "--measure")
     times = tmp_path / "runs" / "step_times.json"

@@ -32,7 +32,7 @@ FAST = {
     ],
     "05_inside_the_vit": ['data_name, weights, num_images = "shapes", "vit_nano_patch4_32.shapes", 16'],
     "06_playground": [
-        'data_name, num_images, num_trials = "shapes", 600, 10',
+        'data_name, num_images, num_trials = "shapes", 200, 10',
         'model_config = ViTConfig.preset("vit_pico_patch8_32", depth=1)',
         'train_config = TrainConfig.preset("quick", device="cpu", batch_size=20)',
     ],
