@@ -225,7 +225,7 @@ def quick() -> None:
 
 
 def main() -> None:
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # all of it runs on the CPU, and says so in its claims
+    report.hide_gpus()
     options = parse()
     if options.quick:
         quick()

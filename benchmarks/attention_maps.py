@@ -33,6 +33,7 @@ def seconds(work: Callable[[], object]) -> float:
 
 @torch.no_grad()
 def main() -> None:
+    report.hide_gpus()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="few turns, on the built-in set; stores nothing")
     options = parser.parse_args()

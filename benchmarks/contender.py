@@ -4,15 +4,14 @@ Small on purpose: a fresh process that measures its own memory imports this modu
 """
 
 import math
-import sys
 import time
 from collections.abc import Callable
 from functools import cached_property, partial
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from libraries import LIBRARIES, forward_operations
+from report import peak_memory
 from torch import Tensor
 
 from vit.config import ViTConfig
@@ -85,18 +84,6 @@ def matrix_product_rate(device: torch.device, precision: str, turn: float) -> fl
         product = partial(torch.mm, a, b, out=torch.empty_like(a))
         best = max(best, 2 * side**3 * repeats_per_second(product, turn / 5, device))
     return best
-
-
-def peak_memory(device: torch.device) -> int:
-    """Bytes that this process, or on a GPU its tensors, had at the most."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated()
-    status = Path("/proc/self/status")
-    if status.exists():  # on Linux getrusage counts what the parent held when it started this process
-        return 1024 * int(status.read_text().split("VmHWM:")[1].split()[0])
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def train_alone(

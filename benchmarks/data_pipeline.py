@@ -148,6 +148,7 @@ def claim(name: str, values: list[float], unit: str) -> dict:
 
 
 def main() -> None:
+    report.hide_gpus()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--threads", type=int, help="CPU threads; the default is torch's own choice")

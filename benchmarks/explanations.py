@@ -106,6 +106,7 @@ def quick_model() -> vit.VisionTransformer:
 
 
 def main() -> None:
+    report.hide_gpus()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", nargs="+", metavar="PATH", help="names or files of weights for `vit.load`")
     parser.add_argument("--quick", action="store_true")

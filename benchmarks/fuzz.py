@@ -14,7 +14,6 @@ import hashlib
 import json
 import os
 import random
-import resource
 import signal
 import sys
 import tempfile
@@ -27,6 +26,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import numpy as np
+import report
 import torch
 from fuzz_targets import TARGETS
 from kills import CONTEXT
@@ -87,7 +87,7 @@ def fuzz(name: str, count: int, seed: int) -> Outcome:
         target = TARGETS[name](Path(folder))
         raw = target.path.read_bytes()
         expected = _digest(target.load())
-        before = _peak_memory()
+        before = report.peak_memory()
         for data in damaged(raw, count, rng):
             target.reset()
             target.path.write_bytes(target.finish(data))
@@ -108,7 +108,7 @@ def fuzz(name: str, count: int, seed: int) -> Outcome:
             finally:
                 signal.setitimer(signal.ITIMER_REAL, 0)
             outcome.slowest = max(outcome.slowest, time.monotonic() - began)
-        outcome.memory = _peak_memory() - before
+        outcome.memory = report.peak_memory() - before
     if outcome.memory > MAX_BYTES:
         outcome.wrong.append(f"{outcome.memory:,} bytes of memory")
     return outcome
@@ -116,10 +116,6 @@ def fuzz(name: str, count: int, seed: int) -> Outcome:
 
 def _too_slow(*_: Any) -> None:
     raise TooSlow(f"more than {MAX_SECONDS} s")
-
-
-def _peak_memory() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _short(data: bytes, raw: bytes) -> str:

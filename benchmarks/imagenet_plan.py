@@ -8,8 +8,6 @@ are operations divided by assumed speeds, which the tables name as such.
 
 from pathlib import Path
 
-import torch
-
 import vit
 from vit.analysis.forecast import Forecast, forecast
 
@@ -23,9 +21,8 @@ PEAK, SHARES = 1e15, (0.3, 0.4, 0.5)  # assumed: bf16 operations a second of a G
 
 def plan(network: str) -> Forecast:
     """Memory of `IMAGES` images a GPU in bf16, and the operations of the whole training."""
-    config = vit.TrainConfig(epochs=EPOCHS, batch_size=IMAGES, optimizer="adamw")
-    with torch.autocast("cpu", torch.bfloat16):
-        return forecast(vit.ViTConfig.preset(NETWORKS[network]), config, NUM_IMAGES)
+    config = vit.TrainConfig(epochs=EPOCHS, batch_size=IMAGES, optimizer="adamw", precision="bf16")
+    return forecast(vit.ViTConfig.preset(NETWORKS[network]), config, NUM_IMAGES)
 
 
 def tables() -> str:

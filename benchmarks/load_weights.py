@@ -53,6 +53,7 @@ def kilobytes(name: str) -> int:
 
 
 def main() -> None:
+    report.hide_gpus()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="once, with a small model; stores nothing")
     parser.add_argument("--measure", nargs=2, metavar=("KIND", "PATH"), help="load one file in this process")

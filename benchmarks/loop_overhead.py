@@ -89,6 +89,7 @@ def save_milliseconds(loader: vit.data.Loader, config: vit.TrainConfig, count: i
 
 
 def main() -> None:
+    report.hide_gpus()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a few steps; stores nothing")
     options = parser.parse_args()

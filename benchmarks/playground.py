@@ -115,6 +115,7 @@ def _count_pictures(panel: Playground) -> list[float]:
 
 
 def main() -> None:
+    report.hide_gpus()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="few moves and turns, on the built-in set; stores nothing")
     options = parser.parse_args()

@@ -59,7 +59,7 @@ GROUPS = {
                          "timm_seconds": ("the same from a file of timm", 2),
                          "timm_memory": ("peak memory of that, relative to the weights", 2)},
         "transfer": {
-            "cifar10.pixels_knn.10": ("five new classes, ten images of each: raw pixels, neighbors", 1),
+            "cifar10.pixels_probe.10": ("five new classes, ten images of each: raw pixels, linear probe", 1),
             "cifar10.probe.10": ("the same on the features of a network trained on five others, linear probe", 1),
             "cifar10.finetune.10": ("the same with all weights fine-tuned", 1),
             "cifar10.scratch_steps.10": ("the same from scratch, as many steps as fine-tuning", 1),

@@ -9,6 +9,7 @@ import os
 import platform
 import re
 import statistics
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -17,6 +18,12 @@ import torch
 from vit.training.run_folder import current_commit, write_json
 
 RESULTS = Path(__file__).resolve().parent / "results"
+CPU = torch.device("cpu")
+
+
+def hide_gpus() -> None:
+    """For what computes on the CPU alone, so that its claims name that. To be called before anything asks for a GPU."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 def hardware() -> str:
@@ -26,6 +33,18 @@ def hardware() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     names = re.findall(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.exists() else []
     return f"{names[0] if names else platform.processor()}, {os.cpu_count()} cores"
+
+
+def peak_memory(device: torch.device = CPU) -> int:
+    """Bytes that this process, or on a GPU its tensors, had at the most."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    status = Path("/proc/self/status")
+    if status.exists():  # on Linux getrusage counts what the parent held when it started this process
+        return 1024 * int(status.read_text().split("VmHWM:")[1].split()[0])
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def claim(

@@ -47,6 +47,7 @@ def seconds(code: str) -> float:
 
 
 def main() -> None:
+    report.hide_gpus()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one run each, on the built-in set; stores nothing")
     options = parser.parse_args()

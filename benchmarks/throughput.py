@@ -161,9 +161,10 @@ def grow(options: argparse.Namespace) -> None:
         curves[axis].append((x, rate["value"], memory["value"]))
     base = f"65 tokens, {BASE['depth']} blocks {BASE['embed_dim']} wide, batch {BASE['batch']}"
     figure = plot_growth(curves, title=f"A train step of {base}, and one of them changed")
-    if not options.quick:
+    name = result_name("growth", options)
+    if not options.quick and name == "growth":
         figure.savefig(FIGURE)
-    report.publish(result_name("growth", options), claims, store=not options.quick)
+    report.publish(name, claims, store=not options.quick)
 
 
 def claim(name: str, values: list[float], unit: str, options: argparse.Namespace) -> dict:
@@ -217,6 +218,8 @@ def main() -> None:
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--allocator", choices=("keep", "default"), default="keep")
     options = parser.parse_args()
+    if options.device == "cpu":
+        report.hide_gpus()
     options.device = resolve_device(options.device)
     options.turn = 0.0 if options.quick else TURN
     options.rounds = 1 if options.quick else options.rounds or (5 if options.growth else 10)

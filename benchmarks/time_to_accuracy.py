@@ -9,10 +9,10 @@
 Each recipe is as published (peers.py), its schedule stretched over the steps that fit into the minutes; the peers'
 rates were chosen for a hundred passes and more, ours for these minutes, on validation images. Peers are fed twice:
 "per_sample", a DataLoader of torchvision's transforms on single pictures as they have it, with as many of their worker
-processes as there are cores; and "batched", our loader with the same augmentation. All train on our 45,000 images in
-float32, as the peers' code does without a GPU, and keep freed memory as `vit.fit` does; the last weights are tested
-once, without test-time augmentation. Minutes are those of training alone: measuring, validation and the test are off
-the clock.
+processes as there are cores; and "batched", our loader with the same augmentation, or what stands for it there
+(AUGMENTATIONS in peers.py). All train on our 45,000 images in float32, as the peers' code does without a GPU, and keep
+freed memory as `vit.fit` does; the last weights are tested once, without test-time augmentation. Minutes are those of
+training alone: measuring, validation and the test are off the clock.
 
 A machine's speed drifts by more than recipes differ, so each recipe's steps are timed in turns with those of ours, and
 its time is that ratio times our own, which is measured once: all recipes get the minutes of one and the same pace.
@@ -44,7 +44,6 @@ from torch.utils.data import DataLoader, Dataset
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import libraries
 import report
-from contender import peak_memory
 from peers import PEERS, Peer, PlainViT
 
 import vit
@@ -58,6 +57,7 @@ from vit.training.run_folder import REPOSITORY, current_commit, runs_root, write
 FOLDER = report.RESULTS / "time_to_accuracy_runs"
 QUICK_FOLDER = runs_root() / "benchmark-time-to-accuracy"
 FIGURE = REPOSITORY / "docs" / "time_to_accuracy.png"
+DRAWN_MINUTES = 5
 OURS, BASE, FEEDS = "ours", "cpu_5min", ("per_sample", "batched")
 NUM_POINTS, VAL_IMAGES = 10, 2000  # of each curve, and that each of its points is measured on
 # Of a measurement: the seconds for ours alone; for the others how many turns, the seconds of one, and what goes before.
@@ -299,7 +299,7 @@ class Run:
             "passes": steps * images_per_step / len(data.train),
             "train_flops": flops(steps),
             "train_seconds": track.seconds,
-            "peak_memory_gb": peak_memory(torch.device("cpu")) / 1e9,
+            "peak_memory_gb": report.peak_memory() / 1e9,
             "curve": curve,
             "test_accuracy": test.accuracy,
         }
@@ -314,6 +314,14 @@ def start(run: Run, *arguments: str) -> bool:
     command += ["--minutes", str(options.minutes), "--folder", str(options.folder), *arguments]
     command += ["--threads", str(options.threads)] if options.threads else []
     return subprocess.run([*command, *(["--quick"] if options.quick else [])]).returncode == 0
+
+
+def with_other_seeds(runs: list[Run]) -> list[Run]:
+    """The runs of a recipe and feed, and those of the same settings with other seeds that have a result already."""
+    first, own = runs[0], {run.seed for run in runs}
+    seeds = {int(path.stem.rpartition("-seed")[2]) for path in first.path.parent.glob("*-seed*.json")}
+    others = [Run(first.name, first.variant, seed, first.options) for seed in seeds - own]
+    return sorted([*runs, *(run for run in others if run.result() is not None)], key=lambda run: run.seed)
 
 
 def claim_of(runs: list[Run], results: list[dict]) -> dict:
@@ -350,14 +358,14 @@ def table(claims: list[dict]) -> str:
 
 
 def publish(claims: list[dict], *, store: bool) -> None:
-    """Prints; with `store`, puts the claims beside the stored ones of other runs, and draws those of these minutes."""
+    """Prints; with `store`, puts the claims beside the stored ones of other runs, and draws those of five minutes."""
     is_there = (report.RESULTS / "time_to_accuracy.json").exists()
     known = report.load("time_to_accuracy") if store and is_there else {}
     known |= {c["name"]: c for c in claims}
     report.publish("time_to_accuracy", list(known.values()), store=store)
     print("", table(claims), sep="\n")
-    if store:
-        draw([c for c in known.values() if c["minutes"] == claims[0]["minutes"]])
+    if store and claims[0]["minutes"] == DRAWN_MINUTES:
+        draw([c for c in known.values() if c["minutes"] == DRAWN_MINUTES])
 
 
 def draw(claims: list[dict]) -> None:
@@ -396,7 +404,7 @@ def parse() -> argparse.Namespace:
 
 
 def main() -> None:
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the comparison is one of CPUs, and says so in its claims
+    report.hide_gpus()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the process of a run as well
     options = parse()
     if options.threads:
@@ -414,9 +422,10 @@ def main() -> None:
     if options.measure:
         return
     failed = [run for run in every if (options.quick or run.result() is None) and not start(run)]
-    claims = [
-        claim_of(of_key, [run.result() for run in of_key]) for of_key in runs.values() if not {*of_key} & {*failed}
-    ]
+    runs = {key: of_key for key, of_key in runs.items() if not {*of_key} & {*failed}}
+    if not options.quick:  # what other days have trained is part of the claim
+        runs = {key: with_other_seeds(of_key) for key, of_key in runs.items()}
+    claims = [claim_of(of_key, [run.result() for run in of_key]) for of_key in runs.values()]
     if claims:
         publish(claims, store=not options.quick)
     if failed:

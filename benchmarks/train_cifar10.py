@@ -10,7 +10,6 @@ runs/benchmark-train-cifar10/; a seed that is already there for the same setting
 
 import argparse
 import json
-import resource
 import shutil
 import subprocess
 import sys
@@ -22,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import report
 
 import vit
-from vit.training.run_folder import runs_root, write_json
+from vit.training.run_folder import current_commit, runs_root, write_json
 
 RUNS = runs_root() / "benchmark-train-cifar10"
 RECIPE = "cpu_10min"
@@ -39,6 +38,14 @@ def is_of(settings: dict, file: Path) -> bool:
     return file.exists() and json.loads(file.read_text())["settings"] == settings
 
 
+def stored_seeds() -> list[int]:
+    """The seeds of the claims that are stored, which claims of fewer would take the place of."""
+    try:
+        return report.load("train_cifar10")["test_accuracy"]["seeds"]
+    except FileNotFoundError:
+        return []
+
+
 def run_seed(seed: int, folder: Path, *, quick: bool) -> dict:
     """Trains one network and tests it once; returns what a claim needs of it."""
     model_config, config = vit.recipe("quick" if quick else RECIPE, seed=seed)
@@ -49,16 +56,15 @@ def run_seed(seed: int, folder: Path, *, quick: bool) -> dict:
     history = vit.fit(model, train_loader, val_loader, config, run_dir=folder, resume=(folder / "state.pt").exists())
     test = vit.evaluate(model, vit.make_eval_loader(data, data.test), config)
     flip = vit.evaluate(model, vit.make_eval_loader(data, data.test), config, test_time_augmentation="flip")
-    # Linux counts in kilobytes, macOS in bytes.
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     result = {
         "settings": settings_of(seed, quick=quick),
         "threads": torch.get_num_threads(),
+        "commit": current_commit(),
         "test_accuracy": test.accuracy,
         "test_accuracy_flip": flip.accuracy,
         "val_accuracy": history.last["val_accuracy"],
         "train_seconds": history.last["seconds"],
-        "peak_memory_gb": peak / 1e9,
+        "peak_memory_gb": report.peak_memory() / 1e9,
     }
     write_json(folder / "result.json", result)
     return result
@@ -95,7 +101,11 @@ def main() -> None:
     claims = [report.claim(n, [r[n] for r in results], u, command, seeds=options.seeds) for n, u in names.items()]
     for c in claims:
         c["threads"] = [r["threads"] for r in results]
-    report.publish("train_cifar10", claims, store=not options.quick)
+        c["commit"] = ", ".join(dict.fromkeys(r["commit"] for r in results))  # of the trainings, some of an earlier day
+    fewer = not options.quick and set(stored_seeds()) - set(options.seeds)
+    report.publish("train_cifar10", claims, store=not options.quick and not fewer)
+    if fewer:
+        print(f"not stored: there are claims of seeds {stored_seeds()}; name all of them with --seeds")
 
 
 if __name__ == "__main__":

@@ -394,8 +394,12 @@ def test_a_finished_run_is_not_repeated_and_claims_are_kept(in_this_process, tmp
     for c in claims.values():
         assert c["steps"] == 3 and c["seeds"] == [0, 1] and len(c["values"]) == 2
         assert c["measured"]["seconds_per_step"] == 0.02 and len(c["train_seconds"]) == 2
+    assert not tta.FIGURE.exists(), "the README's is of five minutes"
+    monkeypatch.setattr(tta, "DRAWN_MINUTES", 0.001)
+    one_seed = ["--minutes", "0.001", "--seeds", "0", *arguments[5:]]
+    in_this_process(*one_seed, "--peers", "ours", "tintn")
     assert tta.FIGURE.exists()
-    monkeypatch.setattr(tta, "draw", lambda claims: None)
+    assert all(claim["seeds"] == [0, 1] for claim in report.load("time_to_accuracy").values()), "of other days too"
     twice = ["--minutes", "0.002", "--seeds", "0", *arguments[5:]]
     in_this_process(*twice, "--peers", "tintn")
     claims = report.load("time_to_accuracy")

@@ -136,8 +136,8 @@ def test_a_rate_counts_what_the_clock_shows(monkeypatch):
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems count from the start of the process anyway")
 def test_peak_memory_is_of_the_process_alone():
     held = b"x" * 1_000_000_000
-    code = "import contender, torch\nprint(contender.peak_memory(torch.device('cpu')))\n"
-    code += "x = b'x' * 400_000_000\ndel x\nprint(contender.peak_memory(torch.device('cpu')))"
+    code = "import report\nprint(report.peak_memory())\n"
+    code += "x = b'x' * 400_000_000\ndel x\nprint(report.peak_memory())"
     before, after = (int(line) for line in throughput.fresh_process(code).split())
     assert before < len(held), "getrusage counts what the parent held"
     assert 390e6 < after - before < 450e6

@@ -39,7 +39,9 @@ def experiment(shapes, tmp_path) -> transfer_methods.Experiment:
 def test_a_cell_is_measured_once_and_anew_with_other_settings(experiment, monkeypatch):
     calls = []
     monkeypatch.setattr(transfer, "trained_accuracy", lambda *args: calls.append(args) or 50.0)
-    assert [transfer.cell("finetune", experiment, 2, 0, 3) for _ in range(2)] == [50.0, 50.0] and len(calls) == 1
+    cells = [transfer.cell("finetune", experiment, 2, 0, 3) for _ in range(2)]
+    assert [cell["accuracy"] for cell in cells] == [50.0, 50.0] and len(calls) == 1
+    assert cells[0] == cells[1] and cells[0]["commit"] == report.current_commit()
     transfer.cell("finetune", experiment, 2, 0, 4)  # other steps
     monkeypatch.setitem(transfer.TRAINING, "finetune", ({"learning_rate": 1e-5}, 0.75))
     transfer.cell("finetune", experiment, 2, 0, 4)  # another rate
