@@ -1,13 +1,16 @@
 """Small things that most tests share."""
 
+import io
 import os
 
 # Two threads make tiny tensors slower, and the number of threads changes the last bits of a result.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("VIT_PROGRESS", "none")
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from vit.config import ViTConfig
@@ -41,3 +44,21 @@ def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
 def same_weights(a: nn.Module, b: nn.Module) -> bool:
     """Whether two networks hold the same bits."""
     return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+def drawn(figure) -> np.ndarray:
+    """The pixels of a figure, as the panels draw it."""
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=100)
+    return np.asarray(Image.open(file).convert("RGB"))
+
+
+def pictures(figure) -> list[np.ndarray]:
+    """The arrays behind the images of a figure, axes by axes."""
+    return [np.asarray(ax.images[0].get_array()) for ax in figure.axes if ax.images]
+
+
+def overlapping(texts) -> list[tuple[str, str]]:
+    """The pairs of texts of a drawn figure that meet."""
+    boxes = [(text.get_window_extent(), text.get_text()) for text in texts if text.get_text()]
+    return [(a, b) for i, (one, a) in enumerate(boxes) for other, b in boxes[:i] if one.overlaps(other)]

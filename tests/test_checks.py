@@ -12,7 +12,7 @@ from conftest import randomize
 from torch import nn
 
 import vit
-from vit import training
+from vit import analysis, training
 from vit.config import TrainConfig, ViTConfig
 from vit.data import DataSplits, Loader, keep_classes, make_eval_loader, make_loaders
 from vit.model.vision_transformer import VisionTransformer
@@ -365,7 +365,17 @@ def test_a_tilde_is_the_home_folder(shapes, tmp_path, monkeypatch):
     assert vit.load("~/mine.safetensors").config == SMALL
     assert training.load_run("~/runs/mine").history.is_complete
     assert [run.name for run in list_runs("~/runs")] == ["mine"]
-    assert {path.name for path in (tmp_path / "home").iterdir()} == {"runs", "mine.safetensors", "pictures"}
+    training.write_summary("~/runs/mine", QUICK, test_accuracy=50.0)
+    assert training.load_run("~/runs/mine").summary["test_accuracy"] == 50.0
+    assert training.load_state_weights("~/runs/mine/state.pt", model)
+    assert vit.pretrained.load_weights(None, "~/mine.safetensors").config == SMALL
+    features = analysis.features(model, shapes.val.images[:2], cache="~/cache")
+    assert analysis.features(model, shapes.val.images[:2], cache="~/cache").equal(features)
+    vit.pretrained.to_timm(VisionTransformer(replace(SMALL, head="linear")), "~/timm")
+    assert training.rename_run("~/runs/mine", "yours", "~/runs").name == "yours"
+    training.delete_run("~/runs/yours", "~/runs")
+    made = {path.name for path in (tmp_path / "home").iterdir()}
+    assert made == {"runs", "mine.safetensors", "pictures", "cache", "timm"}
     assert not (tmp_path / "~").exists()
 
 

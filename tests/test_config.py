@@ -34,6 +34,8 @@ from vit.config import RECIPES, TrainConfig, ViTConfig
         ({"pool": "avg"}, r"pool='avg' is not a choice; allowed: cls, mean"),
         ({"pos_embed": "learnt"}, r"did you mean 'learned'\? allowed: learned, sincos2d, rope, none"),
         ({"qk_norm": 1}, r"qk_norm=1 must be True or False"),
+        ({"pool": "cls_register"}, r"needs num_registers"),
+        ({"fc_norm": True}, r"fc_norm=True is for pool"),
         ({"embed_dim": 30, "num_heads": 3, "pos_embed": "sincos2d"}, r"embed_dim=30 must be a multiple of 4"),
         ({"embed_dim": 30, "num_heads": 3, "pos_embed": "rope"}, r"head_dim=10; pos_embed=\"rope\" needs a multiple"),
         ({"embed_dims": 96}, r"ViTConfig has no field 'embed_dims'; did you mean 'embed_dim'\?"),

@@ -1,5 +1,6 @@
 """The form says what was put in, offers only what fits together, and explains itself with the configs' own words."""
 
+import inspect
 import random
 from dataclasses import fields, replace
 
@@ -230,6 +231,8 @@ def test_each_control_is_explained_in_the_words_of_the_config(form):
     assert told["mixup_alpha"] == told["cutmix_alpha"] and told["mixup_alpha"].startswith("Beta parameters of MixUp")
     assert field_help(ViTConfig)["depth"].startswith("token width D, number of blocks, attention heads")
     for config in (ViTConfig, TrainConfig):
+        python_3_13 = type("Config", (config,), {"__doc__": inspect.cleandoc(config.__doc__)})
+        assert field_help(python_3_13) == field_help(config)
         assert field_help(config).keys() == {field.name for field in fields(config)} and all(
             field_help(config).values()
         )

@@ -6,6 +6,7 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 import torch
+from conftest import drawn
 from PIL import Image
 
 from vit.analysis.metrics import confusion_cell, confusion_matrix, most_confused_pairs
@@ -26,12 +27,6 @@ def explorer() -> ConfusionExplorer:
 
 def shown(explorer) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(explorer.picture.value)).convert("RGB"))
-
-
-def drawn(figure) -> np.ndarray:
-    png = io.BytesIO()
-    figure.savefig(png, format="png", dpi=100)
-    return np.asarray(Image.open(png).convert("RGB"))
 
 
 def cell_figure(truth: int, guess: int, page: int = 1):

@@ -26,7 +26,6 @@ from two_processes import RECIPE
 from vit import launch
 from vit.config import TrainConfig
 from vit.tasks import train
-from vit.tasks.train import read_setting
 from vit.training import distributed, for_budget
 from vit.training.distributed import ALONE, World, current_world, processes
 from vit.training.sharding import shard_model
@@ -406,12 +405,26 @@ def test_the_command_trains_for_the_epochs_that_fit(tmp_path, shapes, monkeypatc
     assert "--minutes is for a new run" in capsys.readouterr().err
 
 
-def test_settings_of_the_command_line():
-    assert read_setting("epochs=0.5") == ("epochs", 0.5) and read_setting("compile=true") == ("compile", True)
-    assert read_setting("optimizer=adamw") == ("optimizer", "adamw")
-    assert read_setting("adam_betas=[0.9,0.99]") == ("adam_betas", (0.9, 0.99))
-    with pytest.raises(ValueError, match="--set 'epochs' must be name=value"):
-        read_setting("epochs")
+def test_a_training_on_the_cpu_needs_no_gpu(monkeypatch):
+    """Of two processes on a machine with one GPU, the second can train on the CPU alone."""
+    place = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    for name, value in place.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(ValueError, match="has no GPU, there are 1: start 1 at most, or take device='cpu'"), processes():
+        pass
+    backends = []
+
+    def meet(backend, **_):
+        backends.append(backend)
+        raise RuntimeError("met")
+
+    monkeypatch.setattr(distributed, "_meeting_place", lambda *_: None)
+    monkeypatch.setattr(distributed, "_record", lambda error: None)
+    monkeypatch.setattr(distributed.dist, "init_process_group", meet)
+    with pytest.raises(RuntimeError, match="met"), processes("cpu"):
+        pass
+    assert backends == ["gloo"]
 
 
 def test_processes_are_ended_where_there_is_no_sigkill(monkeypatch):

@@ -355,7 +355,8 @@ def test_wrong_targets_are_named():
             explain(model, images, targets=targets)
     with pytest.raises(ValueError, match=r"targets have shape \(2,\), the images are 3"):
         explain(model, images, targets=torch.tensor([0, 1]))
-    for targets in ("cat", True, torch.tensor([0.0, 1.0, 2.0])):
+    assert explain(model, images, targets=[1, 2, 3]).equal(explain(model, images, targets=torch.tensor([1, 2, 3])))
+    for targets in ("cat", ["cat"], True, torch.tensor([0.0, 1.0, 2.0])):
         with pytest.raises(TypeError, match="targets=.* must be the number of a class"):
             explain(model, images, targets=targets)
     assert model.training and all("forward" not in vars(m) for m in model.modules()), "an error must leave no trace"

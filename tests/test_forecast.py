@@ -78,6 +78,26 @@ def test_it_leaves_random_numbers_to_a_training_that_runs_beside(monkeypatch):
     assert 0.7 * real.total < told.memory.total < real.total  # less the masks of dropout
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_precision_is_that_of_the_config(monkeypatch, precision):
+    """For the memory, and for the steps that are timed."""
+    config = replace(TRAIN, precision=precision)
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        real = training_memory(
+            VisionTransformer(MODEL), 8, make_optimizers=lambda model: build_optimizers(model, config)
+        )
+    assert forecast(MODEL, config, 1000).memory == real
+    seen = []
+
+    def rate(model, batch_size, **_):
+        seen.append(model(torch.zeros(1, 3, 32, 32)).dtype)
+        return 1e9
+
+    monkeypatch.setattr(importlib.import_module("vit.analysis.forecast"), "measure_rate", rate)
+    measure_speed(config)
+    assert set(seen) == {torch.bfloat16 if precision == "bf16" else torch.float32}
+
+
 def test_speed_is_that_of_a_machine_made_up(monkeypatch):
     """One that needs 1 ms a block of width 64, in proportion to the width, and computes faster the wider it is."""
 

@@ -194,6 +194,10 @@ def test_what_is_saved_is_loaded(tmp_path):
     assert back == {image.numpy().tobytes(): int(k) for image, k in zip(split.images, split.labels, strict=True)}
     grey = Split(split.images[:, :1], split.labels)
     save_image_folder(grey, names, tmp_path / "grey")
+    before = sorted(tmp_path.rglob("*.png"))
+    with pytest.raises(FileExistsError, match="grey is not empty: take a new folder"):
+        save_image_folder(split, names, tmp_path / "grey")
+    assert sorted(tmp_path.rglob("*.png")) == before
     saved = np.asarray(Image.open(next((tmp_path / "grey" / names[split.labels[7]]).glob("00007.png"))))
     np.testing.assert_array_equal(saved, split.images[7, :1].permute(1, 2, 0).expand(-1, -1, 3).numpy())
 

@@ -8,7 +8,6 @@ from dataclasses import replace
 import kills
 import pytest
 import soak
-from kills import final_state, same  # noqa: F401  (test_resume compares states in the same way)
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs an operating system that forks and kills")

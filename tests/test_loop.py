@@ -2,10 +2,8 @@
 
 import os
 import signal
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
+from functools import partial
 
 import pytest
 import torch
@@ -15,12 +13,22 @@ from torch import nn
 
 from vit.config import TrainConfig, ViTConfig
 from vit.data import DataSplits, Loader, Split, make_eval_loader, make_loaders
-from vit.device import resolve_device
+from vit.device import resolve_device, resolve_precision
 from vit.model.vision_transformer import VisionTransformer
-from vit.training import History, build_optimizers, evaluate, fit, load_run, new_run_folder, train_one_epoch
+from vit.training import (
+    History,
+    build_optimizers,
+    evaluate,
+    fit,
+    load_run,
+    load_state_weights,
+    new_run_folder,
+    train_one_epoch,
+)
 from vit.training.averaging import AveragedWeights
 from vit.training.epoch import classification_loss
 from vit.training.interrupt import stop_on_interrupt
+from vit.training.optim import layer_of
 from vit.training.run_files import STATE_FILE
 from vit.training.state_file import write_state
 
@@ -133,19 +141,14 @@ class SignalsOnce:
             yield batch
 
 
-@pytest.mark.parametrize("stop_at", [(0, 1), (0, 7), (1, 3), (2, 7)])
-def test_a_stopped_and_resumed_run_ends_in_the_same_bits(shapes, tmp_path, stop_at):
+def test_a_run_stopped_by_a_signal_and_resumed_ends_in_the_same_bits(shapes, tmp_path):
     config = replace(QUICK, epochs=3, ema_decay=0.9, cutmix_alpha=1.0, auto_augment="trivial", patch_drop_rate=0.5)
     loaders = make_loaders(shapes, config)
     whole = make_model(drop_rate=0.1, drop_path_rate=0.1)
     expected = fit(whole, *loaders, config)
 
     first = make_model(drop_rate=0.1, drop_path_rate=0.1)
-    history = fit(first, SignalsOnce(loaders[0], stop_at), loaders[1], config, run_dir=tmp_path)
-    is_end = stop_at == (2, 7)
-    assert len(loaders[0]) == 7
-    if not is_end:
-        assert not history.is_complete
+    assert not fit(first, SignalsOnce(loaders[0], (1, 3)), loaders[1], config, run_dir=tmp_path).is_complete
     resumed = make_model(seed=99, drop_rate=0.1, drop_path_rate=0.1)
     torch.manual_seed(4242)
     history = fit(resumed, *loaders, config, run_dir=tmp_path, resume=True)
@@ -156,26 +159,6 @@ def test_a_stopped_and_resumed_run_ends_in_the_same_bits(shapes, tmp_path, stop_
             k: v for k, v in expected_row.items() if k != "seconds"
         }
     assert History.load_csv(tmp_path / "history.csv")["val_loss"] == expected["val_loss"]
-
-
-def test_a_run_whose_kernel_was_killed_is_resumed_to_the_same_bits(shapes, tmp_path):
-    """As when the browser was closed and the kernel restarted: the state of the last whole epoch is on the disk."""
-    code = f"""
-import signal
-from test_loop import QUICK, SignalsOnce, fit, make_loaders, make_model, replace
-from vit.data import make_shapes
-train, val = make_loaders(make_shapes(400, 100, 100, image_size=16, seed=3), replace(QUICK, epochs=3))
-fit(make_model(), SignalsOnce(train, (1, 3), signal.SIGKILL), val, replace(QUICK, epochs=3), run_dir={str(tmp_path)!r})
-"""
-    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent, capture_output=True, text=True)
-    assert done.returncode == -signal.SIGKILL, done.stderr
-    assert len(History.load_csv(tmp_path / "history.csv").rows) == 1
-    config = replace(QUICK, epochs=3)
-    loaders = make_loaders(shapes, config)
-    whole, resumed = make_model(), make_model(seed=99)
-    fit(whole, *loaders, config)
-    assert fit(resumed, *loaders, config, run_dir=tmp_path, resume=True).is_complete
-    assert same_weights(resumed, whole)
 
 
 @pytest.mark.parametrize(("epochs", "steps"), [(1.5, 10), (0.4, 3), (2, 14), (0.01, 1)])
@@ -204,8 +187,16 @@ def test_patches_are_dropped_for_their_share_of_the_run_only(shapes):
     assert in_training == [1 + 8] * 9 + [1 + 16] * 5  # 14 steps, of which 8.4 are in the first 60 %
     assert {count for is_training, count in tokens if not is_training} == {1 + 16}
     assert model.patch_drop.rate == 0
-    with pytest.raises(ValueError, match="patch_drop_rate=0.5: Sequential has no `patch_drop`"):
+    with pytest.raises(ValueError, match="patch_drop_rate=0.5: Sequential has no `patch_drop.rate`"):
         fit(nn.Sequential(nn.Flatten(), nn.Linear(768, 10)), *make_loaders(shapes, config), config)
+    timm = pytest.importorskip("timm")
+    theirs = timm.models.VisionTransformer(
+        img_size=16, patch_size=4, embed_dim=16, depth=1, num_heads=2, num_classes=10, patch_drop_rate=0.25
+    )
+    with pytest.raises(ValueError, match="patch_drop_rate=0.5: VisionTransformer has no `patch_drop.rate` to set"):
+        fit(theirs, *make_loaders(shapes, config), config)
+    fit(theirs, *make_loaders(shapes, QUICK), QUICK)
+    assert theirs.patch_drop.prob == 0.25, "as it was built"
 
 
 def test_a_state_from_before_a_setting_existed_is_resumed(shapes, tmp_path):
@@ -321,6 +312,55 @@ def test_devices():
             resolve_device("cuda")
 
 
+@pytest.mark.parametrize("is_real", [True, False])
+def test_auto_is_bf16_where_a_gpu_computes_in_it_and_does_not_imitate_it(monkeypatch, is_real):
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or is_real
+    )
+    gpu, cpu = torch.device("cuda"), torch.device("cpu")
+    assert resolve_precision("auto", gpu) == ("bf16" if is_real else "fp32")
+    assert resolve_precision("auto", cpu) == resolve_precision("fp32", gpu) == "fp32"
+    assert resolve_precision("bf16", gpu) == resolve_precision("bf16", cpu) == "bf16"
+
+
+def test_optimizers_of_the_users_own_have_the_rates_they_were_given(shapes, tmp_path):
+    """At a constant rate SGD is what the formula says, after a resume too."""
+    config = replace(QUICK, epochs=2, warmup_epochs=0, schedule="constant", batch_size=len(shapes.train))
+    loader, _ = make_loaders(shapes, config)
+
+    def sgd(model, config):
+        return [torch.optim.SGD(model.parameters(), lr=0.01)]
+
+    model, by_hand = make_model(), make_model()
+    stop = iter([True])
+    fit(model, loader, None, config, make_optimizers=sgd, run_dir=tmp_path, should_stop=lambda: next(stop, False))
+    assert fit(model, loader, None, config, make_optimizers=sgd, run_dir=tmp_path, resume=True).is_complete
+    for epoch in range(2):
+        images, labels = loader.batch(epoch, 0)
+        loss = F.cross_entropy(by_hand.train()(images), labels, label_smoothing=config.label_smoothing)
+        for p, gradient in zip(
+            by_hand.parameters(), torch.autograd.grad(loss, list(by_hand.parameters())), strict=True
+        ):
+            p.data -= 0.01 * gradient
+    for p, expected in zip(model.parameters(), by_hand.parameters(), strict=True):
+        torch.testing.assert_close(p, expected)
+
+
+def test_a_model_that_was_compiled_before_leaves_states_of_the_plain_one(shapes, tmp_path):
+    """Whose layers also have the rates of the plain one's."""
+    loaders, plain = make_loaders(shapes, QUICK), make_model()
+    make_optimizers = partial(build_optimizers, layer_decay=0.5)
+    compiled = torch.compile(plain, backend="eager")
+    history = fit(compiled, *loaders, QUICK, run_dir=tmp_path / "a", make_optimizers=make_optimizers)
+    other = make_model()
+    again = fit(other, *loaders, QUICK, run_dir=tmp_path / "b", make_optimizers=make_optimizers)
+    assert history["val_loss"] == pytest.approx(again["val_loss"], rel=1e-3)
+    load_state_weights(tmp_path / "a" / "state.pt", other)
+    assert same_weights(other, plain)
+    names = [name for name, _ in plain.named_parameters()]
+    assert list(layer_of(names).values()) == list(layer_of(f"_orig_mod.{name}" for name in names).values())
+
+
 def test_bf16_trains_close_to_fp32(shapes):
     losses = [
         fit(make_model(), *make_loaders(shapes, QUICK), replace(QUICK, precision=precision))["train_loss"][-1]
@@ -416,7 +456,10 @@ class Constant(nn.Module):
 def test_a_sure_mistake_costs_its_logit():
     split = Split(torch.zeros(4, 3, 2, 2, dtype=torch.uint8), torch.tensor([0, 0, 0, 1]))  # the network is sure of 1
     loader = Loader(split, batch_size=4, mean=(0.5,) * 3, std=(0.2,) * 3)
-    assert evaluate(Constant([0.0, 20.0]), loader).loss == pytest.approx(3 / 4 * 20, rel=1e-4)
+    for logit in (20.0, 60.0):  # of the second, the probability of the truth would be 0 in float32's logarithm
+        for views in ("none", "flip"):
+            found = evaluate(Constant([0.0, logit]), loader, test_time_augmentation=views)
+            assert found.loss == pytest.approx(3 / 4 * logit, rel=1e-4)
 
 
 def test_with_soft_labels_the_largest_share_is_the_truth():

@@ -167,9 +167,10 @@ def test_arguments_that_make_no_ramp_are_refused(model):
     ):
         with pytest.raises(ValueError, match=message):
             find_learning_rate(model, Endless(), CONFIG, **options)
-    with pytest.raises(FloatingPointError, match="not finite before the first step"):
-        find_learning_rate(nn.Linear(1, 1), Endless(), CONFIG, loss_fn=made_up([float("nan")]))
-    with pytest.raises(ValueError, match="patch_drop_rate=0.5: Linear has no `patch_drop`"):
+    for first in (["nan"], ["inf", "inf"], ["inf", "nan"]):
+        with pytest.raises(FloatingPointError, match="not finite before the first step"):
+            find_learning_rate(nn.Linear(1, 1), Endless(), CONFIG, loss_fn=made_up([float(value) for value in first]))
+    with pytest.raises(ValueError, match="patch_drop_rate=0.5: Linear has no `patch_drop.rate`"):
         find_learning_rate(nn.Linear(1, 1), Endless(), replace(CONFIG, patch_drop_rate=0.5))
     assert LearningRateCurve([1.0], [2.0], [2.0], 3.0).scaled(CONFIG).learning_rate == 3 * CONFIG.learning_rate
 

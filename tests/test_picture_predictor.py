@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import drawn
 from PIL import Image
 
 import vit
@@ -49,12 +50,6 @@ def expected(model, picture, name: str, method: str = "relevance") -> np.ndarray
     image = picture_to_tensor(picture, (32, 32))
     names, unit = model.metadata["class_names"], method.replace("_", " ")
     return drawn(plot_top_classes(image, heat, probabilities, names, title=name, unit=unit))
-
-
-def drawn(figure) -> np.ndarray:
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=100)
-    return np.asarray(Image.open(file).convert("RGB"))
 
 
 def shown(panel) -> np.ndarray:
@@ -111,6 +106,13 @@ def test_what_comes_last_is_shown_and_the_other_source_forgotten(panel, pictures
         assert panel.choice.label == "b.png" and panel.path.value == ""
         panel.path.value = str(tmp_path / "a.png")
         assert panel.choice.label == "a.png" and panel.upload.value == ()
+
+
+def test_names_of_other_classes_are_answered_in_the_panel(model, pictures, tmp_path):
+    pictures[0].save(tmp_path / "a.png")
+    panel = PicturePredictor(model, ["one", "two"])
+    panel.path.value = str(tmp_path / "a.png")
+    assert complains(panel) and "one a class, got (10,)" in panel.message.value
 
 
 def test_bad_files_are_answered_in_the_panel(panel, pictures, tmp_path):

@@ -6,9 +6,10 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from conftest import overlapping
 
 from vit import plots
-from vit.plots import plot_class_accuracy, plot_history, plot_images, plot_predictions
+from vit.plots import plot_class_accuracy, plot_errors, plot_history, plot_images, plot_predictions
 from vit.training import History
 
 ROWS = [
@@ -84,6 +85,26 @@ def test_history_shows_a_val_loader_that_came_later_or_went():
             drawn = {line.get_label(): line.get_ydata() for line in ax.lines}
             np.testing.assert_array_equal(drawn["val"], [row.get(f"val_{quantity}", np.nan) for row in rows])
     assert all([line.get_label() for line in ax.lines] == ["train"] for ax in plot_history(without).axes)
+    [ax] = plot_history([{"epoch": 1, "train_loss": 1.0, "train_masked": 0.5}]).axes
+    assert ax.get_title(loc="left") == "Loss", "what is no classifier has no accuracy"
+    with pytest.raises(ValueError, match="rows hold neither losses nor accuracies, but epoch"):
+        plot_history([{"epoch": 1}])
+
+
+@pytest.mark.parametrize("letter", ["w", "i", "e"])
+def test_long_class_names_do_not_meet(letter):
+    names = [letter * 40, letter * 12, "golden_retriever"]
+    images, labels = np.zeros((12, 3, 4, 4), np.uint8), np.arange(12) % 3
+    probabilities = np.eye(3)[(np.arange(12) + 1) % 3]
+    for figure in (
+        plot_images(images, [names[k] for k in labels]),
+        plot_predictions(images, probabilities, labels, names),
+        plot_errors(images, probabilities, labels, names),
+    ):
+        figure.draw_without_rendering()
+        texts = [ax.title for ax in figure.axes if ax.title.get_text()]
+        assert len(texts) == 12 and any("…" in text.get_text() for text in texts)
+        assert overlapping(texts) == []
 
 
 def test_many_classes_have_room_and_absent_ones_are_left_out():

@@ -3,6 +3,7 @@
 import matplotlib as mpl
 import numpy as np
 import pytest
+from conftest import overlapping, pictures
 
 from vit.plots import blend, plot_attention_heads, plot_attention_view, plot_explanations, plot_queries
 from vit.plots.attention import COLORS
@@ -65,10 +66,6 @@ def test_bad_heat_is_refused(image):
         plot_attention_heads(image, np.zeros((3, 5)))
 
 
-def pictures(figure) -> list[np.ndarray]:
-    return [np.asarray(ax.images[0].get_array()) for ax in figure.axes if ax.images]
-
-
 def test_the_view_shows_the_blend_and_frames_the_query(image):
     heat = np.random.default_rng(0).random((3, 5))
     figure = plot_attention_view(image, heat, query=(2, 4), opacity=0.3, title="t", unit="share")
@@ -93,6 +90,13 @@ def test_the_grid_of_heads_holds_every_map_in_its_place(image):
             assert ax.get_xlabel() == f"max {grids[layer, head].max():.2f}"
 
 
+@pytest.mark.parametrize("num_layers", [6, 12, 17, 24, 32])
+def test_heads_of_deep_networks_have_room_for_their_numbers(image, num_layers):
+    figure = plot_attention_heads(image, np.random.default_rng(0).random((num_layers, 2, 3, 5)))
+    figure.draw_without_rendering()
+    assert overlapping([text for ax in figure.axes for text in (ax.title, ax.xaxis.label)]) == []
+
+
 def test_queries_and_explanations_show_what_they_are_given(image):
     heats = np.random.default_rng(0).random((2, 3, 5))
     figure = plot_queries(image, heats, [(0, 0), (1, 2)])
@@ -102,8 +106,6 @@ def test_queries_and_explanations_show_what_they_are_given(image):
     shown = pictures(figure)
     np.testing.assert_allclose(shown[4], blend(image, heats[1]))
     np.testing.assert_allclose(shown[5], blend(image, heats[0]))
-    with pytest.raises(ValueError):
-        plot_queries(image, heats, [(0, 0)])
     with pytest.raises(ValueError, match="grids has 2 entries for 1 queries; one for each is needed"):
         plot_queries(image, heats, [(0, 0)])
     with pytest.raises(ValueError, match="titles has 1 entries for 2 images"):

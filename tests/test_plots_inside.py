@@ -5,6 +5,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from conftest import pictures
 from matplotlib.figure import Figure
 
 from vit.plots.inside import (
@@ -26,11 +27,6 @@ NAMES = ["cat", "dog", "frog", "ship"]
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(1)
-
-
-def pictures(figure: Figure) -> list[np.ndarray]:
-    """The arrays behind the images of a figure, axes by axes."""
-    return [np.asarray(ax.images[0].get_array()) for ax in figure.axes if ax.images]
 
 
 def is_small_and_readable(figure: Figure) -> None:

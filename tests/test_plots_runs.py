@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from vit.plots import plot_progress
-from vit.plots.runs import _spread, plot_learning_rates, plot_runs
+from vit.plots.runs import plot_learning_rates, plot_runs
+from vit.plots.style import spread_heights
 
 
 def rows(count, last, **more):
@@ -76,12 +77,14 @@ def test_what_cannot_be_drawn_is_refused():
 def test_names_move_apart_and_no_further(seed):
     rng = np.random.default_rng(seed)
     heights = np.sort(rng.random(6) ** 3)
-    placed = _spread(heights, 0.1)
+    placed = spread_heights(heights, 0.1)
     assert (np.diff(placed) >= 0.1 - 1e-9).all() and placed.max() <= 1 + 1e-9
     apart = np.array([0.0, 0.3, 0.45, 1.0])
-    np.testing.assert_allclose(_spread(apart, 0.1), apart)
-    np.testing.assert_allclose(_spread(np.array([0.5, 0.5, 0.9]), 0.1), [0.45, 0.55, 0.9])
-    np.testing.assert_allclose(_spread(np.array([1.0, 1.0, 1.0]), 0.2), [0.6, 0.8, 1.0])
+    np.testing.assert_allclose(spread_heights(apart, 0.1), apart)
+    np.testing.assert_allclose(spread_heights(np.array([0.5, 0.5, 0.9]), 0.1), [0.45, 0.55, 0.9])
+    np.testing.assert_allclose(spread_heights(np.array([1.0, 1.0, 1.0]), 0.2), [0.6, 0.8, 1.0])
+    order = rng.permutation(6)
+    np.testing.assert_allclose(spread_heights(heights[order], 0.1), placed[order], err_msg="in any order")
 
 
 def test_the_suggestion_is_marked_on_the_curve():

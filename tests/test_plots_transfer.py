@@ -1,10 +1,8 @@
 """The figure of shots shows the means it was given, and names that do not overlap."""
 
-import numpy as np
 import pytest
 
 from vit.plots import plot_shots
-from vit.plots.transfer import _apart
 
 
 def test_lines_are_means_and_bars_deviations_over_draws():
@@ -18,15 +16,6 @@ def test_lines_are_means_and_bars_deviations_over_draws():
     assert {"a", "b", " chance"} <= {text.get_text() for text in ax.texts}
     assert [tick.get_text() for tick in ax.get_xticklabels()] == ["1", "50"]
     assert figure.get_suptitle() == "Title"
-
-
-def test_names_keep_their_order_and_distance():
-    heights = [50, 10, 50.5, 49, 90]
-    placed = np.array(_apart(heights, 5))
-    assert (np.diff(np.sort(placed)) >= 5 - 1e-9).all()
-    assert np.argsort(placed).tolist() == np.argsort(heights).tolist()
-    assert placed[[1, 4]].tolist() == [10, 90], "those that touch nothing stay"
-    assert placed[[0, 2, 3]].mean() == pytest.approx(np.mean([50, 50.5, 49]))
 
 
 @pytest.mark.parametrize("curves", [{}, {str(i): {1: [1.0]} for i in range(9)}])

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from conftest import same_weights
 
 import vit
 from vit.data import make_loaders, resize
@@ -19,15 +20,11 @@ def new_model() -> vit.VisionTransformer:
     return vit.VisionTransformer(MODEL)
 
 
-def same(one: torch.nn.Module, other: torch.nn.Module) -> bool:
-    return all(torch.equal(p, q) for p, q in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
-
-
 def test_without_small_images_it_is_fit(shapes):
     fitted, model = new_model(), new_model()
     vit.fit(fitted, make_loaders(shapes, CONFIG)[0], None, CONFIG)
     train_progressively(model, shapes, CONFIG, start_size=8, until=0.0)
-    assert same(model, fitted) and not same(model, new_model())
+    assert same_weights(model, fitted) and not same_weights(model, new_model())
     assert model.patch_drop.rate == 0
 
 
@@ -36,7 +33,7 @@ def test_with_small_images_alone_it_is_fit_at_that_size(shapes):
     fitted, model = new_model().resized(8), new_model()
     vit.fit(fitted, make_loaders(resize(shapes, 8), CONFIG)[0], None, CONFIG)
     train_progressively(model, shapes, CONFIG, start_size=8, until=1.0)
-    assert same(model, fitted.resized(16))
+    assert same_weights(model, fitted.resized(16))
 
 
 def test_one_schedule_and_one_order_of_images_span_both_sizes(shapes, monkeypatch):

@@ -2,6 +2,7 @@
 
 import gc
 import itertools
+import os
 import re
 import signal
 import threading
@@ -12,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import same_weights
-from test_kills import final_state, same
+from kills import final_state, same
 
 from vit.config import TrainConfig, ViTConfig
 from vit.data import DataSplits, make_loaders
@@ -189,13 +190,14 @@ def test_what_differs_and_may_is_said(data, tmp_path, capfd):
     fit(make_model(), *loaders, QUICK, run_dir=tmp_path, resume=True)
     assert "not as when" not in capfd.readouterr().err
     state = read_state(tmp_path / STATE_FILE)
-    state["surroundings"] |= {"threads": 64, "torch": "2.11.0"}
+    state["surroundings"] |= {"threads": 64, "torch": "2.11.0", "precision": "bf16"}
     write_state(tmp_path / STATE_FILE, state)
     changed = replace(QUICK, test_time_augmentation="flip")
     fit(make_model(), *loaders, changed, run_dir=tmp_path, resume=True)
     said = capfd.readouterr().err
     assert "the last bits may differ: test_time_augmentation: saved 'none', now 'flip'; " in said
-    assert "threads: saved 64, now 1; torch: saved '2.11.0', now " in said
+    assert "precision: saved 'bf16', now 'fp32' (more than the last bits); threads: saved 64, now 1; " in said
+    assert "torch: saved '2.11.0', now " in said
 
 
 def test_other_data_other_order_and_other_loaders(data, tmp_path):
@@ -334,6 +336,32 @@ def test_the_best_weights_are_kept_whatever_comes_after(data, tmp_path):
         load_state_weights(best_of(tmp_path / STATE_FILE), make_model(depth=1))
 
 
+def test_weights_of_the_middle_of_an_epoch_have_no_row(data, tmp_path):
+    model, seen = make_model(), []
+    model.register_forward_pre_hook(lambda *_: seen.append(1) if model.training else None)
+    loaders = make_loaders(data, QUICK)
+    history = fit(model, *loaders, QUICK, run_dir=tmp_path, should_stop=lambda: len(seen) == STEPS + 1)
+    assert len(history) == 1 and read_state(tmp_path / STATE_FILE)["progress"]["step"] > 0
+    assert load_state_weights(tmp_path / STATE_FILE, make_model(seed=7)) == {}
+
+
+@pytest.mark.parametrize("text", ['{"note": 1,}', "[1]"])
+def test_a_description_that_cannot_be_read_is_named_before_any_work(data, tmp_path, text):
+    loaders = make_loaders(data, QUICK)
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ValueError, match="config.json (cannot be read|holds a list)"):
+        fit(make_model(), *loaders, QUICK, run_dir=tmp_path)
+    assert not (tmp_path / STATE_FILE).exists()
+    (tmp_path / "config.json").unlink()
+    fit(make_model(), *loaders, QUICK, run_dir=tmp_path)
+    (tmp_path / "config.json").write_text(text)
+    model = make_model(seed=7)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(ValueError, match="config.json (cannot be read|holds a list)"):
+        fit(model, *loaders, QUICK, run_dir=tmp_path, resume=True)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
 def test_a_long_epoch_is_saved_on_the_way_and_that_changes_nothing(data, tmp_path, monkeypatch, wholes):
     recipe = next(iter(RECIPES))
     model_changes, config = RECIPES[recipe][0], replace(QUICK, **RECIPES[recipe][1])
@@ -363,14 +391,31 @@ def test_a_full_disk_in_between_is_said_and_training_goes_on(data, tmp_path, mon
             raise OSError(28, "No space left on device")
         return keep(path, state, **rest)
 
-    from vit.training import checkpoint
-
     keep = checkpoint.write_state
     monkeypatch.setattr(checkpoint, "write_state", full)
     assert fit(make_model(), *loaders, QUICK, run_dir=tmp_path).is_complete
     said = capfd.readouterr().err
     assert said.count("the state could not be saved in") == 2
     assert re.search(r"\(No space left on device; [\d,]+ bytes free\): training goes on, and the next save", said)
+    assert read_state(tmp_path / STATE_FILE)["progress"]["epoch"] == 3
+
+
+def test_a_disk_that_loses_bytes_is_said_and_training_goes_on(data, tmp_path, monkeypatch, capfd):
+    """What was written is read back at once."""
+    writes, write, sync = [], checkpoint.write_state, os.fsync
+
+    def counted(*args, **rest):
+        writes.append(args)
+        write(*args, **rest)
+
+    def losing(handle):
+        is_first_epochs = len(writes) == 2 and os.fstat(handle).st_size > 1000
+        os.ftruncate(handle, 1000) if is_first_epochs else sync(handle)
+
+    monkeypatch.setattr(checkpoint, "write_state", counted)
+    monkeypatch.setattr("vit.training.state_file.os.fsync", losing)
+    assert fit(make_model(), *make_loaders(data, QUICK), QUICK, run_dir=tmp_path).is_complete
+    assert "what was written cannot be read back" in capfd.readouterr().err
     assert read_state(tmp_path / STATE_FILE)["progress"]["epoch"] == 3
 
 

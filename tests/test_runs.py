@@ -279,14 +279,14 @@ def test_tensorboard_is_told_every_column(tmp_path, monkeypatch):
     told = []
 
     class Writer:
-        def __init__(self, folder: str) -> None:
-            self.folder = Path(folder)
+        def __init__(self, folder: str, filename_suffix: str) -> None:
+            self.path = Path(folder) / f"events.out.tfevents.{len(told)}{filename_suffix}"
 
         def __enter__(self) -> "Writer":
             return self
 
         def __exit__(self, *_) -> None:
-            (self.folder / "events.out.tfevents.1").touch()
+            self.path.touch()
 
         def add_text(self, *_) -> None:
             pass
@@ -298,5 +298,9 @@ def test_tensorboard_is_told_every_column(tmp_path, monkeypatch):
     folder = make_run(tmp_path, "a")
     row = {"epoch": 1, "train_loss": 2.0, "val_accuracy": 40.0, "learning_rate": 0.1, "seconds": 5}
     History([row]).save_csv(folder / "history.csv")
+    of_somebody_else = folder / "events.out.tfevents.1.host"
+    of_somebody_else.touch()
     log_to_tensorboard(folder)
     assert told == [("loss/train", 2.0, 1), ("accuracy/val", 40.0, 1), ("learning_rate", 0.1, 1)]
+    path = log_to_tensorboard(folder)  # in place of the first
+    assert set(folder.glob("events*")) == {path, of_somebody_else}

@@ -23,6 +23,8 @@ ERRORS = [
     FloatingPointError("the loss is nan"),
     torch.OutOfMemoryError("too large"),
     RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes"),
+    RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 1 bytes."),
+    RuntimeError("MPS backend out of memory (MPS allocated: 1 GB, other allocations: 2 GB, max allowed: 3 GB)"),
     MemoryError("too large"),
     None,
 ]

@@ -88,6 +88,8 @@ def test_settings_are_read_as_they_are_meant():
     for text, value in cases.items():
         assert train.read_setting(text) == (text.partition("=")[0], value)
     assert train.read_setting("adam_betas=[0.9,0.99]")[1] == (0.9, 0.99)
+    with pytest.raises(ValueError, match="--set 'epochs' must be name=value"):
+        train.read_setting("epochs")
 
 
 def test_the_command_is_fit_with_the_seed_of_its_settings(tmp_path, shapes, monkeypatch):

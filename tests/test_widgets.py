@@ -8,6 +8,7 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 import torch
+from conftest import drawn
 from PIL import Image
 
 import vit
@@ -34,12 +35,6 @@ def explorer(model, images):
 
 def shown(explorer) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(explorer.picture.value)).convert("RGB"))
-
-
-def drawn(figure) -> np.ndarray:
-    png = io.BytesIO()
-    figure.savefig(png, format="png", dpi=100)
-    return np.asarray(Image.open(png).convert("RGB"))
 
 
 def test_it_shows_the_attention_that_was_asked_for(explorer, model, images):
@@ -127,6 +122,8 @@ def test_mean_pooling_and_many_patches():
     images = torch.zeros(1, 3, 176, 168, dtype=torch.uint8)
     explorer = AttentionExplorer(model, images)
     assert explorer.patches == {} and explorer.class_names[3] == "class 3"
+    with pytest.raises(ValueError, match="class_names has 2 names, the model 10 classes"):
+        AttentionExplorer(model, images, ["a", "b"])
     assert not any("Click" in str(child.value) for child in explorer._controls() if hasattr(child, "value"))
     assert explorer.ask_head.description == "the mean of all patches asks"
     explorer.choose_query((21, 20))
@@ -166,4 +163,6 @@ def test_an_explanation_is_titled_by_its_class(explorer, model):
     explorer.target.value = 7
     figure = explorer.figure()
     assert figure.get_suptitle().endswith(f"relevance for {model.metadata['class_names'][7]}")
+    explorer.method.value = "rollout"
+    assert explorer.figure().get_suptitle().endswith(": rollout"), "which is of no class"
     assert figure.axes[2].get_ylabel() == "relevance"

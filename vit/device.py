@@ -1,5 +1,7 @@
 """Where to compute, and in what precision."""
 
+from contextlib import AbstractContextManager
+
 import torch
 
 from vit.config import TrainConfig
@@ -17,10 +19,30 @@ def resolve_device(device: str = "auto") -> torch.device:
     return torch.device(device)
 
 
+def has_bf16(device: torch.device) -> bool:
+    """Whether it is a GPU that computes in bfloat16; NVIDIA's before Ampere only imitate it, slower than float32."""
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def resolve_precision(precision: str, device: torch.device) -> str:
+    """The precision a name stands for, "bf16" or "fp32"; "auto" is bf16 on a GPU that computes in it."""
+    if precision == "auto":
+        return "bf16" if has_bf16(device) else "fp32"
+    return precision
+
+
 def autocast(config: TrainConfig, device: torch.device) -> torch.autocast:
-    """bfloat16 where the config, or "auto" on CUDA, asks for it; float32 elsewhere."""
-    is_bf16 = config.precision == "bf16" or (config.precision == "auto" and device.type == "cuda")
+    """The precision of the config on this device: products in bfloat16, or everything in float32."""
+    is_bf16 = resolve_precision(config.precision, device) == "bf16"
     return torch.autocast(device.type, torch.bfloat16, enabled=is_bf16)
+
+
+def forked_random(device: torch.device, *, enabled: bool = True) -> AbstractContextManager[None]:
+    """Within it, torch's random numbers go on as they will; then those of the CPU and the device are put back."""
+    is_gpu = device.type in ("cuda", "mps")
+    return torch.random.fork_rng(
+        [device] if is_gpu else [], enabled=enabled, device_type=device.type if is_gpu else "cpu"
+    )
 
 
 def wait_for_device() -> None:

@@ -20,7 +20,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
     If the block raises, a full disk and Ctrl-C included, the old file stays and the temporary one goes.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     os.close(handle)

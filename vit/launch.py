@@ -50,7 +50,8 @@ def launch(command: list[str], num_processes: int, port: int = 0) -> int:
 
         def tell_all(signum: int, frame: Any) -> None:
             told.append(signum)
-            _end(running, signum)
+            if (sys.platform, signum) != ("win32", signal.SIGINT):  # there all of a console have got it already
+                _end(running, signum)
 
         # A signal goes on to all processes, which save what they have; this one waits for them.
         for signum in (signal.SIGINT, signal.SIGTERM):

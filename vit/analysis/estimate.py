@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from vit.analysis.cost import train_flops
 from vit.analysis.eval_mode import eval_mode
 from vit.analysis.layout import token_layout, unwrap
+from vit.device import forked_random, wait_for_device
 
 # A model to the optimizers that train it, such as `lambda model: build_optimizers(model, config)`.
 MakeOptimizers = Callable[[nn.Module], Sequence[torch.optim.Optimizer]]
@@ -98,7 +99,8 @@ def measure_rate(
 ) -> float:
     """Floating-point operations per second in training steps of a copy of the model, on the model's device.
 
-    Large products run nearer to what a machine can do, so a rate holds for models and batches of about this size.
+    Large products run nearer to what a machine can do, so a rate holds for models and batches of about this size. For
+    mixed precision call this inside `torch.autocast`.
 
     Args:
         batch_size: images per step; random ones, so that loading and augmenting are not in it.
@@ -118,8 +120,7 @@ def measure_rate(
             _loss(probe, images).backward()
             for optimizer in optimizers:
                 optimizer.step()
-            if images.is_cuda:
-                torch.cuda.synchronize(images.device)
+            wait_for_device()
             count += 1
             if count == 0:
                 started = time.perf_counter()
@@ -140,8 +141,7 @@ def _training_mode(model: nn.Module) -> Iterator[None]:
     """
     device = next(model.parameters()).device
     draws = any(getattr(m, name, 0) for m in model.modules() for name in ("p", "attn_drop", "drop_prob", "rate"))
-    fork = torch.random.fork_rng([device] if device.type == "cuda" else [], enabled=draws)
-    with eval_mode(model), fork:
+    with eval_mode(model), forked_random(device, enabled=draws):
         model.train()
         yield
 

@@ -9,7 +9,6 @@ Sources: Abnar and Zuidema, "Quantifying Attention Flow in Transformers", ACL 20
 
 import difflib
 from collections.abc import Collection
-from numbers import Integral
 from typing import Any
 
 import torch
@@ -17,14 +16,14 @@ from torch import Tensor, nn
 
 from vit.analysis.attention import attention_maps, record_attention
 from vit.analysis.eval_mode import eval_mode
-from vit.analysis.inputs import prepare_images
+from vit.analysis.inputs import Targets, as_targets, check_classes, prepare_images
 from vit.analysis.layout import blocks_of, pooled_row, token_layout, unwrap
 
 METHODS = ("attention", "rollout", "gradient_rollout", "relevance")
 HEAD_FUSIONS = {"mean": torch.mean, "max": torch.amax, "min": torch.amin}
 
 
-def explain(model: nn.Module, images: Any, method: str = "relevance", *, targets: int | Tensor | None = None) -> Tensor:
+def explain(model: nn.Module, images: Any, method: str = "relevance", *, targets: Targets | None = None) -> Tensor:
     """How much each patch matters for the target class, (B, rows, columns), zero or more, in no unit: compare patches
     of one image, not images or methods.
 
@@ -73,7 +72,7 @@ def attention_rollout(maps: Tensor, *, head_fusion: str = "mean", discard_ratio:
     return _whole(*_flow(fused.scatter(-1, smallest, 0.0), normalize=True))
 
 
-def attention_gradients(model: nn.Module, images: Any, targets: int | Tensor | None = None) -> tuple[Tensor, Tensor]:
+def attention_gradients(model: nn.Module, images: Any, targets: Targets | None = None) -> tuple[Tensor, Tensor]:
     """The attention maps and how the target's logit changes with each entry: two tensors (L, B, h, T, T).
 
     The model is in evaluation mode meanwhile, its parameters get no gradient, and it may be frozen. An image's gradient
@@ -81,7 +80,7 @@ def attention_gradients(model: nn.Module, images: Any, targets: int | Tensor | N
 
     Args:
         images: anything `prepare_images` takes.
-        targets: the class, one for all or a tensor (B,); default the predicted class of each image.
+        targets: the class, one for all or (B,), one an image; default the predicted class of each.
     """
     model = unwrap(model)
     if isinstance(getattr(model, "head", None), nn.Identity):
@@ -91,7 +90,7 @@ def attention_gradients(model: nn.Module, images: Any, targets: int | Tensor | N
     with torch.inference_mode(False), torch.enable_grad(), eval_mode(model):
         # Gradients pass through the images, so that frozen parameters do not cut the graph.
         images = prepare_images(model, images).detach().clone().requires_grad_()  # (B, C, H, W)
-        targets = _check_targets(targets, len(images))
+        targets = None if targets is None else as_targets(targets, len(images))
         with record_attention(model, with_grad=True) as recorded:
             # Not model(images): a module compiled in place would run code that no hook can see.
             logits = model.forward(images)  # (B, K)
@@ -160,23 +159,8 @@ def _float(values: Tensor) -> Tensor:
 
 def _target_logits(logits: Tensor, targets: Tensor | None) -> Tensor:
     targets = logits.argmax(dim=1) if targets is None else targets.to(logits.device)  # (B,)
-    num_classes = logits.shape[1]
-    wrong = targets[(targets < 0) | (targets >= num_classes)]
-    if len(wrong):
-        raise ValueError(f"targets={wrong.tolist()} must be among the classes 0..{num_classes - 1}")
+    check_classes(targets, logits.shape[1])
     return logits.gather(1, targets[:, None])[:, 0]  # (B,)
-
-
-def _check_targets(targets: int | Tensor | None, num_images: int) -> Tensor | None:
-    if targets is None:
-        return None
-    if isinstance(targets, Integral) and not isinstance(targets, bool):
-        targets = torch.tensor(int(targets))
-    if not isinstance(targets, Tensor) or targets.is_floating_point() or targets.dtype == torch.bool:
-        raise TypeError(f"targets={targets!r} must be the number of a class or a tensor of such, one for each image")
-    if targets.shape not in ((), (num_images,)):
-        raise ValueError(f"targets have shape {tuple(targets.shape)}, the images are {num_images}: one class for each")
-    return targets.long().expand(num_images)
 
 
 def _check_maps(maps: Tensor) -> None:

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from vit.analysis.eval_mode import eval_mode
-from vit.analysis.inputs import Picture, prepare_images
+from vit.analysis.inputs import Picture, Targets, as_targets, check_classes, prepare_images
 from vit.analysis.layout import token_layout, unwrap
 
 CHUNK_TOKENS = 2**14  # in one forward pass; bounds the memory whatever the number of images and stages
 
 
 def deletion_curve(
-    model: nn.Module, images: Tensor | list[Picture], heatmaps: Tensor, targets: int | Tensor, *, steps: int = 16
+    model: nn.Module, images: Tensor | list[Picture], heatmaps: Tensor, targets: Targets, *, steps: int = 16
 ) -> Tensor:
     """Probability of the target class (B, steps + 1) as the patches vanish, hottest first; low is good.
 
@@ -34,7 +34,7 @@ def deletion_curve(
 
 
 def insertion_curve(
-    model: nn.Module, images: Tensor | list[Picture], heatmaps: Tensor, targets: int | Tensor, *, steps: int = 16
+    model: nn.Module, images: Tensor | list[Picture], heatmaps: Tensor, targets: Targets, *, steps: int = 16
 ) -> Tensor:
     """Probability of the target class (B, steps + 1) as the patches enter an empty image, hottest first; high is good.
 
@@ -95,7 +95,7 @@ def _curve(
     model: nn.Module,
     images: Tensor | list[Picture],
     heatmaps: Tensor,
-    targets: int | Tensor,
+    targets: Targets,
     steps: int,
     *,
     is_deletion: bool,
@@ -103,7 +103,8 @@ def _curve(
     layout = token_layout(model)
     images = prepare_images(model, images)
     _check_heatmaps(heatmaps, len(images), layout.grid_size)
-    targets = _check_targets(model, targets, len(images))
+    targets = as_targets(targets, len(images))
+    check_classes(targets, getattr(unwrap(model), "config", unwrap(model)).num_classes)
     if not isinstance(steps, int) or not 1 <= steps <= layout.num_patches:
         raise ValueError(f"steps={steps!r} must be an integer in 1..{layout.num_patches}, the number of patches")
 
@@ -163,17 +164,3 @@ def _check_heatmaps(heatmaps: Tensor, num_images: int, grid_size: tuple[int, int
             f"heatmaps must be finite and 0 or more, got {heatmaps.min():.3g} to {heatmaps.max():.3g}; a map says how "
             "much a patch matters, so clamp what is negative"
         )
-
-
-def _check_targets(model: nn.Module, targets: int | Tensor, num_images: int) -> Tensor:
-    model = unwrap(model)
-    num_classes = getattr(model, "config", model).num_classes
-    targets = torch.as_tensor(targets).cpu()
-    if targets.is_floating_point() or targets.dtype == torch.bool:
-        raise TypeError(f"targets are {targets.dtype}; they must be integers, the numbers of classes")
-    if targets.shape not in ((), (num_images,)):
-        raise ValueError(f"targets have shape {tuple(targets.shape)}; give one class for all, or ({num_images},)")
-    wrong = targets[(targets < 0) | (targets >= num_classes)]
-    if len(wrong):
-        raise ValueError(f"targets={wrong.tolist()} must be among the {num_classes} classes, counted from 0")
-    return targets.long().expand(num_images)

@@ -42,7 +42,7 @@ def features(model: nn.Module, images: Any, *, cache: str | Path | None = None) 
         return _compute(model, images)
     if not isinstance(images, Tensor):
         raise TypeError(f"cache={str(cache)!r} needs images as a tensor (B, C, H, W), got {type(images).__name__}")
-    path = Path(cache) / f"features-{_fingerprint(model, images)}.npy"
+    path = Path(cache).expanduser() / f"features-{_fingerprint(model, images)}.npy"
     if (stored := _read(path)) is not None and len(stored) == len(images):
         first = _compute(model, images[:_PROBE])
         if torch.allclose(stored[:_PROBE], first, rtol=1e-4, atol=1e-5):

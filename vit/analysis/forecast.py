@@ -18,7 +18,7 @@ import torch
 from vit.analysis.cost import count_parameters, forward_flops, train_flops
 from vit.analysis.estimate import TrainingMemory, measure_rate, training_memory
 from vit.config import TrainConfig, ViTConfig
-from vit.device import resolve_device
+from vit.device import autocast, resolve_device, resolve_precision
 from vit.model.vision_transformer import VisionTransformer
 from vit.training.memory import keep_freed_memory
 from vit.training.optim import build_optimizers
@@ -69,13 +69,14 @@ class Forecast:
 
 
 def measure_speed(config: TrainConfig, *, seconds: float = 1.5) -> Speed:
-    """Times training steps of small networks with the optimizer, device and precision of `config`.
+    """Times training steps of small networks with the optimizer, device and precision of `config`; not compiled ones.
 
     Args:
         seconds: how long to measure, in all; a little is added for the warm-up.
     """
     overheads, rates = [], []
-    if resolve_device(config.device).type == "cpu":
+    device = resolve_device(config.device)
+    if device.type == "cpu":
         keep_freed_memory()  # as `fit` does
     for width in WIDTHS:
         points = []  # (operations, seconds) of a step
@@ -87,13 +88,14 @@ def measure_speed(config: TrainConfig, *, seconds: float = 1.5) -> Speed:
                 depth=_PROBE_DEPTH,
                 patch_size=probe["patch_size"],
             )
-            model = VisionTransformer(model_config).to(resolve_device(config.device))
-            rate = measure_rate(
-                model,
-                probe["batch_size"],
-                make_optimizers=lambda model: build_optimizers(model, config),
-                seconds=seconds / len(WIDTHS) / len(_PROBES),
-            )
+            model = VisionTransformer(model_config).to(device)
+            with autocast(config, device):
+                rate = measure_rate(
+                    model,
+                    probe["batch_size"],
+                    make_optimizers=lambda model: build_optimizers(model, config),
+                    seconds=seconds / len(WIDTHS) / len(_PROBES),
+                )
             flops = train_flops(model, probe["batch_size"])
             points.append((flops, flops / rate))
         (few, short), (many, long) = points
@@ -120,8 +122,9 @@ def forecast(
     """
     rate, until = train_config.patch_drop_rate, train_config.patch_drop_until
     held = math.ceil(train_config.batch_size / train_config.accumulation_steps)  # images at a time
+    precision = resolve_precision(train_config.precision, resolve_device(train_config.device))
     numbers, per_image, with_drop, *memory = _costs(
-        replace(model_config, depth=1), model_config.depth, held, train_config.optimizer, rate
+        replace(model_config, depth=1), model_config.depth, held, train_config.optimizer, precision, rate
     )
     images = train_config.epochs * num_images
     total = round(3 * images * (until * with_drop + (1 - until) * per_image))
@@ -141,7 +144,9 @@ def _costs(shallow: ViTConfig, depth: int, *setting: Any) -> list[int]:
 
 
 @functools.lru_cache(maxsize=256)
-def _costs_of(config: ViTConfig, batch_size: int, optimizer: str, patch_drop_rate: float) -> tuple[int, ...]:
+def _costs_of(
+    config: ViTConfig, batch_size: int, optimizer: str, precision: str, patch_drop_rate: float
+) -> tuple[int, ...]:
     """Parameters; operations of a forward pass, without and with dropped patches; the parts of `TrainingMemory`.
 
     Without dropout, whose masks are little and whose random numbers a training running beside may need.
@@ -153,8 +158,9 @@ def _costs_of(config: ViTConfig, batch_size: int, optimizer: str, patch_drop_rat
     with torch.no_grad():
         for tensor in (*model.parameters(), *model.buffers()):
             tensor.zero_()
-    train_config = TrainConfig(optimizer=optimizer)
-    memory = training_memory(model, batch_size, make_optimizers=lambda model: build_optimizers(model, train_config))
+    train_config = TrainConfig(optimizer=optimizer, precision=precision)
+    with autocast(train_config, torch.device("cpu")):
+        memory = training_memory(model, batch_size, make_optimizers=lambda model: build_optimizers(model, train_config))
     whole = forward_flops(model)
     with_drop = forward_flops(model, patch_drop_rate=patch_drop_rate) if patch_drop_rate else whole
     return count_parameters(model), whole, with_drop, *dataclasses.astuple(memory)

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from vit.analysis.layout import token_layout, unwrap
 from vit.pictures import Picture, picture_to_tensor
 
+Targets = int | Sequence[int] | Tensor  # the number of a class for all images, or one for each
+
 BATCH = 500  # images that a model is given at once
 
 
@@ -95,6 +97,26 @@ def _normalize(images: Tensor, model: nn.Module) -> Tensor:
         )
     mean, std = (torch.tensor(facts[key], device=images.device) for key in ("mean", "std"))
     return (images.float() / 255 - mean[:, None, None]) / std[:, None, None]  # (B, C, H, W)
+
+
+def as_targets(targets: Targets, num_images: int) -> Tensor:
+    """Numbers of classes (B,) from one for all images or one for each."""
+    try:
+        numbers = torch.as_tensor(targets).cpu()
+    except (TypeError, ValueError, RuntimeError):
+        numbers = None
+    if numbers is None or numbers.is_floating_point() or numbers.dtype == torch.bool:
+        raise TypeError(f"targets={targets!r} must be the number of a class, or one for each image")
+    if numbers.shape not in ((), (num_images,)):
+        raise ValueError(f"targets have shape {tuple(numbers.shape)}, the images are {num_images}: one class for each")
+    return numbers.long().expand(num_images)
+
+
+def check_classes(targets: Tensor, num_classes: int) -> None:
+    """Raises ValueError for numbers (B,) of which one is no class."""
+    wrong = targets[(targets < 0) | (targets >= num_classes)]
+    if len(wrong):
+        raise ValueError(f"targets={wrong.tolist()} must be among the classes 0..{num_classes - 1}")
 
 
 def _check_images(images: Tensor, model: nn.Module) -> None:

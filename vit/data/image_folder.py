@@ -80,8 +80,14 @@ def load_image_folder(
 
 
 def save_image_folder(split: Split, class_names: tuple[str, ...], path: str | Path) -> Path:
-    """Writes a split as `path/<class>/<number>.png`, the form that `load_image_folder` reads; returns the folder."""
+    """Writes a split as `path/<class>/<number>.png`, the form that `load_image_folder` reads; returns the folder.
+
+    Raises:
+        FileExistsError: there is something in the folder, with which the pictures would mix.
+    """
     root = Path(path).expanduser()
+    if root.exists() and any(root.iterdir()):
+        raise FileExistsError(f"{root} is not empty: take a new folder for these pictures")
     for number, (image, label) in enumerate(zip(split.images, split.labels, strict=True)):
         folder = root / class_names[label]
         folder.mkdir(parents=True, exist_ok=True)

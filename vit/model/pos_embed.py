@@ -12,12 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+# Tables are computed once, where there is float64: on the CPU, also within `with torch.device("mps")`.
+_EXACT = {"dtype": torch.float64, "device": "cpu"}
+
 
 def grid_positions(grid_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Row and column of each patch, both (N,), counted row by row."""
     rows, columns = torch.meshgrid(
-        torch.arange(grid_size[0], dtype=torch.float64),
-        torch.arange(grid_size[1], dtype=torch.float64),
+        torch.arange(grid_size[0], **_EXACT),
+        torch.arange(grid_size[1], **_EXACT),
         indexing="ij",
     )
     return rows.flatten(), columns.flatten()
@@ -29,12 +32,12 @@ def sincos2d_table(grid_size: tuple[int, int], embed_dim: int, temperature: floa
         raise ValueError(f"embed_dim={embed_dim} must be a multiple of 4: rows and columns each take sines and cosines")
     rows, columns = grid_positions(grid_size)
     # Not torch.linspace: transformers replaces it for a while, after which it ignores `with torch.device(...)`.
-    exponents = torch.arange(embed_dim // 4, dtype=torch.float64) / max(embed_dim // 4 - 1, 1)
+    exponents = torch.arange(embed_dim // 4, **_EXACT) / max(embed_dim // 4 - 1, 1)
     frequencies = temperature**-exponents  # (D/4,)
     column_angles = columns[:, None] * frequencies  # (N, D/4)
     row_angles = rows[:, None] * frequencies  # (N, D/4)
     table = torch.cat([column_angles.sin(), column_angles.cos(), row_angles.sin(), row_angles.cos()], dim=1)
-    return table[None].float()  # (1, N, D)
+    return table[None].float().to(torch.get_default_device())  # (1, N, D)
 
 
 def rope2d_table(grid_size: tuple[int, int], head_dim: int, temperature: float = 100.0) -> tuple[Tensor, Tensor]:
@@ -43,10 +46,10 @@ def rope2d_table(grid_size: tuple[int, int], head_dim: int, temperature: float =
     if head_dim % 4:
         raise ValueError(f"head_dim={head_dim} must be a multiple of 4: rows and columns each turn pairs of channels")
     rows, columns = grid_positions(grid_size)
-    frequencies = temperature ** -(torch.arange(head_dim // 4, dtype=torch.float64) / (head_dim // 4))
+    frequencies = temperature ** -(torch.arange(head_dim // 4, **_EXACT) / (head_dim // 4))
     angles = torch.cat([rows[:, None] * frequencies, columns[:, None] * frequencies], dim=1)  # (N, d/2)
     angles = angles.repeat(1, 2)  # (N, d)
-    return angles.sin().float(), angles.cos().float()
+    return tuple(table.float().to(torch.get_default_device()) for table in (angles.sin(), angles.cos()))
 
 
 def apply_rope(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:

@@ -95,15 +95,16 @@ def plot_attention_heads(image: ArrayLike, grids: ArrayLike, *, title: str = "")
         num_heads, num_layers + 1, width=side * (num_layers + 1) + 0.3, height=(side + 0.25) * num_heads + 0.4
     )
     axes = np.reshape(axes, (num_heads, num_layers + 1))
+    is_wide = side >= 0.55  # else there is room for the numbers alone
     for head, row in enumerate(axes):
         draw_image(row[0], image)
         row[0].set_visible(head == 0)
         for layer, ax in enumerate(row[1:]):
             grid = grids[layer, head]
             draw_image(ax, blend(image, grid))
-            ax.set_xlabel(f"max {grid.max():.2f}", fontsize=7, labelpad=2)
+            ax.set_xlabel(f"max {grid.max():.2f}" if is_wide else f"{grid.max():.2f}", fontsize=7, labelpad=2)
             if head == 0:
-                ax.set_title(f"layer {layer}", fontsize=8, pad=3)
+                ax.set_title(f"layer {layer}" if is_wide else layer, fontsize=8, pad=3)
             if layer == 0:
                 ax.set_ylabel(f"head {head}", fontsize=8)
     axes[0, 0].set_title("image", fontsize=8, pad=3)

@@ -8,10 +8,10 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
 
-from vit.plots.style import BLUE, GREEN, GREY, ORANGE, VERMILION, new_figure, set_figure_title, set_title
+from vit.plots.style import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION, new_figure, set_figure_title, set_title
 
 # Two more of Okabe & Ito's: seven names have to be told apart.
-_COLORS = (BLUE, ORANGE, GREEN, VERMILION, "#CC79A7", "#56B4E9", GREY)
+_COLORS = (BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, GREY)
 _STYLES = ("-", "--", ":")
 
 

@@ -11,7 +11,7 @@ from vit.plots.style import BLUE, GREY, ORANGE, new_figure, set_figure_title, se
 
 
 def plot_history(rows: Sequence[dict[str, float]] | Any, *, title: str = "") -> Figure:
-    """Loss and accuracy of train and val, an epoch a point.
+    """Loss and accuracy of train and val, an epoch a point; a training without accuracies has the loss alone.
 
     Args:
         rows: a `History` or its rows, one dict an epoch.
@@ -20,9 +20,13 @@ def plot_history(rows: Sequence[dict[str, float]] | Any, *, title: str = "") -> 
     if not rows:
         raise ValueError("rows is empty: there is nothing to plot before the first epoch has ended")
     epochs = [row["epoch"] for row in rows]
-    figure, axes = new_figure(1, 2)
     panels = {"loss": "cross-entropy (nats)", "accuracy": "accuracy (%)"}
-    for ax, (quantity, label) in zip(axes, panels.items(), strict=True):
+    told = {name for row in rows for name in row}
+    panels = {quantity: label for quantity, label in panels.items() if told & {f"train_{quantity}", f"val_{quantity}"}}
+    if not panels:
+        raise ValueError(f"rows hold neither losses nor accuracies, but {', '.join(sorted(told))}")
+    figure, axes = new_figure(1, len(panels))
+    for ax, (quantity, label) in zip(np.atleast_1d(axes), panels.items(), strict=True):
         for split, color, style in (("train", ORANGE, "--"), ("val", BLUE, "-")):
             name = f"{split}_{quantity}"
             values = [row.get(name, math.nan) for row in rows]

@@ -18,10 +18,12 @@ from vit.plots.style import (
     GREEN,
     GREY,
     ORANGE,
+    PURPLE,
     VERMILION,
     check_images,
     draw_image,
     draw_values,
+    fitting,
     image_grid,
     new_figure,
     set_figure_title,
@@ -31,7 +33,6 @@ from vit.plots.style import (
 MAX_CLASSES = 20  # so many numbers stand beside each other without touching
 FEW = 20  # images; the accuracy of fewer may be off by 20 points and more
 PERCENT = (-3, 103)  # limits of an axis that show a point at its end whole
-PURPLE = "#CC79A7"  # Okabe & Ito
 LOOKS = ((BLUE, "o"), (ORANGE, "s"), (GREEN, "^"), (VERMILION, "D"), (PURPLE, "v"), ("black", "P"))
 
 
@@ -151,10 +152,12 @@ def plot_errors(
         shapes = f"images {images.shape}, probabilities {probabilities.shape} and labels {labels.shape}"
         raise ValueError(f"{shapes} must be of the same images and of {K} class_names")
     figure, axes = image_grid(max(B, 1), columns, title_lines=2)
+    width = figure.get_figwidth() / columns
     for ax, image, p, label in zip(axes, images, probabilities, labels, strict=B > 0):
         guess = int(p.argmax())
         draw_image(ax, image)
-        text = f"{class_names[guess]} {_percent(p[guess])}\nis {class_names[label]} {_percent(p[label])}"
+        text = fitting(class_names[guess], width, after=f" {_percent(p[guess])}") + "\n"
+        text += fitting(class_names[label], width, before="is ", after=f" {_percent(p[label])}")
         ax.set_title(text, fontsize=8, fontweight="normal", loc="center", pad=3, color=VERMILION)
     set_figure_title(figure, "Guess and its probability; truth and its own" if B else "No errors")
     return figure

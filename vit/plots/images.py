@@ -5,7 +5,16 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from vit.plots.style import BLUE, VERMILION, check_images, check_one_each, draw_image, image_grid, set_figure_title
+from vit.plots.style import (
+    BLUE,
+    VERMILION,
+    check_images,
+    check_one_each,
+    draw_image,
+    fitting,
+    image_grid,
+    set_figure_title,
+)
 
 
 def plot_images(
@@ -23,7 +32,8 @@ def plot_images(
     for i, ax in enumerate(axes):
         draw_image(ax, images[i])
         if titles is not None:
-            ax.set_title(titles[i], fontsize=8, fontweight="normal", loc="center", pad=3)
+            text = fitting(titles[i], figure.get_figwidth() / columns)
+            ax.set_title(text, fontsize=8, fontweight="normal", loc="center", pad=3)
     set_figure_title(figure, title)
     return figure
 
@@ -43,11 +53,12 @@ def plot_predictions(
     guesses = probabilities.argmax(axis=1)
     are_all_right = bool((guesses == labels).all())
     figure, axes = image_grid(len(images), columns, title_lines=1 if are_all_right else 2)
+    width = figure.get_figwidth() / columns
     for ax, image, p, guess, label in zip(axes, images, probabilities, guesses, labels, strict=True):
         is_right = guess == label
-        text = f"{class_names[guess]} {100 * p[guess]:.0f} %"
+        text = fitting(class_names[guess], width, after=f" {100 * p[guess]:.0f} %")
         if not are_all_right:
-            text += "\n" if is_right else f"\nis {class_names[label]}"
+            text += "\n" + ("" if is_right else fitting(class_names[label], width, before="is "))
         draw_image(ax, image)
         ax.set_title(text, fontsize=8, fontweight="normal", loc="center", pad=3, color=BLUE if is_right else VERMILION)
     return figure

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
 from vit.plots.attention import blend
-from vit.plots.style import BLUE, GREY, check_images, draw_image, new_figure, set_figure_title
+from vit.plots.style import BLUE, GREY, check_images, draw_image, new_figure, set_figure_title, shortened
 
 MAX_NAME = 22  # letters of a class name; longer ones would squeeze the bars
 
@@ -47,14 +47,10 @@ def plot_top_classes(
         ax.set_title(name, fontsize=9, pad=4)
     bars = axes[2].barh(range(len(order)), percent, color=[BLUE] + [GREY] * (len(order) - 1), height=0.7)
     axes[2].bar_label(bars, [f"{value:.1f} %" for value in percent], fontsize=8, padding=3)
-    axes[2].set_yticks(range(len(order)), [_shortened(class_names[k]) for k in order], fontsize=9)
+    axes[2].set_yticks(range(len(order)), [shortened(class_names[k], MAX_NAME) for k in order], fontsize=9)
     axes[2].set(xlim=(0, 128), xticks=range(0, 101, 25), xlabel="probability (%)")
     axes[2].spines.bottom.set_bounds(0, 100)
     axes[2].invert_yaxis()
     axes[2].grid(False, axis="y")
     set_figure_title(figure, title)
     return figure
-
-
-def _shortened(name: str) -> str:
-    return name if len(name) <= MAX_NAME else name[: MAX_NAME - 1] + "…"

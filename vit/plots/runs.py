@@ -9,10 +9,23 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
-from vit.plots.style import BLUE, GREEN, GREY, ORANGE, VERMILION, new_figure, set_title
+from vit.plots.style import (
+    BLACK,
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PURPLE,
+    SKY,
+    VERMILION,
+    new_figure,
+    set_title,
+    shortened,
+    spread_heights,
+)
 
 # Okabe & Ito's eight, grey for their yellow, which is too light for a line; a marker each tells them apart in print.
-_COLORS = (BLUE, ORANGE, GREEN, VERMILION, "#CC79A7", "#56B4E9", "#000000", GREY)
+_COLORS = (BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, BLACK, GREY)
 _MARKERS = "osD^vPX*"
 _LABELS = {
     "val_accuracy": "validation accuracy (%)",
@@ -67,38 +80,18 @@ def _name_ends(ax: Axes, curves: Mapping[str, Sequence[np.ndarray]]) -> None:
     bottom, top = ax.get_ylim()
     last = {name: y[np.isfinite(y)][-1] if np.isfinite(y).any() else np.nan for name, (_, y) in curves.items()}
     ends = {name: (np.nan_to_num(value, nan=bottom) - bottom) / (top - bottom) for name, value in last.items()}
-    order = sorted(ends, key=ends.get)
     gap = 0.2 / (ax.figure.get_size_inches()[1] - 0.9)  # of the axes' height, a line of text
     lines = {line.get_label(): line for line in ax.lines}
-    for name, height in zip(order, _spread(np.array([ends[name] for name in order]), gap), strict=True):
+    for name, height in zip(ends, spread_heights(list(ends.values()), gap), strict=True):
         look = {"color": lines[name].get_color(), "marker": lines[name].get_marker()}
         thread = {"arrowstyle": "-", "color": look["color"], "linewidth": 0.8, "linestyle": ":", "shrinkA": 0}
         if np.isfinite(last[name]):
             end = (curves[name][0][-1], last[name])
             ax.annotate("", end, (1.03, height), textcoords="axes fraction", arrowprops=thread, annotation_clip=False)
         ax.plot(1.03, height, transform=ax.transAxes, clip_on=False, markersize=5, **look)
-        short = name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "…"
-        ax.text(1.05, height, f"{last[name]:#.4g}  {short}", transform=ax.transAxes, va="center", fontsize=9)
+        text = f"{last[name]:#.4g}  {shortened(name, _LONGEST_NAME)}"
+        ax.text(1.05, height, text, transform=ax.transAxes, va="center", fontsize=9)
     ax.set_ylim(bottom, top)
-
-
-def _spread(heights: np.ndarray, gap: float) -> np.ndarray:
-    """Ascending heights moved as little as need be to lie at least `gap` apart, each group around its own middle, none
-    above 1."""
-    groups = [[height] for height in heights]
-
-    def placed(group: list[float]) -> np.ndarray:
-        half = gap * (len(group) - 1) / 2
-        return min(np.mean(group), 1 - half) + np.linspace(-half, half, len(group))
-
-    i = 0
-    while i + 1 < len(groups):
-        if placed(groups[i])[-1] + gap > placed(groups[i + 1])[0]:
-            groups[i : i + 2] = [groups[i] + groups[i + 1]]
-            i = max(0, i - 1)
-        else:
-            i += 1
-    return np.concatenate([placed(group) for group in groups])
 
 
 def plot_learning_rates(

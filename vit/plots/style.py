@@ -11,10 +11,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
+from matplotlib.textpath import TextPath
 from numpy.typing import ArrayLike, NDArray
 
 # Okabe & Ito, "Color Universal Design", 2008.
-BLUE, ORANGE, GREEN, VERMILION, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#7F7F7F"
+BLUE, ORANGE, GREEN, VERMILION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
+PURPLE, SKY, GREY, BLACK = "#CC79A7", "#56B4E9", "#7F7F7F", "#000000"
 
 STYLE = {
     "figure.dpi": 100,
@@ -46,6 +48,45 @@ def set_figure_title(figure: Figure, text: str) -> None:
     """A title over all axes; nothing for an empty text."""
     if text:
         figure.suptitle(text, fontsize=11, fontweight="bold", x=0.01, ha="left")
+
+
+def shortened(name: str, most: int) -> str:
+    """The name, its end cut off where it has more letters than that."""
+    return name if len(name) <= most else name[: most - 1] + "…"
+
+
+def fitting(name: str, inches: float, *, before: str = "", after: str = "", fontsize: float = 8) -> str:
+    """A line of text with a name in it, whose end is cut off where the line would be wider than that."""
+    for most in range(len(name), 3, -1):
+        line = before + shortened(name, most) + after
+        if TextPath((0, 0), line, size=fontsize).get_extents().width <= 72 * inches - fontsize / 2:
+            break
+    else:
+        line = before + name[:3] + after
+    return line
+
+
+def spread_heights(heights: ArrayLike, gap: float) -> NDArray[np.float64]:
+    """The heights (N,), in axes' fractions, moved as little as need be to lie at least `gap` apart, each group of
+    names around its own middle, none above 1."""
+    heights = np.asarray(heights, dtype=float)
+    order = np.argsort(heights, kind="stable")
+    groups = [[height] for height in heights[order]]
+
+    def placed(group: list[float]) -> NDArray[np.float64]:
+        half = gap * (len(group) - 1) / 2
+        return min(np.mean(group), 1 - half) + np.linspace(-half, half, len(group))
+
+    i = 0
+    while i + 1 < len(groups):
+        if placed(groups[i])[-1] + gap > placed(groups[i + 1])[0]:
+            groups[i : i + 2] = [groups[i] + groups[i + 1]]
+            i = max(0, i - 1)
+        else:
+            i += 1
+    result = np.empty(len(heights))
+    result[order] = np.concatenate([placed(group) for group in groups])
+    return result
 
 
 def check_images(images: ArrayLike, shape: str = "(B, C, H, W)", *, name: str = "images") -> NDArray[np.uint8]:

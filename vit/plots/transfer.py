@@ -6,9 +6,21 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from vit.plots.style import BLUE, GREEN, GREY, ORANGE, VERMILION, new_figure, set_figure_title
+from vit.plots.style import (
+    BLACK,
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PURPLE,
+    SKY,
+    VERMILION,
+    new_figure,
+    set_figure_title,
+    spread_heights,
+)
 
-_COLORS = (BLUE, VERMILION, GREEN, ORANGE, "#CC79A7", "#56B4E9", GREY, "#222222")
+_COLORS = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, GREY, BLACK)
 _MARKERS = "osD^vPX*"
 _LINE = 0.05  # of the height that a name takes
 
@@ -43,36 +55,11 @@ def plot_shots(
         ax.axhline(chance, color=GREY, linestyle=":", linewidth=1.2)
         ax.text(ticks[0], chance, " chance", color="#555555", fontsize=9, va="bottom")
     low, high = ax.get_ylim()
-    heights = _apart([y for _, y, _ in ends.values()], _LINE * (high - low))
+    heights = spread_heights([(y - low) / (high - low) for _, y, _ in ends.values()], _LINE)
     for (name, (x, y, color)), height in zip(ends.items(), heights, strict=True):
         ax.annotate(
-            name, (x, y), (1.02, (height - low) / (high - low)), textcoords=ax.transAxes, color=color, va="center",
+            name, (x, y), (1.02, height), textcoords=ax.transAxes, color=color, va="center",
             fontsize=9, annotation_clip=False,
         )  # fmt: skip
     set_figure_title(figure, title)
     return figure
-
-
-def _apart(heights: Sequence[float], gap: float) -> list[float]:
-    """The same heights, moved as little as a sweep from below can, so that two are never closer than `gap`."""
-    order = np.argsort(heights)
-    sorted_heights = np.asarray(heights, dtype=float)[order]
-    # Runs of names that touch are spread around their middle.
-    groups: list[list[float]] = []
-    for y in sorted_heights:
-        groups.append([y])
-        while len(groups) > 1 and _bottom(groups[-1], gap) < _top(groups[-2], gap) + gap:
-            groups[-2:] = [groups[-2] + groups[-1]]
-    placed = [_bottom(group, gap) + gap * i for group in groups for i in range(len(group))]
-    result = [0.0] * len(placed)
-    for index, y in zip(order, placed, strict=True):
-        result[index] = float(y)
-    return result
-
-
-def _bottom(group: Sequence[float], gap: float) -> float:
-    return float(np.mean(group)) - gap * (len(group) - 1) / 2
-
-
-def _top(group: Sequence[float], gap: float) -> float:
-    return float(np.mean(group)) + gap * (len(group) - 1) / 2

@@ -71,6 +71,7 @@ def to_timm(model: VisionTransformer, folder: str | Path) -> Path:
     images |= {key: list(facts[key]) for key in ("mean", "std") if key in facts}
     images |= {"interpolation": facts.get("interpolation", "bicubic"), "crop_pct": facts.get("crop", 1.0)}
     images |= {"crop_mode": "squash" if facts.get("squash") else "center", "classifier": "head"}
+    folder = Path(folder).expanduser()
     config = {
         "architecture": _TIMM_ARCHITECTURES[c.norm_eps, is_gated],
         "num_classes": c.num_classes,
@@ -80,7 +81,7 @@ def to_timm(model: VisionTransformer, folder: str | Path) -> Path:
     }
     if "class_names" in facts:
         config["label_names"] = list(facts["class_names"])
-    return _write(Path(folder), tensors, {"config.json": config})
+    return _write(folder, tensors, {"config.json": config})
 
 
 def to_transformers(model: VisionTransformer, folder: str | Path) -> Path:
@@ -92,7 +93,7 @@ def to_transformers(model: VisionTransformer, folder: str | Path) -> Path:
     Differs: for images that are not square, the whole picture is squeezed into their shape, since transformers cannot
     cut one to it.
     """
-    model = check_own(model)
+    model, folder = check_own(model), Path(folder).expanduser()
     c = model.config
     _refuse("transformers' ViT", c, {
         "head": c.head == "linear",
@@ -136,8 +137,8 @@ def to_transformers(model: VisionTransformer, folder: str | Path) -> Path:
     if {"mean", "std"} <= set(model.metadata):
         files["preprocessor_config.json"] = _processor(model.metadata, c)
     else:  # that of a model that was there before
-        (Path(folder) / "preprocessor_config.json").unlink(missing_ok=True)
-    return _write(Path(folder), renamed, files)
+        (folder / "preprocessor_config.json").unlink(missing_ok=True)
+    return _write(folder, renamed, files)
 
 
 def _timm_tensors(model: VisionTransformer, *, with_slot: bool) -> Tensors:

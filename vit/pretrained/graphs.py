@@ -44,7 +44,7 @@ def to_onnx(model: VisionTransformer, path: str | Path) -> Path:
     except ImportError as error:
         raise ImportError(f"to_onnx needs {error.name}: pip install 'vit-notebooks[export]'") from error
     program = to_program(model)
-    path = Path(path)
+    path = Path(path).expanduser()
     with replacing(path) as temporary:
         torch.onnx.export(
             program,

@@ -128,8 +128,9 @@ def check_values(name: str, tensor: Tensor) -> None:
     """Raises ValueError for what cannot be a weight: whole numbers, NaN, infinity."""
     if tensor.dtype not in _FLOATS or tensor.layout != torch.strided or tensor.is_meta:
         raise ValueError(f"{name} is {tensor.dtype} on {tensor.device}; weights are floating-point numbers")
-    # The sum is fast, and finite unless there is something to find.
-    if not tensor.sum(dtype=torch.float64).isfinite() and not tensor.isfinite().all():
+    # The sum is fast, and finite unless there is something to find; a Mac's GPU has no float64.
+    exact = torch.float32 if tensor.device.type == "mps" else torch.float64
+    if not tensor.sum(dtype=exact).isfinite() and not tensor.isfinite().all():
         kind = "NaN" if tensor.isnan().any() else "infinity"
         raise ValueError(f"{name} holds {kind}: training diverged or the file is damaged")
 

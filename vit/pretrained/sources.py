@@ -56,7 +56,7 @@ def read_source(source: str | Path | Mapping[str, Tensor] | nn.Module) -> Source
         return _from_mapping("the dictionary", source)
     if not isinstance(source, (str, Path)):
         raise TypeError(f"source must be a path, a dictionary of tensors or a module, got {type(source).__name__}")
-    path = Path(source)
+    path = Path(source).expanduser()
     return _from_folder(path) if path.is_dir() else _from_file(path)
 
 

@@ -47,7 +47,7 @@ def pretraining_sets(model: nn.Module) -> list[dict]:
     facts = model.metadata
     if "dataset" not in facts or "class_names" not in facts:
         raise ValueError(
-            "model.metadata does not say what the weights learned from: set model.metadata = data.metadata before "
+            "model.metadata does not say what the weights learned from: model.metadata |= data.metadata before "
             "vit.save, with the data of the training"
         )
     newest = {"dataset": facts["dataset"], "class_names": tuple(facts["class_names"])}

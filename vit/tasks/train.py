@@ -61,7 +61,7 @@ def prepare(options: argparse.Namespace) -> tuple[DataSplits, ViTConfig, TrainCo
 
 def train(options: argparse.Namespace, data: DataSplits, network: ViTConfig, config: TrainConfig) -> None:
     """What each process does."""
-    with processes() as world:
+    with processes(config.device) as world:
         torch.manual_seed(config.seed)
         model = VisionTransformer(network)
         if options.minutes is not None:
@@ -101,6 +101,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.resume and options.minutes is not None:
         parser.error("--minutes is for a new run: to go on with one, give it --set epochs=... as it was told to have")
+    options.run_dir = options.run_dir.expanduser()
     try:
         prepared = prepare(options)
     except (ValueError, OSError, TypeError, DataUnavailableError) as error:

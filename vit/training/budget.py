@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from vit.config import TrainConfig
-from vit.device import resolve_device, wait_for_device
+from vit.device import forked_random, resolve_device, wait_for_device
 from vit.progress import progress_bar
 from vit.training.averaging import AveragedWeights
 from vit.training.distributed import current_world
@@ -69,8 +69,7 @@ def for_budget(
     shares = {0.0: 1.0}
     if config.patch_drop_rate:
         shares = {1.0: config.patch_drop_until, 0.0: 1 - config.patch_drop_until}
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices):
+    with forked_random(device):
         probe = copy.deepcopy(model).to(device)
         step = 0.0  # seconds of a mean step of the run
         for until, share in shares.items():

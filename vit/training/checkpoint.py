@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from vit.config import TrainConfig
+from vit.device import resolve_precision
 from vit.progress import say
 from vit.training.distributed import ALONE, World
 from vit.training.sharding import is_sharded, part_like, parts_of_state, whole
@@ -56,7 +57,7 @@ def save_training_state(
         return
     state = {
         "config": asdict(config),
-        "surroundings": _surroundings(model),
+        "surroundings": _surroundings(model, config),
         "data": data,
         "parameter_names": [name for name, _ in model.named_parameters()],
         "model": weights,
@@ -102,7 +103,10 @@ def load_training_state(
     if other := _differences({name: state["data"][name] for name in known}, known):
         raise ValueError(f"{path} was written with other training data: {'; '.join(other.values())}")
     _check_fits(path, state, model, optimizers)
-    differing |= _differences(state["surroundings"], _surroundings(model))
+    surroundings = _surroundings(model, config)
+    differing |= _differences(surroundings | state["surroundings"], surroundings)  # older states say less
+    if "precision" in differing:
+        differing["precision"] += " (more than the last bits)"
     random_states = [state["random"], *state.get("random_of_others", [])]
     if len(random_states) != world.size:
         what = f"saved {len(random_states)}, now {world.size}"
@@ -125,20 +129,22 @@ def load_state_weights(path: str | Path, model: nn.Module) -> dict[str, float]:
 
     `state.best.pt` in a run folder is the state after the epoch with the best validation accuracy.
 
-    Returns: the row of the history that belongs to the weights; empty before the end of the first epoch.
+    Returns: the row of the history that belongs to the weights; empty if they are of the middle of an epoch.
 
     Raises:
         FileNotFoundError, ValueError: there is no such file, or it is damaged or of another network; the model is
             unchanged then.
     """
-    state = read_state(Path(path))
-    _check_fits(Path(path), state, model, None)
+    path = Path(path).expanduser()
+    state = read_state(path)
+    _check_fits(path, state, model, None)
     weights = state["model"]
     if state["ema"] is not None:
         prefix = "module."
         weights = {name.removeprefix(prefix): t for name, t in state["ema"].items() if name.startswith(prefix)}
     model.load_state_dict(weights)
-    return dict((state["progress"]["rows"] or [{}])[-1])
+    progress = state["progress"]
+    return dict(progress["rows"][-1]) if progress["rows"] and not progress["step"] else {}
 
 
 def describe_data(loader: Any) -> dict[str, Any]:
@@ -194,12 +200,13 @@ def _differences(saved: dict[str, Any], current: dict[str, Any]) -> dict[str, st
     }
 
 
-def _surroundings(model: nn.Module) -> dict[str, Any]:
-    """What else decides the last bits of a run, beside its settings and data."""
+def _surroundings(model: nn.Module, config: TrainConfig) -> dict[str, Any]:
+    """What else decides the last bits of a run, beside its settings and data, or more of them: the precision."""
     device = next(model.parameters()).device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     versions = {"torch": str(torch.__version__), "numpy": np.__version__}
-    return {"computed on": name, **versions, "threads": torch.get_num_threads()}
+    precision = resolve_precision(config.precision, device)
+    return {"computed on": name, **versions, "threads": torch.get_num_threads(), "precision": precision}
 
 
 def _random_state() -> dict[str, Tensor | Any]:
@@ -210,6 +217,7 @@ def _random_state() -> dict[str, Tensor | Any]:
         "numpy": [kind, keys.tolist(), position, has_gauss, gauss],
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "mps": torch.mps.get_rng_state() if torch.backends.mps.is_available() else None,
     }
 
 
@@ -220,3 +228,5 @@ def _restore_random_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     if state["cuda"] and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(state["cuda"][: torch.cuda.device_count()])
+    if state.get("mps") is not None and torch.backends.mps.is_available():  # which states of earlier versions lack
+        torch.mps.set_rng_state(state["mps"])

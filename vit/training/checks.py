@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from vit.config import TrainConfig
+from vit.device import forked_random
 from vit.training.checkpoint import describe_data
 from vit.training.distributed import World
 from vit.training.epoch import unwrap
@@ -109,7 +110,7 @@ def check_same(
 def try_evaluation(model: nn.Module, val_loader: Any, config: TrainConfig, world: World) -> None:
     """Measures two val images in each process, so that what is wrong with them is known before the first epoch."""
     device = next(model.parameters()).device
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+    with forked_random(device):
         try:
             evaluate(model, _FirstImages(val_loader, 2 * world.size), config, world=world)
         except Exception as error:

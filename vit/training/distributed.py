@@ -149,11 +149,14 @@ def current_world() -> World:
 
 
 @contextlib.contextmanager
-def processes() -> Iterator[World]:
+def processes(device: str = "auto") -> Iterator[World]:
     """Meets the other processes that vit/launch.py, torchrun or a cluster has started; without one, there are none.
 
     Within the block `fit` trains with all of them. Each takes the GPU of its place on its machine, if there is one.
     With an address of this machine alone, the default of vit/launch.py, everything stays on the loopback interface.
+
+    Args:
+        device: what the config of the training says; with "cpu" no GPU is taken or needed.
 
     Raises:
         OSError: the port at which to meet is in use.
@@ -170,9 +173,12 @@ def processes() -> Iterator[World]:
         )
     rank, size, local_rank = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     backend = "gloo"
-    if gpus := torch.cuda.device_count():
+    if device != "cpu" and (gpus := torch.cuda.device_count()):
         if local_rank >= gpus:
-            raise ValueError(f"process {local_rank} of this machine has no GPU, there are {gpus}: start {gpus} at most")
+            raise ValueError(
+                f"process {local_rank} of this machine has no GPU, there are {gpus}: start {gpus} at most, or take "
+                "device='cpu'"
+            )
         torch.cuda.set_device(local_rank)
         backend = "cpu:gloo,cuda:nccl"
     _stay_on_loopback(os.environ["MASTER_ADDR"])

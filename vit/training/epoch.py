@@ -21,7 +21,7 @@ from vit.progress import progress_bar
 from vit.training.distributed import ALONE, World
 from vit.training.evaluation import check_num_classes
 from vit.training.finite import LAG, FiniteCheck
-from vit.training.optim import learning_rate_factor, set_learning_rate
+from vit.training.optim import learning_rate_factor, note_peak_rates, set_learning_rate
 
 LossFn = Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, dict[str, Tensor]]]
 Sums = dict[str, Tensor]
@@ -82,6 +82,7 @@ def train_one_epoch(
     end_step = epoch_steps(config, len(loader), epoch)
     sums, steps_done = dict(sums or {}), epoch * len(loader) + start_step
     parameters = list(model.parameters())
+    note_peak_rates(optimizers)
     own_bar = contextlib.nullcontext(bar)
     if bar is None:
         own_bar = progress_bar(total=end_step, initial=start_step, desc=f"epoch {epoch + 1}", unit="step")
@@ -180,7 +181,9 @@ def explaining_memory(config: TrainConfig) -> Iterator[None]:
 
 def is_out_of_memory(error: Exception) -> bool:
     """Whether memory, of the GPU or the machine, was too small."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+    # torch has no type for what a CPU lacks, and words of its own on Linux, Windows and a Mac's GPU.
+    words = ("can't allocate memory", "not enough memory", "out of memory")
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(word in str(error) for word in words)
 
 
 def run_steps(config: TrainConfig, steps_per_epoch: int) -> int:
@@ -203,14 +206,14 @@ def set_patch_drop(model: nn.Module, rate: float) -> None:
     """Sets the share of patches that a model drops in training.
 
     Raises:
-        ValueError: `rate` is not 0 and the model, within what wraps it, has no `patch_drop`.
+        ValueError: `rate` is not 0 and the model, within what wraps it, has no `patch_drop` with a rate; those of timm
+            have another kind, which keeps the share it was built with.
     """
     model = unwrap(model)
-    patch_drop = getattr(model, "patch_drop", None)
-    if patch_drop is not None:
+    if hasattr(patch_drop := getattr(model, "patch_drop", None), "rate"):
         patch_drop.rate = rate
     elif rate:
-        raise ValueError(f"patch_drop_rate={rate}: {type(model).__name__} has no `patch_drop` to set; use 0")
+        raise ValueError(f"patch_drop_rate={rate}: {type(model).__name__} has no `patch_drop.rate` to set; use 0")
 
 
 def _not_finite(

@@ -1,5 +1,6 @@
 """Measuring a classifier on a whole split."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -39,6 +40,8 @@ def evaluate(
 
     Args:
         loader: of `make_eval_loader`.
+        config: what was trained with, for its precision and test-time augmentation; by default those of
+            `TrainConfig()`, so that a GPU computes in bfloat16 where it can.
         test_time_augmentation: "none" or "flip" (mean of the probabilities of an image and its mirror image);
             the config's own unless given.
         should_stop: asked before every batch; once it says yes, there is no result but None.
@@ -65,7 +68,7 @@ def evaluate(
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
-    probabilities, labels = [], []
+    log_probabilities, labels = [], []
     try:
         with autocast(config, device):
             for images, batch_labels in loader.epoch(0, 0):
@@ -77,17 +80,17 @@ def evaluate(
                 images = images.to(device)  # the model may have been trained elsewhere than the loader's default
                 logits = model(images)  # (B, K)
                 check_num_classes(logits, loader)
-                batch = logits.float().softmax(dim=1)  # (B, K)
+                batch = logits.float().log_softmax(dim=1)  # (B, K)
                 if augmentation == "flip":
-                    batch = (batch + model(images.flip(-1)).float().softmax(dim=1)) / 2
-                probabilities.append(sharing.joined(batch, count))
+                    of_mirrored = model(images.flip(-1)).float().log_softmax(dim=1)
+                    batch = torch.logaddexp(batch, of_mirrored) - math.log(2)
+                log_probabilities.append(sharing.joined(batch, count))
                 labels.append(batch_labels)
     finally:
         model.train(was_training)
-    p, y = torch.cat(probabilities).cpu(), torch.cat(labels).cpu()  # (N, K), (N,)
-    loss = F.nll_loss(p.clamp(min=1e-12).log(), y).item()
-    accuracy = 100 * (p.argmax(dim=1) == y).double().mean().item()
-    return Evaluation(loss=loss, accuracy=accuracy, probabilities=p, labels=y)
+    log_p, y = torch.cat(log_probabilities).cpu(), torch.cat(labels).cpu()  # (N, K), (N,)
+    accuracy = 100 * (log_p.argmax(dim=1) == y).double().mean().item()
+    return Evaluation(loss=F.nll_loss(log_p, y).item(), accuracy=accuracy, probabilities=log_p.exp(), labels=y)
 
 
 def check_is_model(model: Any) -> None:

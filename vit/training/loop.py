@@ -33,7 +33,7 @@ from vit.training.evaluation import evaluate
 from vit.training.history import History
 from vit.training.interrupt import stop_on_interrupt
 from vit.training.memory import keeping_freed_memory
-from vit.training.optim import build_optimizers
+from vit.training.optim import build_optimizers, note_peak_rates
 from vit.training.run_files import RunFiles
 from vit.training.run_lock import being_written
 from vit.training.sharding import check_sharded, is_sharded
@@ -73,7 +73,8 @@ def fit(
             give None if the model is none. In several processes it must call the model itself, not its parts, and use
             all that is to be trained.
         history: an empty one to fill and return, for whoever wants to watch it grow.
-        make_optimizers: what builds the optimizers, for example `partial(build_optimizers, layer_decay=0.75)`.
+        make_optimizers: what builds the optimizers, for example `partial(build_optimizers, layer_decay=0.75)`. The rate
+            that a group of theirs has is its peak, which the config's schedule scales.
         make_bar: what shows the progress; called and used as `progress_bar` is.
         should_stop: asked after every step and before every val batch; a yes is like Ctrl-C.
         save_seconds: an epoch that ends sooner after the last save is not saved, nor kept as the best, unless it is
@@ -101,12 +102,14 @@ def fit(
     if world.size > 1:
         check_same(model, train_loader, val_loader, config, world, is_kept=run_dir is not None, resume=resume)
     device = resolve_device(config.device)
+    given, model = model, getattr(model, "_orig_mod", model)  # of one that is compiled, states keep the plain names
     model.to(device)
     torch.manual_seed(world.seed(config.seed))
     optimizers = make_optimizers(model, config)
-    network = world.wrap(model)  # before the copy, since it makes the weights of all processes those of the first
+    note_peak_rates(optimizers)
+    network = world.wrap(given)  # before the copy, since it makes the weights of all processes those of the first
     ema = AveragedWeights(model, config.ema_decay) if config.ema_decay else None
-    network = torch.compile(network) if config.compile else network
+    network = torch.compile(network) if config.compile and given is model else network
     # Not what was compiled: batches of another size would make its graph one for any size, and slower.
     evaluated = ema.module if ema is not None else model
     if val_loader is not None:

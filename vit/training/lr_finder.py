@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from vit.config import TrainConfig
-from vit.device import resolve_device
+from vit.device import forked_random, resolve_device
 from vit.progress import progress_bar
 from vit.training.distributed import ALONE
 from vit.training.epoch import LossFn, add_gradients, classification_loss, explaining_memory, set_patch_drop
@@ -82,7 +82,7 @@ def find_learning_rate(
     factors = [low * (high / low) ** (i / (num_steps - 1)) for i in range(num_steps)]
     losses: list[float] = []
     bar = progress_bar(total=num_steps, unit="step", desc="learning rates", leave=False)
-    with bar, explaining_memory(config), torch.random.fork_rng([device] if device.type == "cuda" else []):
+    with bar, explaining_memory(config), forked_random(device):
         probe = copy.deepcopy(model).to(device).train()
         set_patch_drop(probe, config.patch_drop_rate)
         optimizers = build_optimizers(probe, config)
@@ -91,7 +91,7 @@ def find_learning_rate(
             probe.zero_grad(set_to_none=True)
             losses.append(float(add_gradients(probe, batch, loss_fn, config, ALONE)["loss"]) / len(batch[0]))
             bar.update()
-            if not losses[-1] <= _ceiling(losses):  # true also for nan
+            if not math.isfinite(losses[-1]) or losses[-1] > _ceiling(losses):
                 break
             if config.clip_grad_norm:
                 nn.utils.clip_grad_norm_(probe.parameters(), config.clip_grad_norm)

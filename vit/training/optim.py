@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from vit.config import TrainConfig
+from vit.device import has_bf16
 from vit.training.distributed import current_world
 
 # Coefficients of the quintic a x + b x^3 + c x^5 chosen by Jordan et al. for the steepest slope at zero: five rounds
@@ -26,11 +27,11 @@ NS_ROUNDS = 5
 def orthogonalize(matrices: Tensor, rounds: int = NS_ROUNDS) -> Tensor:
     """The nearest (semi-)orthogonal matrices, roughly: U S V^T (B, m, n) becomes U S' V^T with S' near 1.
 
-    Newton-Schulz iteration, whole batches of equal matrices at once. In bfloat16 on a GPU; in float32 on a CPU, where
-    bfloat16 products are slow.
+    Newton-Schulz iteration, whole batches of equal matrices at once. In bfloat16 on a GPU that has it; in float32
+    elsewhere, where bfloat16 products are slow.
     """
     a, b, c = NS_COEFFICIENTS
-    x = matrices.bfloat16() if matrices.is_cuda else matrices
+    x = matrices.bfloat16() if has_bf16(matrices.device) else matrices
     is_tall = x.shape[-2] > x.shape[-1]
     x = x.mT if is_tall else x
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
@@ -149,9 +150,7 @@ def build_optimizers(model: nn.Module, config: TrainConfig, *, layer_decay: floa
         ]
         decay = {"momentum": config.muon_momentum, "weight_decay": config.weight_decay}
         optimizers.append(Muon(groups, lr=config.muon_learning_rate, **decay))
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group["peak_lr"] = group["lr"]
+    note_peak_rates(optimizers)
     return optimizers
 
 
@@ -168,16 +167,17 @@ def layer_of(names: Iterable[str]) -> dict[str, int]:
     Source: Bao et al., "BEiT", ICLR 2022, as timm's `param_groups_layer_decay` counts them.
     """
     names = list(names)
+    plain = {name: name.removeprefix("_orig_mod.") for name in names}  # which `torch.compile` puts before them
     blocks = {name: int(found[1]) + 1 for name in names if (found := re.search(r"(?:^|\.)blocks\.(\d+)\.", name))}
     last = max(blocks.values(), default=0)
     layers = {}
     for name in names:
         if name in blocks:
             layers[name] = blocks[name]
-        elif re.match(r"cls_token|reg_token|pos_embed|patch_embed|norm_pre", name):
+        elif re.match(r"cls_token|reg_token|pos_embed|patch_embed|norm_pre", plain[name]):
             layers[name] = 0
         else:
-            layers[name] = last if re.match(r"(encoder\.)?norm\b", name) else last + 1
+            layers[name] = last if re.match(r"(encoder\.)?norm\b", plain[name]) else last + 1
     return layers
 
 
@@ -197,6 +197,13 @@ def learning_rate_factor(
     if schedule == "constant":
         return 1.0
     raise ValueError(f'schedule={schedule!r} must be "linear", "cosine" or "constant"')
+
+
+def note_peak_rates(optimizers: list[torch.optim.Optimizer]) -> None:
+    """Takes the rate of each group for its peak, which `set_learning_rate` scales, unless it has noted one already."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group.setdefault("peak_lr", group["lr"])
 
 
 def set_learning_rate(optimizers: list[torch.optim.Optimizer], factor: float) -> None:

@@ -3,7 +3,6 @@
 When to save is for `fit` to say; what a state holds is in checkpoint.py, how it stays whole in state_file.py.
 """
 
-import json
 import math
 import shutil
 import time
@@ -19,7 +18,7 @@ from vit.training.checkpoint import describe_data, load_training_state, save_tra
 from vit.training.distributed import World
 from vit.training.epoch import Sums
 from vit.training.history import History
-from vit.training.run_folder import write_json
+from vit.training.run_folder import CONFIG_FILE, read_json, write_json
 from vit.training.state_file import best_of, previous_of, read_state
 
 STATE_FILE = "state.pt"
@@ -69,15 +68,17 @@ class RunFiles:
         self._tidy()
         if self.folder is not None and self.world.is_first:
             refuse_existing(self.folder)  # again, since now the folder is locked
+        told = self._told()
         self.save(0, 0, {}, is_last=True)
-        self._describe(anew=True)
+        self._describe(told, anew=True)
         return 0, 0, {}
 
     def resume(self, device: torch.device, num_epochs: int) -> tuple[int, int, Sums]:
         """Puts the run back to where it was saved: epoch, step and the sums of the epoch so far."""
         self._tidy()
+        told = self._told()
         progress = load_training_state(self.folder / STATE_FILE, **self.state)
-        self._describe()
+        self._describe(told)
         self.history.rows = progress["rows"]
         if self.world.is_first:
             self.history.save_csv(self.folder / HISTORY_FILE)
@@ -90,17 +91,21 @@ class RunFiles:
         sums = {name: v.to(device) if torch.is_tensor(v) else v for name, v in progress["sums"].items()}
         return progress["epoch"], progress["step"], sums
 
-    def _describe(self, anew: bool = False) -> None:
+    def _told(self) -> dict[str, Any] | None:
+        """What `config.json` says already. Raises ValueError for one that cannot be read, before anything is done."""
+        if self.folder is None or not self.world.is_first or not (path := self.folder / CONFIG_FILE).exists():
+            return None
+        return read_json(path)
+
+    def _describe(self, told: dict[str, Any] | None, anew: bool = False) -> None:
         """Writes `config.json`, without which a folder is not listed as a run. Notes in one that is there stay; what it
         says of the configs is put right if the run begins `anew`, since plans may have changed."""
         network = getattr(self.state["model"], "config", None)
         if self.folder is None or not self.world.is_first or not isinstance(network, ViTConfig):
             return
-        path = self.folder / "config.json"
-        told = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
         configs = {"model": network.to_dict(), "train": self.state["config"].to_dict()}
         if told is None or (anew and any(isinstance(told.get(name), dict) for name in configs)):
-            write_json(path, (told or {}) | configs)
+            write_json(self.folder / CONFIG_FILE, (told or {}) | configs)
 
     def _tidy(self) -> None:
         """Removes what a training that was killed while it saved has left behind."""

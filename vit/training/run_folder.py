@@ -18,6 +18,7 @@ from vit.config import TrainConfig
 from vit.files import plain_number, replacing
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+CONFIG_FILE = "config.json"
 
 
 def new_run_folder(name: str, root: str | Path | None = None, **settings: Any) -> Path:
@@ -35,11 +36,11 @@ def new_run_folder(name: str, root: str | Path | None = None, **settings: Any) -
     if root is None and os.environ.get("VIT_RUN_FOLDER"):
         folder = Path(os.environ["VIT_RUN_FOLDER"]).expanduser()
         folder.mkdir(parents=True, exist_ok=True)
-        if (folder / "config.json").exists():
+        if (folder / CONFIG_FILE).exists():
             folder = _make_new(folder, name)
     else:
         folder = _make_new(runs_root(root), name)
-    write_json(folder / "config.json", {k: v.to_dict() if hasattr(v, "to_dict") else v for k, v in settings.items()})
+    write_json(folder / CONFIG_FILE, {k: v.to_dict() if hasattr(v, "to_dict") else v for k, v in settings.items()})
     return folder
 
 
@@ -58,6 +59,24 @@ def _make_new(root: Path, name: str) -> Path:
         except FileExistsError:
             continue
     raise FileExistsError(f"{root} already holds 100 runs named {stem}")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The names and values in a JSON file. Raises ValueError, with its folder and name, if they cannot be read."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{short(path)} is missing") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{short(path)} cannot be read: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{short(path)} holds a {type(values).__name__} instead of names and values")
+    return values
+
+
+def short(path: Path) -> str:
+    """A file of a run by its folder's name and its own."""
+    return f"{path.parent.name}/{path.name}"
 
 
 def write_json(path: str | Path, values: dict[str, Any]) -> None:

@@ -15,9 +15,10 @@ from typing import Any
 from vit.config import TrainConfig, ViTConfig
 from vit.training.history import History
 from vit.training.run_files import HISTORY_FILE, STATE_FILE
-from vit.training.run_folder import runs_root
+from vit.training.run_folder import CONFIG_FILE, read_json, runs_root, short
 from vit.training.run_lock import is_being_written
 
+_EVENTS_SUFFIX = ".vit"  # of the TensorBoard files that are written here
 _TIME = r"\d{8}-\d{6}-"  # what new_run_folder puts before a name
 _CONFIGS = {"model": ViTConfig, "train": TrainConfig}
 
@@ -96,8 +97,8 @@ def load_run(folder: str | Path) -> Run:
         ValueError: `config.json` or `history.csv` is missing, or one of its files cannot be read.
     """
     folder = Path(folder).expanduser()
-    config = _read_json(folder / "config.json")
-    summary = _read_json(folder / "summary.json") if (folder / "summary.json").exists() else {}
+    config = read_json(folder / CONFIG_FILE)
+    summary = read_json(folder / "summary.json") if (folder / "summary.json").exists() else {}
     history = _read_history(folder / HISTORY_FILE)
     train = config.get("train")
     epochs = train.get("epochs") if isinstance(train, dict) else None
@@ -113,32 +114,16 @@ def load_run(folder: str | Path) -> Run:
     )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"{_short(path)} is missing") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{_short(path)} cannot be read: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{_short(path)} holds a {type(values).__name__} instead of names and values")
-    return values
-
-
 def _read_history(path: Path) -> History:
     try:
         history = History.load_csv(path)
     except FileNotFoundError:
-        raise ValueError(f"{_short(path)} is missing: no epoch has ended yet") from None
+        raise ValueError(f"{short(path)} is missing: no epoch has ended yet") from None
     except (OSError, ValueError) as error:
-        raise ValueError(f"{_short(path)} cannot be read: {error}") from error
+        raise ValueError(f"{short(path)} cannot be read: {error}") from error
     if history and "epoch" not in history.rows[0]:
-        raise ValueError(f"{_short(path)} has no column epoch")
+        raise ValueError(f"{short(path)} has no column epoch")
     return history
-
-
-def _short(path: Path) -> str:
-    return f"{path.parent.name}/{path.name}"
 
 
 def sort_runs(runs: Sequence[Run], by: str, *, descending: bool = True) -> list[Run]:
@@ -190,11 +175,11 @@ def delete_run(run: Run | str | Path, root: str | Path | None = None) -> None:
 
 
 def _folder_to_change(run: Run | str | Path, root: str | Path | None) -> Path:
-    folder, root = Path(run.folder if isinstance(run, Run) else run), runs_root(root)
+    folder, root = Path(run.folder if isinstance(run, Run) else run).expanduser(), runs_root(root)
     if not folder.is_dir() or folder.is_symlink() or folder.resolve().parent != root.resolve():
         raise ValueError(f"{folder} is not a folder directly in {root}, where the runs are")
     folder = folder.resolve()
-    _read_json(folder / "config.json")
+    read_json(folder / CONFIG_FILE)
     if not any((folder / name).exists() for name in (HISTORY_FILE, STATE_FILE)) and not re.match(_TIME, folder.name):
         raise ValueError(f"{folder} has neither {HISTORY_FILE} nor {STATE_FILE}: it is not a run")
     if is_being_written(folder):
@@ -203,7 +188,9 @@ def _folder_to_change(run: Run | str | Path, root: str | Path | None) -> Path:
 
 
 def log_to_tensorboard(run_dir: str | Path) -> Path:
-    """Writes the history of a run as a TensorBoard event file beside it, in place of an earlier one; returns it.
+    """Writes the history of a run as a TensorBoard event file beside it, and returns that.
+
+    It takes the place of the one that an earlier call has written; event files of others stay.
 
     `tensorboard --logdir runs` then shows the run under its folder's name, its settings as text.
 
@@ -216,10 +203,9 @@ def log_to_tensorboard(run_dir: str | Path) -> Path:
     except ImportError as error:
         raise ImportError("TensorBoard is not installed; python -m pip install tensorboard") from error
     run = load_run(run_dir)
-    for old in run.folder.glob("events.out.tfevents.*"):
-        old.unlink()
-    started = (run.folder / "config.json").stat().st_mtime
-    with SummaryWriter(str(run.folder)) as writer:
+    earlier = set(run.folder.glob(f"events.out.tfevents.*{_EVENTS_SUFFIX}"))
+    started = (run.folder / CONFIG_FILE).stat().st_mtime
+    with SummaryWriter(str(run.folder), filename_suffix=_EVENTS_SUFFIX) as writer:
         writer.add_text("config", "```json\n" + json.dumps(run.config, indent=2) + "\n```")
         for i, row in enumerate(run.history.rows):
             for name, value in row.items():
@@ -227,4 +213,6 @@ def log_to_tensorboard(run_dir: str | Path) -> Path:
                     split, _, quantity = name.partition("_")
                     tag = f"{quantity}/{split}" if split in ("train", "val") else name
                     writer.add_scalar(tag, value, i + 1, walltime=started + row.get("seconds", 0))
-    return next(run.folder.glob("events.out.tfevents.*"))
+    for old in earlier:
+        old.unlink()
+    return next(run.folder.glob(f"events.out.tfevents.*{_EVENTS_SUFFIX}"))

@@ -6,6 +6,7 @@ before anything is parsed, and what is parsed holds tensors and plain values onl
 Owns bytes and names on disk; what a state means is the concern of checkpoint.py.
 """
 
+import errno
 import hashlib
 import io
 import os
@@ -64,7 +65,10 @@ def write_state(path: Path, state: dict[str, Any], *, is_best: bool = False) -> 
             file.flush()
             os.fsync(file.fileno())
         with open(temporary, "rb") as file:
-            _check(file, path)
+            try:
+                _check(file, path)
+            except DamagedStateError as error:  # of the disk, not of the state: the next write may be better
+                raise OSError(errno.EIO, f"what was written cannot be read back: {error}") from error
         if path.exists():
             also_name(path, previous_of(path))
         if is_best:

@@ -35,7 +35,10 @@ class AttentionExplorer(widgets.VBox):
         self.maps = attention_maps(model, images)  # (L, B, h, T, T)
         self.probabilities = predict(model, images)  # (B, K)
         names = class_names or getattr(model, "metadata", {}).get("class_names")
-        self.class_names = list(names or (f"class {k}" for k in range(self.probabilities.shape[1])))
+        num_classes = self.probabilities.shape[1]
+        self.class_names = list(names or (f"class {k}" for k in range(num_classes)))
+        if len(self.class_names) != num_classes:
+            raise ValueError(f"class_names has {len(self.class_names)} names, the model {num_classes} classes")
         self.query: str | tuple[int, int] = "head"
         self._explanations: dict[tuple[str, int, int], Tensor] = {}
         self._is_updating = False
@@ -68,7 +71,8 @@ class AttentionExplorer(widgets.VBox):
             asks = self.reader if query is None else f"patch {query[0]}, {query[1]}"
             title = f"{verdict}: layer {self.layer.value}, {self.head.label}, {asks} asks"
         else:
-            title = f"{verdict}: {self.method.label} for {self.target.label}"
+            what_for = "" if self.target.disabled else f" for {self.target.label}"  # rollout is of no class
+            title = f"{verdict}: {self.method.label}{what_for}"
         unit = "attention" if self.method.value == "attention" else self.method.label
         return plot_attention_view(
             self.images[i], self.heat(), query=query, opacity=self.opacity.value, title=title, unit=unit
@@ -112,7 +116,7 @@ class AttentionExplorer(widgets.VBox):
         classes = [(name, k) for k, name in enumerate(self.class_names)]
         self.target = widgets.Dropdown(options=classes, description="class", disabled=True)
         self.opacity = widgets.FloatSlider(0.6, min=0, max=1, step=0.05, description="opacity")
-        self.ask_head = widgets.Button(description=f"{self.reader} asks", button_style="info")
+        self.ask_head = widgets.Button(description=f"{self.reader} asks", button_style="info", layout={"width": "auto"})
         self.picture = shrinking_picture("640px")
         self.patches = self._make_patches()
         self.image.observe(lambda _: self._choose_image(), "value")

@@ -4,6 +4,7 @@ Allowed values follow each other: heads divide the width, the warm-up is shorter
 meaningless is greyed out. What the form cannot keep from going wrong, the configs refuse themselves.
 """
 
+import inspect
 import math
 import re
 from collections.abc import Callable
@@ -211,7 +212,8 @@ class ConfigForm(widgets.Tab):
 def field_help(config_class: type) -> dict[str, str]:
     """What the docstring of a config says of each field, from its lines "name, name: text"."""
     names = [field.name for field in fields(config_class)]
-    entries = re.split(r"\n {8}(?=\w+(?:, \w+)*: )", config_class.__doc__.split("Args:")[1])
+    # `getdoc`, since Python 3.13 has taken the common indentation away already and earlier ones have not.
+    entries = re.split(r"\n {4}(?=\w+(?:, \w+)*: )", inspect.getdoc(config_class).split("Args:")[1])
     told = {}
     for entry in entries[1:]:
         together, text = entry.split(": ", 1)

@@ -58,9 +58,10 @@ class PicturePredictor(widgets.VBox):
         probabilities = predict(self.model, image[None])[0]  # (K,)
         names = self.class_names or [f"class {k}" for k in range(len(probabilities))]
         heat = explain(self.model, image[None], self.method.value)[0]  # (rows, columns)
+        figure = plot_top_classes(image, heat, probabilities, names, title=name, unit=self.method.label)
         guess = int(probabilities.argmax())
         self.answer = f"{name}: {names[guess]}, {100 * probabilities[guess]:.0f} %"
-        return plot_top_classes(image, heat, probabilities, names, title=name, unit=self.method.label)
+        return figure
 
     def draw(self) -> None:
         """Shows the figure of the chosen picture, or why there is none."""
