@@ -11,7 +11,8 @@ from vit.analysis.inputs import Picture, prepared_parts
 
 @torch.inference_mode()
 def predict(model: nn.Module, images: Tensor | Picture | Sequence[Picture]) -> Tensor:
-    """Class probabilities (B, num_classes), on the CPU, whatever mode the model is in.
+    """Class probabilities (B, num_classes), on the CPU, whatever mode the model is in; computed in its own precision,
+    without the bfloat16 that `evaluate` takes on a GPU.
 
     Args:
         images: pictures or a batch, as `prepare_images` takes them.

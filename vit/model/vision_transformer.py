@@ -97,7 +97,7 @@ class VisionTransformer(nn.Module):
         tokens, rope = self.embed(images)  # (B, T, D)
         # Where only prefix tokens are pooled, nobody reads the last block's patches: the same logits for less work.
         num_outputs = {"cls": 1, "cls_register": 2}.get(self.config.pool)
-        tokens = self.encoder(tokens, rope, num_outputs=num_outputs)  # (B, T, D)
+        tokens = self.encoder(tokens, rope, num_outputs=num_outputs)  # (B, T, D), or (B, num_outputs, D)
         return self.forward_head(tokens)  # (B, num_classes)
 
     def forward_features(self, images: Tensor) -> Tensor:
@@ -106,7 +106,7 @@ class VisionTransformer(nn.Module):
         return self.encoder(tokens, rope)  # (B, T, D)
 
     def forward_head(self, tokens: Tensor) -> Tensor:
-        """Encoded tokens (B, T, D) to logits (B, num_classes)."""
+        """Encoded tokens (B, T, D), of which those that are not pooled may be missing, to logits (B, num_classes)."""
         pooled = self.fc_norm(self._pool(tokens))  # (B, D)
         return self.head(pooled)  # (B, num_classes)
 

@@ -105,7 +105,8 @@ class RunFiles:
             return
         configs = {"model": network.to_dict(), "train": self.state["config"].to_dict()}
         if told is None or (anew and any(isinstance(told.get(name), dict) for name in configs)):
-            write_json(self.folder / CONFIG_FILE, (told or {}) | configs)
+            size = sum(p.numel() for p in self.state["model"].parameters() if p.requires_grad)
+            write_json(self.folder / CONFIG_FILE, (told or {}) | configs | {"num_parameters": size})
 
     def _tidy(self) -> None:
         """Removes what a training that was killed while it saved has left behind."""

@@ -16,7 +16,7 @@ import ipywidgets as widgets
 import torch
 from matplotlib.figure import Figure
 
-from vit.analysis import Forecast, Speed, count_parameters, forecast, measure_speed
+from vit.analysis import Forecast, Speed, forecast, measure_speed
 from vit.config import TrainConfig, ViTConfig
 from vit.data import DataSplits, make_loaders
 from vit.model.vision_transformer import VisionTransformer
@@ -328,8 +328,7 @@ def _keep(run: BackgroundRun) -> None:
         run.run_dir,
         run.config,
         val_accuracy=last["val_accuracy"],
-        num_parameters=count_parameters(run.model),
-        training_seconds=last["seconds"],
+        train_seconds=last["seconds"],
     )
     save(run.model, weights, val_accuracy=round(last["val_accuracy"], 2))
 
