@@ -50,9 +50,10 @@ import vit
 from vit.config import RECIPES
 from vit.data import DataSplits, Loader, Split
 from vit.data.loader import make_mix
+from vit.files import REPOSITORY
 from vit.training.epoch import classification_loss, run_steps, set_patch_drop
 from vit.training.memory import keep_freed_memory
-from vit.training.run_folder import REPOSITORY, current_commit, runs_root, write_json
+from vit.training.run_folder import current_commit, runs_root, write_json
 
 FOLDER = report.RESULTS / "time_to_accuracy_runs"
 QUICK_FOLDER = runs_root() / "benchmark-time-to-accuracy"

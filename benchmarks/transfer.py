@@ -42,8 +42,9 @@ from transfer_methods import (
 import vit
 from vit import analysis, plots
 from vit.data import keep_classes
+from vit.files import REPOSITORY
 from vit.tasks import fine_tuning
-from vit.training.run_folder import REPOSITORY, current_commit, runs_root, write_json
+from vit.training.run_folder import current_commit, runs_root, write_json
 
 RUNS = runs_root() / "transfer"
 WEIGHTS = "vit_nano_patch4_32.cifar10_0to4"

@@ -371,6 +371,9 @@ def test_a_tilde_is_the_home_folder(shapes, tmp_path, monkeypatch):
     assert vit.pretrained.load_weights(None, "~/mine.safetensors").config == SMALL
     features = analysis.features(model, shapes.val.images[:2], cache="~/cache")
     assert analysis.features(model, shapes.val.images[:2], cache="~/cache").equal(features)
+    picture = next((tmp_path / "home" / "pictures").rglob("*.png")).relative_to(tmp_path / "home")
+    model.metadata = shapes.metadata
+    assert vit.predict(model, f"~/{picture}").shape == (1, 10)
     vit.pretrained.to_timm(VisionTransformer(replace(SMALL, head="linear")), "~/timm")
     assert training.rename_run("~/runs/mine", "yours", "~/runs").name == "yours"
     training.delete_run("~/runs/yours", "~/runs")

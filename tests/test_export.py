@@ -1,5 +1,6 @@
 """Out of this library: other libraries load our folders and give our logits, graphs give them too, nothing is lost."""
 
+import json
 import sys
 from dataclasses import replace
 
@@ -84,7 +85,7 @@ def test_timm_loads_our_folder_and_gives_our_logits(name, tmp_path):
     assert_same_weights(model, back)
     same = {"layer_scale": model.config.layer_scale}  # a start value, which no weights hold
     assert replace(back.config, **same) == replace(model.config, **same)
-    assert back.metadata == IMAGES
+    assert back.metadata == (FACTS if model.config.num_classes else IMAGES)
     file = tmp_path / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(ValueError, match="model.safetensors is not a readable safetensors file"):
@@ -105,6 +106,17 @@ def test_transformers_loads_our_folder_and_gives_our_logits(name, tmp_path):
     assert_same_weights(model, back)
     assert back.config == replace(model.config, drop_rate=0.0, pos_resampling="bicubic")
     assert back.metadata["class_names"] == FACTS["class_names"] and back.metadata["mean"] == FACTS["mean"]
+
+
+def test_images_of_other_than_three_channels_are_not_made_into_such(tmp_path):
+    """By earlier versions of timm, for a `first_conv`, or by a processor of transformers."""
+    for channels in (1, 3):
+        model = make({"in_chans": channels})
+        settings = json.loads((to_timm(model, tmp_path / "timm") / "config.json").read_text())
+        assert ("first_conv" in settings["pretrained_cfg"]) == (channels == 3)
+        to_transformers(model, tmp_path / "transformers")
+        processor = json.loads((tmp_path / "transformers" / "preprocessor_config.json").read_text())
+        assert processor["do_convert_rgb"] == (channels == 3)
 
 
 @pytest.mark.parametrize("squash", [True, False])

@@ -1,5 +1,6 @@
 """The loader's manners: it says what it did, copies all or nothing, and lets differ only what the caller named."""
 
+import argparse
 import json
 from dataclasses import replace
 
@@ -8,7 +9,8 @@ import pytest
 import timm
 import torch
 import transformers
-from conftest import randomize
+import vit_pytorch
+from conftest import randomize, same_weights
 from PIL import Image
 from safetensors.torch import save_file
 from timm.models import vision_transformer as timm_vit
@@ -20,8 +22,9 @@ from vit.config import ViTConfig
 from vit.model.pos_embed import RESAMPLINGS
 from vit.model.transformer import ACTIVATIONS
 from vit.model.vision_transformer import VisionTransformer
-from vit.pretrained import load_weights
+from vit.pretrained import facts, load_weights
 from vit.pretrained.assembly import num_heads_of
+from vit.pretrained.formats import FORMATS
 from vit.pretrained.report import Report
 
 CONFIG = ViTConfig(image_size=16, embed_dim=32, depth=2, num_heads=4, num_classes=5, head="linear")
@@ -412,7 +415,7 @@ def test_preprocessing_comes_along(tmp_path):
         "direct": ({"size": {"height": 16, "width": 16}, "resample": 2}, {"squash": True, "interpolation": "bilinear"}),
         "cut": (
             {"size": {"shortest_edge": 20}, "crop_size": {"height": 16, "width": 16}, "do_center_crop": True},
-            {"crop": 0.8},
+            {"crop": 0.8, "interpolation": "bilinear"},
         ),
         "old": ({"size": 20, "crop_size": 16, "do_center_crop": True, "resample": 3},
                 {"crop": 0.8, "squash": True, "interpolation": "bicubic"}),
@@ -458,6 +461,87 @@ def test_an_old_processors_one_number_means_what_transformers_takes_it_for(kind,
     ours = vit.analysis.inputs.prepare_images(load_weights(None, tmp_path, report=None), picture)
     gray_levels = (theirs - ours).abs() * torch.tensor([0.4, 0.5, 0.6])[:, None, None] * 255
     assert gray_levels[..., 1:-1, 1:-1].max() <= 3
+
+
+def test_averaged_weights_are_taken_where_a_training_kept_them(model, theirs, state, tmp_path):
+    """As timm does with `use_ema`, and as this library's own trainings are evaluated."""
+    last, kept = (randomize(VisionTransformer(CONFIG), seed=seed) for seed in (1, 2))
+    average = torch.optim.swa_utils.AveragedModel(kept)
+    torch.save({"config": {}, "model": last.state_dict(), "ema": average.state_dict()}, tmp_path / "state.pt")
+    _, report = report_of(model, tmp_path / "state.pt")
+    assert same_weights(model, kept) and any("'ema' of 'config', 'model', 'ema'" in note for note in report.notes)
+    torch.save({"model": last.state_dict(), "ema": None}, tmp_path / "state.pt")  # of a training without
+    assert same_weights(load_weights(model, tmp_path / "state.pt"), last)
+    other = {name: tensor + 1 for name, tensor in state.items()}
+    torch.save({"state_dict": other, "state_dict_ema": state}, tmp_path / "timm.pt")
+    timm.models.load_checkpoint(theirs, tmp_path / "timm.pt", use_ema=True)
+    torch.testing.assert_close(load_weights(model, tmp_path / "timm.pt").head.weight, theirs.head.weight)
+
+
+def test_a_command_line_beside_the_weights_is_no_danger(model, state, tmp_path):
+    """As DINO's and DeiT's scripts write it; any other object is still refused."""
+    torch.save({"model": state, "args": argparse.Namespace(lr=0.1)}, tmp_path / "checkpoint.pth")
+    assert load_weights(model, tmp_path / "checkpoint.pth") is model
+    torch.save({"model": state, "args": Report("x", "timm")}, tmp_path / "checkpoint.pth")
+    refused(model, tmp_path / "checkpoint.pth", r"holds Python objects \(vit.pretrained.report.Report\)")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"embed_dim": 65536, "num_heads": 1024}, "describes a network of [0-9,]{13,} numbers, the file holds"),
+        ({"pretrained_strict": False}, "sets pretrained_strict in model_args, which is about loading"),
+    ],
+)
+def test_a_folder_of_timm_says_no_more_than_its_file_holds(model, tmp_path, arguments, message):
+    vit.pretrained.to_timm(model, tmp_path)
+    assert same_weights(load_weights(None, tmp_path), model)
+    path = tmp_path / "config.json"
+    settings = json.loads(path.read_text())
+    path.write_text(json.dumps(settings | {"model_args": settings["model_args"] | arguments}))
+    with pytest.raises(ValueError, match=message):
+        load_weights(None, tmp_path)
+
+
+def test_what_a_processors_file_leaves_out_is_what_its_class_takes(tmp_path):
+    sizes = {"image_size": 16, "patch_size": 4, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
+    transformers.ViTModel(transformers.ViTConfig(**sizes, intermediate_size=64)).save_pretrained(tmp_path)
+    names = {1: "lanczos", 2: "bilinear", 3: "bicubic"}
+    for processor in ({"image_processor_type": "ViTImageProcessor", "size": {"height": 16, "width": 16}},
+                      {"feature_extractor_type": "ViTFeatureExtractor", "size": 16}):  # fmt: skip
+        (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor))
+        theirs = transformers.AutoImageProcessor.from_pretrained(tmp_path)
+        ours = load_weights(None, tmp_path).metadata
+        assert (ours["mean"], ours["std"]) == (list(theirs.image_mean), list(theirs.image_std))
+        assert ours["interpolation"] == names[int(theirs.resample)]
+        (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor | {"do_normalize": False}))
+        ours = load_weights(None, tmp_path).metadata
+        assert (ours["mean"], ours["std"]) == ([0.0] * 3, [1.0] * 3)
+
+
+def test_torchvisions_weights_for_larger_images_are_prepared_without_a_margin():
+    """Against the preparation that torchvision names for its weights from SWAG."""
+    from torchvision.models import VisionTransformer as Theirs
+    from torchvision.models import ViT_B_16_Weights
+
+    for weights, size in ((ViT_B_16_Weights.IMAGENET1K_SWAG_E2E_V1, 384), (ViT_B_16_Weights.IMAGENET1K_V1, 224)):
+        preset = weights.transforms()
+        known, metadata = facts.of_module(Theirs(size, 32, 1, 2, 32, 64))
+        prepared = FORMATS["torchvision"].images | metadata
+        assert known["image_size"] == (size, size) and prepared["interpolation"] == preset.interpolation.value
+        assert round(size / prepared["crop"]) == preset.resize_size[0] and preset.crop_size == [size]
+
+
+def test_older_files_of_vit_pytorch_have_a_batch_axis():
+    theirs = vit_pytorch.ViT(
+        image_size=16, patch_size=4, num_classes=5, dim=32, depth=2, heads=4, dim_head=8, mlp_dim=64
+    )
+    state = randomize(theirs).state_dict()
+    older = state | {name: state[name].reshape(1, -1, 32) for name in ("cls_token", "pos_embedding")}
+    assert same_weights(load_weights(None, state, num_heads=4), load_weights(None, older, num_heads=4))
+    theirs.pool = "mean"
+    with pytest.raises(ValueError, match='pool="mean" beside a CLS token is not supported'):
+        load_weights(None, theirs)
 
 
 # --- what is not supported ----------------------------------------------------------------------------------------
@@ -561,4 +645,9 @@ def test_files_in_another_format_than_safetensors_are_not_trusted_by_load(tmp_pa
 @pytest.mark.parametrize("size", ["large_patch16", "huge_patch14", "giant_patch14", "gigantic_patch14"])
 def test_usual_heads_are_those_of_timms_published_models(size):
     theirs = timm.create_model(f"vit_{size}_224", device="meta")
+    assert num_heads_of(theirs.embed_dim) == theirs.blocks[0].attn.num_heads
+
+
+def test_so400m_has_sixteen_heads():
+    theirs = timm.create_model("vit_so400m_patch14_siglip_gap_224", device="meta")
     assert num_heads_of(theirs.embed_dim) == theirs.blocks[0].attn.num_heads

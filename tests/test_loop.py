@@ -18,6 +18,7 @@ from vit.model.vision_transformer import VisionTransformer
 from vit.training import (
     History,
     build_optimizers,
+    checks,
     evaluate,
     fit,
     load_run,
@@ -220,7 +221,7 @@ def test_resume_refuses_another_run(shapes, tmp_path):
     with pytest.raises(ValueError, match="another network: its parameters differ, for example reg_token"):
         fit(other, *loaders, QUICK, run_dir=tmp_path, resume=True)
     assert all(torch.equal(tensor, before[name]) for name, tensor in other.state_dict().items())
-    with pytest.raises(FileNotFoundError, match="no training state at .*nowhere"):
+    with pytest.raises(FileNotFoundError, match="run_dir=.*nowhere' is no folder"):
         fit(make_model(), *loaders, QUICK, run_dir=tmp_path / "nowhere", resume=True)
     with pytest.raises(ValueError, match="resume=True needs run_dir"):
         fit(make_model(), *loaders, QUICK, resume=True)
@@ -310,6 +311,18 @@ def test_devices():
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match="device='cuda' is not available on this machine"):
             resolve_device("cuda")
+
+
+def test_what_this_torch_was_built_without_is_said(monkeypatch, shapes):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", None)
+    monkeypatch.setattr(torch.version, "hip", None)
+    with pytest.raises(ValueError, match="device='cuda' is nothing for this torch .*, which was built without it"):
+        resolve_device("cuda")
+    monkeypatch.setattr(checks, "resolve_device", lambda name: torch.device("cuda"))
+    monkeypatch.setattr(checks, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="compile=True needs Triton, which is not installed"):
+        fit(make_model(), *make_loaders(shapes, QUICK), replace(QUICK, compile=True))
 
 
 @pytest.mark.parametrize("is_real", [True, False])

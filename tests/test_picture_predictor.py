@@ -108,6 +108,13 @@ def test_what_comes_last_is_shown_and_the_other_source_forgotten(panel, pictures
         assert panel.choice.label == "a.png" and panel.upload.value == ()
 
 
+def test_a_path_may_be_in_quotes(panel, pictures, tmp_path):
+    """As Windows copies it."""
+    pictures[0].save(tmp_path / "a.png")
+    panel.path.value = f'"{tmp_path / "a.png"}"'
+    assert not complains(panel)
+
+
 def test_names_of_other_classes_are_answered_in_the_panel(model, pictures, tmp_path):
     pictures[0].save(tmp_path / "a.png")
     panel = PicturePredictor(model, ["one", "two"])

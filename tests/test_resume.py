@@ -419,6 +419,27 @@ def test_a_disk_that_loses_bytes_is_said_and_training_goes_on(data, tmp_path, mo
     assert read_state(tmp_path / STATE_FILE)["progress"]["epoch"] == 3
 
 
+def test_a_history_that_another_program_keeps_open_ends_nothing(data, tmp_path, monkeypatch, capfd):
+    """As Excel does on Windows. The state holds the history too."""
+    loaders, save_csv = make_loaders(data, QUICK), History.save_csv
+
+    def refuse(history, path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(History, "save_csv", refuse)
+    history = fit(make_model(), *loaders, QUICK, run_dir=tmp_path)
+    assert history.is_complete and "history.csv could not be written" in capfd.readouterr().err
+    monkeypatch.setattr(History, "save_csv", save_csv)
+    fit(make_model(), *loaders, QUICK, run_dir=tmp_path, resume=True)
+    assert History.load_csv(tmp_path / HISTORY_FILE)["val_loss"] == history["val_loss"]
+
+
+def test_a_folder_that_is_not_there_is_not_made_by_a_resume(data, tmp_path):
+    with pytest.raises(FileNotFoundError, match=f"is no folder, looked for at {tmp_path}"):
+        fit(make_model(), *make_loaders(data, QUICK), QUICK, run_dir=tmp_path / "gone", resume=True)
+    assert not (tmp_path / "gone").exists()
+
+
 def test_a_folder_that_cannot_be_written_fails_before_the_first_step(data, tmp_path, monkeypatch):
     """Root may write anywhere, so the refusal is made here."""
     train, val = make_loaders(data, QUICK)

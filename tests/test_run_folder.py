@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,40 @@ def test_the_environment_chooses_the_place(tmp_path, monkeypatch):
     assert new_run_folder("a").parent == tmp_path / "elsewhere"
     monkeypatch.setenv("VIT_RUN_FOLDER", str(tmp_path / "exactly-here"))
     assert new_run_folder("a") == tmp_path / "exactly-here"
+
+
+def test_a_package_without_its_repository_uses_the_working_folder(tmp_path, monkeypatch):
+    """And not the folder that packages are installed in."""
+    for name in ("VIT_RUNS", "VIT_DATA"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("vit.files.REPOSITORY", tmp_path / "site-packages")
+    monkeypatch.chdir(tmp_path)
+    assert runs_root() == tmp_path / "runs" and _folder(None) == tmp_path / "data" / "cifar10"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes of files are POSIX's")
+def test_files_have_the_modes_that_others_would_have_given_them(tmp_path):
+    for mask, mode in ((0o077, 0o600), (0o002, 0o664)):
+        code = f"import os; os.umask({mask}); from vit.files import replacing\n"
+        code += f"with replacing({str(tmp_path / str(mask))!r}): pass"
+        subprocess.run([sys.executable, "-c", code], check=True)
+        assert (tmp_path / str(mask)).stat().st_mode & 0o777 == mode
+    kept = tmp_path / "kept"
+    kept.touch()
+    kept.chmod(0o640)
+    with replacing(kept):
+        pass
+    assert kept.stat().st_mode & 0o777 == 0o640, "one that is replaced keeps its own"
+
+
+def test_a_disk_that_knows_no_modes_is_written_all_the_same(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr("vit.files.os.chmod", refuse)
+    with replacing(tmp_path / "a") as temporary:
+        temporary.write_text("1")
+    assert (tmp_path / "a").read_text() == "1"
 
 
 def test_the_working_folder_decides_nothing(tmp_path, monkeypatch):

@@ -33,11 +33,16 @@ def test_every_set_counts_and_network_fields_are_set_too(main, tmp_path, shapes)
     assert run.history.is_complete and (run.folder / "model.safetensors").exists()
 
 
-def test_pictures_of_ones_own(main, tmp_path, shapes):
+def test_pictures_of_ones_own(main, tmp_path, shapes, monkeypatch):
     save_image_folder(shapes.train, shapes.class_names, tmp_path / "pictures")
     main("--data", f"folder:{tmp_path / 'pictures'}", "--set", "image_size=24", folder="runs/a")
     (run,) = list_runs(tmp_path / "runs")
     assert run.config["model"]["image_size"] == [24, 24]
+    sizes = []
+    monkeypatch.setattr(train, "load_data", lambda name, **options: sizes.append(options["image_size"]) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        main("--model", "vit_base_patch16_224", "--data", "folder:pictures", folder="runs/b")
+    assert sizes == [(224, 224)]
 
 
 @pytest.mark.parametrize(

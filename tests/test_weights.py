@@ -126,7 +126,7 @@ def test_metadata_may_hold_single_numbers_of_numpy_and_torch(saved):
 
 def test_a_path_as_a_notebook_prints_it_is_found_from_another_folder(saved, tmp_path, monkeypatch):
     model, path = saved
-    monkeypatch.setattr("vit.pretrained.weights._REPOSITORY", tmp_path)
+    monkeypatch.setattr("vit.pretrained.weights.REPOSITORY", tmp_path)
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "runs").mkdir()
     path.rename(tmp_path / "runs" / "model.safetensors")

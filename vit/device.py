@@ -15,7 +15,10 @@ def resolve_device(device: str = "auto") -> torch.device:
     if device not in available:
         raise ValueError(f"device={device!r} is not a choice; allowed: auto, {', '.join(available)}")
     if not available[device]:
-        raise ValueError(f"device={device!r} is not available on this machine; use 'auto' or 'cpu'")
+        why = "is not available on this machine"
+        if device == "cuda" and torch.version.cuda is torch.version.hip is None:
+            why = f"is nothing for this torch ({torch.__version__}), which was built without it: install another build"
+        raise ValueError(f"device={device!r} {why}; use 'auto' or 'cpu'")
     return torch.device(device)
 
 

@@ -11,7 +11,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+_UMASK = os.umask(0o077)  # which can only be read by setting it
+os.umask(_UMASK)
+REPOSITORY = Path(__file__).resolve().parents[1]
 NUM_RANDOM = 8  # characters that mkstemp draws for a name
+
+
+def home() -> Path:
+    """Where `data/` and `runs/` are: the repository, or the working folder where the package is installed alone."""
+    return REPOSITORY if (REPOSITORY / "pyproject.toml").is_file() else Path.cwd()
 
 
 @contextlib.contextmanager
@@ -30,7 +38,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
         # Without the sync a power cut could leave the new name on an empty file.
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
+        with contextlib.suppress(OSError):  # a disk that knows no modes
+            os.chmod(temporary, path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~_UMASK)
         os.replace(temporary, path)
         sync_folder(path.parent)
     except BaseException:

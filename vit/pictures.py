@@ -114,6 +114,7 @@ def open_picture(source: str | Path | BinaryIO, name: str = "the picture") -> Im
         ValueError: the file is empty, damaged, too large or of another format; the message says which.
     """
     if isinstance(source, (str, Path)):
+        source = os.path.expanduser(source)
         if not os.path.isfile(source):
             is_url = re.match("[a-z]+:/", str(source))
             hint = "; addresses are never fetched: save the picture and pass its path" if is_url else ""

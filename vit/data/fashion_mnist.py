@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vit.data.splits import DataSplits, Split, channel_statistics, make_val_split
+from vit.files import home
 
 FASHION_CLASSES = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
@@ -52,7 +53,7 @@ def load_fashion_mnist(root: str | Path | None = None, *, val_size: int = 5000, 
 
 
 def _folder(root: str | Path | None) -> Path:
-    data = Path(os.environ.get("VIT_DATA") or Path(__file__).resolve().parents[2] / "data").expanduser()
+    data = Path(os.environ.get("VIT_DATA") or home() / "data").expanduser()
     places = [data / "fashion-mnist", DEBIAN] if root is None else [Path(root).expanduser()]
     for place in places:
         if all((place / f"{name}.gz").is_file() for name in FILES):

@@ -156,7 +156,11 @@ class Loader:
 
 
 def _mix_seeds(*numbers: int) -> int:
-    """One 63-bit seed from several small numbers; close ones give unrelated seeds."""
+    """One 63-bit seed from several small numbers; close ones give unrelated seeds.
+
+    A 0 at the end changes nothing, so the order of an epoch and the augmentation of its first batch begin with the
+    same draws; so do augmentation and mixing of a batch. They are put to different use, and runs on record need them.
+    """
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
 
 

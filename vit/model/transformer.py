@@ -56,17 +56,17 @@ class Attention(nn.Module):
         Args:
             rope: sine and cosine (N, d) for the last N tokens.
             attn_mask: broadcastable to (B, h, T, T); bool, True where a query may look, or float, added to the scores.
-            num_outputs: only so many first tokens, Q, ask, although they look at all; default all, Q = T.
+            num_outputs: only so many first tokens ask, although they look at all; default all T.
         """
         dropout = self.attn_drop if self.training else 0.0
         if num_outputs is not None and rope is attn_mask is None and not dropout and self._is_one_linear_map():
             return self.proj_drop(self.proj(self._gather(x, num_outputs)))
         q, k, v = self._qkv(x, rope)  # 3 x (B, h, T, d)
         if num_outputs is not None:
-            q = q[:, :, :num_outputs]  # (B, h, Q, d)
+            q = q[:, :, :num_outputs]  # (B, h, num_outputs, d)
             attn_mask = None if attn_mask is None else attn_mask[..., :num_outputs, :]
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, dropout_p=dropout)  # (B, h, Q, d)
-        x = x.transpose(1, 2).flatten(2)  # (B, Q, D)
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, dropout_p=dropout)  # (B, h, num_outputs, d)
+        x = x.transpose(1, 2).flatten(2)  # (B, num_outputs, D)
         return self.proj_drop(self.proj(x))
 
     def weights(self, x: Tensor, rope: Rope | None = None, attn_mask: Tensor | None = None) -> Tensor:
@@ -207,10 +207,10 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, rope: Rope | None = None, attn_mask: Tensor | None = None, num_outputs: int | None = None
     ) -> Tensor:
-        """Tokens (B, T, D) to tokens (B, Q, D): all of them, or the first Q = `num_outputs` alone."""
-        attended = self.attn(self.norm1(x), rope, attn_mask, num_outputs)  # (B, Q, D)
-        x = x[:, :num_outputs] + self.drop_path1(self.ls1(attended))  # (B, Q, D)
-        x = x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))  # (B, Q, D)
+        """Tokens (B, T, D) to tokens (B, num_outputs, D): all T of them, or so many first ones alone."""
+        attended = self.attn(self.norm1(x), rope, attn_mask, num_outputs)  # (B, num_outputs, D)
+        x = x[:, :num_outputs] + self.drop_path1(self.ls1(attended))  # (B, num_outputs, D)
+        x = x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))  # (B, num_outputs, D)
         return x
 
 
@@ -257,10 +257,10 @@ class Encoder(nn.Module):
     def forward(
         self, x: Tensor, rope: Rope | None = None, attn_mask: Tensor | None = None, num_outputs: int | None = None
     ) -> Tensor:
-        """Tokens (B, T, D) to normalized tokens (B, Q, D); `rope` and `attn_mask` go to every attention.
+        """Tokens (B, T, D) to normalized tokens (B, num_outputs, D); `rope` and `attn_mask` go to every attention.
 
         Args:
-            num_outputs: return only so many first tokens, Q, and spare the last block the work on the others, which
+            num_outputs: return only so many first tokens, and spare the last block the work on the others, which
                 nobody reads; default all.
         """
         for block in self.blocks[:-1]:

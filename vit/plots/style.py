@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Sized
 from typing import Any
 
@@ -18,6 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 BLUE, ORANGE, GREEN, VERMILION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 PURPLE, SKY, GREY, BLACK = "#CC79A7", "#56B4E9", "#7F7F7F", "#000000"
 
+_PYPLOT = threading.Lock()
 STYLE = {
     "figure.dpi": 100,
     "figure.constrained_layout.use": True,
@@ -33,10 +35,11 @@ STYLE = {
 
 def new_figure(rows: int = 1, columns: int = 1, *, width: float = 8.0, height: float = 3.2) -> tuple[Figure, Any]:
     """A figure in the house style and its axes. It is closed for pyplot, so a notebook shows it once: as the value
-    of the cell that returns it."""
-    with plt.rc_context(STYLE):
+    of the cell that returns it. One at a time, since a panel may draw in a thread of its own, and what pyplot sets is
+    for all."""
+    with _PYPLOT, plt.rc_context(STYLE):
         figure, axes = plt.subplots(rows, columns, figsize=(width, height))
-    plt.close(figure)
+        plt.close(figure)
     return figure, axes
 
 

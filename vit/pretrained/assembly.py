@@ -16,8 +16,8 @@ from vit.pretrained.conversions import Facts, Tensors
 
 Grid = tuple[int, int]
 
-# Published widths whose heads do not have 64 channels each (ViT-H, g, bigG).
-_NUM_HEADS = {1280: 16, 1408: 16, 1664: 16}
+# Published widths whose heads do not have 64 channels each (so400m, ViT-H, g, bigG).
+_NUM_HEADS = {1152: 16, 1280: 16, 1408: 16, 1664: 16}
 _NEEDED = tuple(f"blocks.0.{part}.weight" for part in ("attn.qkv", "mlp.fc1", "mlp.fc2"))
 
 

@@ -89,7 +89,7 @@ def from_vit_pytorch(tensors: Tensors, facts: Facts) -> None:
             tensors[name] = tensors[name].reshape(side, side, channels).permute(2, 0, 1).flatten()
     for name in ("cls_token", "pos_embed"):
         if name in tensors:
-            tensors[name] = tensors[name][None]
+            tensors[name] = tensors[name].reshape(1, -1, matrix.shape[0])  # earlier versions have the batch axis
     if "cls_token" in tensors and not tensors["cls_token"].numel():
         del tensors["cls_token"]  # with pool="mean" there are none, in a table of none
     dim = matrix.shape[0]

@@ -76,7 +76,8 @@ def to_timm(model: VisionTransformer, folder: str | Path) -> Path:
         "architecture": _TIMM_ARCHITECTURES[c.norm_eps, is_gated],
         "num_classes": c.num_classes,
         "num_features": c.embed_dim,
-        "pretrained_cfg": images | {"first_conv": "patch_embed.proj"},
+        # With it, earlier versions of timm make a first layer of their own for images of other than 3 channels.
+        "pretrained_cfg": images | ({"first_conv": "patch_embed.proj"} if c.in_chans == 3 else {}),
         "model_args": arguments,
     }
     if "class_names" in facts:
@@ -174,7 +175,7 @@ def _processor(facts: Mapping[str, Any], config: ViTConfig) -> dict[str, Any]:
         "size": size,
         "do_center_crop": True,
         "crop_size": {"height": height, "width": width},
-        "do_convert_rgb": True,
+        "do_convert_rgb": config.in_chans == 3,
     }
 
 

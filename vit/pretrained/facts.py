@@ -7,6 +7,7 @@ images were prepared (`mean`, `std`, `interpolation`, `crop`, `squash`; see `vit
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
 _ACTIVATIONS = {
@@ -20,6 +21,9 @@ _PIL_INTERPOLATIONS = {1: "lanczos", 2: "bilinear", 3: "bicubic"}
 
 # Processors of transformers to which one number means the shorter side; to the others, both sides.
 _BY_SHORTER_SIDE = ("clip", "bit")
+
+# The images of torchvision's weights from SWAG, fine-tuned from end to end; all others of its ViTs take 224 pixels.
+_SWAG_SIZES = (384, 512, 518)
 
 Facts = tuple[dict[str, Any], dict[str, Any]]
 
@@ -55,6 +59,9 @@ def of_timm(config: Mapping[str, Any]) -> dict[str, Any]:
         metadata["crop"] = config["crop_pct"]
     if config.get("crop_mode") == "squash":
         metadata["squash"] = True
+    names = config.get("label_names")
+    if isinstance(names, list | tuple) and len(names) == config.get("num_classes"):
+        metadata["class_names"] = list(names)
     return metadata
 
 
@@ -82,6 +89,10 @@ def of_module(module: nn.Module) -> Facts:
     if size is not None:
         facts["image_size"] = _pair(size)
     metadata = of_timm(getattr(module, "pretrained_cfg", None) or {})
+    if type(module).__module__.startswith("torchvision.") and facts.get("image_size", (0, 0))[0] in _SWAG_SIZES:
+        metadata = {"interpolation": "bicubic", "crop": 1.0}
+    if getattr(module, "pool", None) == "mean" and getattr(module, "cls_token", torch.empty(0)).numel():
+        raise ValueError('pool="mean" beside a CLS token is not supported: its average takes in CLS')
     return {name: fact for name, fact in facts.items() if fact is not None}, metadata
 
 
@@ -105,7 +116,13 @@ def _check_timms(module: nn.Module) -> None:
 
 def _of_processor(processor: Mapping[str, Any], model_type: str) -> dict[str, Any]:
     metadata = {}
-    if processor.get("do_normalize", True) and "image_mean" in processor and "image_std" in processor:
+    kind = processor.get("image_processor_type") or processor.get("feature_extractor_type") or model_type
+    kind = str(kind).lower()
+    if processor and kind.startswith("vit"):  # what its class takes where the file is silent
+        processor = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "resample": 2} | dict(processor)
+    if processor.get("do_normalize", True) is False:
+        metadata |= {"mean": [0.0] * 3, "std": [1.0] * 3}
+    elif "image_mean" in processor and "image_std" in processor:
         metadata |= {"mean": list(processor["image_mean"]), "std": list(processor["image_std"])}
     if processor.get("resample") in _PIL_INTERPOLATIONS:
         metadata["interpolation"] = _PIL_INTERPOLATIONS[processor["resample"]]
@@ -113,8 +130,7 @@ def _of_processor(processor: Mapping[str, Any], model_type: str) -> dict[str, An
     if isinstance(size, Mapping):
         edges = size
     else:
-        kind = processor.get("image_processor_type") or processor.get("feature_extractor_type") or model_type
-        is_shorter_side = str(kind).lower().startswith(_BY_SHORTER_SIDE)
+        is_shorter_side = kind.startswith(_BY_SHORTER_SIDE)
         edges = {} if not size else {"shortest_edge": size} if is_shorter_side else {"height": size, "width": size}
     if "height" in edges:  # resized without regard to its shape
         metadata["squash"] = True

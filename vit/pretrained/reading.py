@@ -6,6 +6,7 @@ taken. Checksums are verified where there are any: in zip archives, which `torch
 `vit.save`.
 """
 
+import argparse
 import hashlib
 import json
 import math
@@ -162,7 +163,9 @@ def _read_torch(path: Path) -> dict[str, Any]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
+            # DINO, DeiT and timm keep their command line beside the weights: a bag of values, which runs nothing.
+            with torch.serialization.safe_globals([argparse.Namespace]):
+                loaded = torch.load(path, map_location="cpu", weights_only=True)
         except MemoryError:
             raise
         except Exception as error:

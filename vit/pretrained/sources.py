@@ -19,10 +19,12 @@ from vit.pretrained import facts
 from vit.pretrained.conversions import unstack
 from vit.pretrained.reading import read_file, read_json
 
-# Under what checkpoints keep the weights, the best first: DINO's teacher is the network to use, not its student.
-_WRAPPERS = ("teacher", "model", "state_dict")
+# Under what checkpoints keep the weights, the best first: DINO's teacher is the network to use, not its student, and
+# averaged weights are what a training is evaluated with ("ema" in this library's states, the others of timm and DeiT).
+_WRAPPERS = ("teacher", "ema", "state_dict_ema", "model_ema", "model", "state_dict")
 _MAX_WRAPPERS = 4  # within one another; a dictionary in a file may contain itself
 _PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.")
+_MAX_GROWTH = 2  # of a network over its file: a table of positions for larger images
 _FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
@@ -60,13 +62,13 @@ def read_source(source: str | Path | Mapping[str, Tensor] | nn.Module) -> Source
     return _from_folder(path) if path.is_dir() else _from_file(path)
 
 
-def timm_model(name: str, **options: Any) -> nn.Module:
-    """A model of timm with its weights, which timm finds or fetches."""
+def timm_model(name: str, *, pretrained: bool = True) -> nn.Module:
+    """A model of timm with its weights, which timm finds or fetches, or without them."""
     try:
         import timm
     except ImportError as error:
         raise ImportError(f"{name} needs timm: pip install 'vit-notebooks[pretrained]'") from error
-    return timm.create_model(name, pretrained=True, **options)
+    return timm.create_model(name, pretrained=pretrained)
 
 
 def _from_module(module: nn.Module) -> Source:
@@ -106,6 +108,7 @@ def _from_folder(folder: Path) -> Source:
     source = _from_file(file)
     if "architecture" in config:
         # Of timm, which alone knows what its names of architectures stand for; it gets a file that was found whole.
+        _check_timms(folder, config, source)
         return _from_module(timm_model(f"local-dir:{folder}"))
     if "model_type" in config:
         processor = folder / "preprocessor_config.json"
@@ -115,15 +118,33 @@ def _from_folder(folder: Path) -> Source:
     return source
 
 
+def _check_timms(folder: Path, config: Mapping[str, Any], source: Source) -> None:
+    """Refuses a config.json that asks timm for a network that the file does not hold: memory for any size, or random
+    weights in the place of missing ones."""
+    if odd := [key for key in config.get("model_args") or {} if key.startswith("pretrained")]:
+        raise ValueError(
+            f"{folder / 'config.json'} sets {', '.join(odd)} in model_args, which is about loading: refused"
+        )
+    with torch.device("meta"):
+        network = timm_model(f"local-dir:{folder}", pretrained=False)
+    described, held = (sum(t.numel() for t in tensors) for tensors in (network.parameters(), source.tensors.values()))
+    if described > _MAX_GROWTH * held:
+        raise ValueError(
+            f"{folder / 'config.json'} describes a network of {described:,} numbers, the file holds {held:,}: refused"
+        )
+
+
 def _from_mapping(name: str, loaded: Mapping[str, Any]) -> Source:
     notes = []
     while wrapper := next((key for key in _WRAPPERS if isinstance(loaded.get(key), Mapping)), None):
-        notes.append(f"read what is under {wrapper!r} of {', '.join(map(repr, list(loaded)[:6]))}")
+        notes.append(f"read what is under {wrapper!r} of {', '.join(map(repr, list(loaded)[:12]))}")
         if len(notes) > _MAX_WRAPPERS:
             raise ValueError(f"{name} has its tensors under more than {_MAX_WRAPPERS} wrappers, or contains itself")
         loaded = loaded[wrapper]
     tensors = {
-        key: value.detach() for key, value in loaded.items() if isinstance(value, Tensor) and isinstance(key, str)
+        key: value.detach()
+        for key, value in loaded.items()
+        if isinstance(value, Tensor) and isinstance(key, str) and key != "n_averaged"  # torch's AveragedModel counts
     }
     if not tensors:
         raise ValueError(f"{name} holds no tensors; its keys: {', '.join(map(str, list(loaded)[:6])) or 'none'}")

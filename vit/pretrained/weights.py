@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vit.config import ViTConfig
-from vit.files import plain_number, replacing
+from vit.files import REPOSITORY, plain_number, replacing
 from vit.model.vision_transformer import VisionTransformer
 from vit.pretrained.hub import is_hub_name
 from vit.pretrained.loading import blank_model, check_own, check_values, fill, load_weights
@@ -24,7 +24,6 @@ from vit.pretrained.reading import checksum, url_hint
 from vit.pretrained.sources import read_source
 
 SHIPPED = Path(__file__).resolve().parent / "shipped"
-_REPOSITORY = Path(__file__).resolve().parents[2]  # notebooks run in a folder of it, and print paths from here
 
 
 def save(model: VisionTransformer, path: str | Path, **metadata: Any) -> Path:
@@ -100,8 +99,8 @@ def load(path: str | Path, *, config: ViTConfig | None = None, device: torch.dev
         model = load_weights(None, path, report=None)
     else:
         path = SHIPPED / f"{path}.safetensors" if str(path) in list_weights() else Path(path).expanduser()
-        if not path.exists() and (_REPOSITORY / path).is_file():
-            path = _REPOSITORY / path
+        if not path.exists() and (REPOSITORY / path).is_file():  # notebooks run in a folder of it, and print such paths
+            path = REPOSITORY / path
         if not path.exists():
             beside = sorted(p.name for p in path.parent.glob("*.safetensors")) if path.parent.is_dir() else []
             raise FileNotFoundError(

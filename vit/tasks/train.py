@@ -45,14 +45,15 @@ def prepare(options: argparse.Namespace) -> tuple[DataSplits, ViTConfig, TrainCo
             refuse_existing(options.run_dir)
         elif not state.exists() and not previous_of(state).exists():
             raise FileNotFoundError(f"{options.run_dir} holds no run to go on with: leave --resume away")
-    name, is_folder, path = options.data.partition("folder:")
+    preset, (name, is_folder, path) = options.model or RECIPES[options.recipe], options.data.partition("folder:")
     if is_folder and not name:
-        data = load_data("folder", path=path, image_size=of_model.get("image_size", 32))
+        size = of_model.get("image_size", ViTConfig.preset(preset).image_size)
+        data = load_data("folder", path=path, image_size=size)
     else:
         data = load_data(options.data)
     _, channels, *image_size = data.train.images.shape
     shape = {"image_size": tuple(image_size), "in_chans": channels, "num_classes": data.num_classes}
-    network = ViTConfig.preset(options.model or RECIPES[options.recipe], **(shape | of_model))
+    network = ViTConfig.preset(preset, **(shape | of_model))
     for name, value in shape.items():
         if getattr(network, name) != value:
             raise ValueError(f"--set {name}={of_model[name]} does not fit {options.data}, which has {value}")

@@ -7,6 +7,7 @@ import os
 import zlib
 from collections.abc import Iterator
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from torch import nn
 
 from vit.config import TrainConfig
-from vit.device import forked_random
+from vit.device import forked_random, resolve_device
 from vit.training.checkpoint import describe_data
 from vit.training.distributed import World
 from vit.training.epoch import unwrap
@@ -75,6 +76,10 @@ def check_fit(
     _check_settings(train_loader, config)
     if resume and run_dir is None:
         raise ValueError("resume=True needs run_dir, the folder of the run to go on with")
+    if resume and world.is_first and not Path(run_dir).is_dir():
+        raise FileNotFoundError(f"run_dir={str(run_dir)!r} is no folder, looked for at {Path(run_dir).absolute()}")
+    if config.compile and resolve_device(config.device).type == "cuda" and find_spec("triton") is None:
+        raise ValueError("compile=True needs Triton, which is not installed, and is none for Windows: compile=False")
     with being_written(run_dir if world.is_first else None):  # a run that still goes on is named first
         if run_dir is not None and not resume and world.is_first:
             refuse_existing(run_dir)

@@ -80,8 +80,7 @@ class RunFiles:
         progress = load_training_state(self.folder / STATE_FILE, **self.state)
         self._describe(told)
         self.history.rows = progress["rows"]
-        if self.world.is_first:
-            self.history.save_csv(self.folder / HISTORY_FILE)
+        self._save_history()
         self.started = time.perf_counter() - progress["seconds"]
         highest = max((row.get("val_accuracy", -math.inf) for row in self.history.rows), default=-math.inf)
         self.best = progress.get("best", highest)  # which states of earlier versions do not say
@@ -115,6 +114,15 @@ class RunFiles:
             for path in (state, previous_of(state), best_of(state), self.folder / HISTORY_FILE):
                 remove_leftovers(path)
 
+    def _save_history(self) -> None:
+        """Writes what people read. The state holds it too, so a file that another program keeps open is only said."""
+        if not self.world.is_first:
+            return
+        try:
+            self.history.save_csv(self.folder / HISTORY_FILE)
+        except PermissionError as error:
+            say(f"{self.folder / HISTORY_FILE} could not be written ({error}): the state holds it, a resume writes it")
+
     def is_save_due(self, seconds: float | None = None) -> bool:
         """Whether the last save is longer ago, by default than a crash in a long epoch may cost."""
         longest = SAVE_SECONDS if seconds is None else seconds
@@ -135,8 +143,7 @@ class RunFiles:
             # First the state, for which all processes meet, and then what may fail in one of them.
             save_training_state(self.folder / STATE_FILE, **self.state, progress=progress, is_best=accuracy > self.best)
             self.best = max(self.best, accuracy)
-            if self.world.is_first:
-                self.history.save_csv(self.folder / HISTORY_FILE)
+            self._save_history()
         except OSError as error:
             free = f"{shutil.disk_usage(self.folder).free:,} bytes free" if self.folder.exists() else "no such folder"
             message = f"the state could not be saved in {self.folder} ({error.strerror or error}; {free})"

@@ -15,9 +15,8 @@ from typing import Any
 import torch
 
 from vit.config import TrainConfig
-from vit.files import plain_number, replacing
+from vit.files import REPOSITORY, home, plain_number, replacing
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 CONFIG_FILE = "config.json"
 
 
@@ -45,8 +44,9 @@ def new_run_folder(name: str, root: str | Path | None = None, **settings: Any) -
 
 
 def runs_root(root: str | Path | None = None) -> Path:
-    """The folder that holds all runs: `root`, or $VIT_RUNS, or `runs/` in the repository."""
-    return Path(root or os.environ.get("VIT_RUNS") or REPOSITORY / "runs").expanduser()
+    """The folder that holds all runs: `root`, or $VIT_RUNS, or `runs/` in the repository, or in the working folder
+    where there is only the package."""
+    return Path(root or os.environ.get("VIT_RUNS") or home() / "runs").expanduser()
 
 
 def _make_new(root: Path, name: str) -> Path:

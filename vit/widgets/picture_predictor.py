@@ -103,7 +103,7 @@ class PicturePredictor(widgets.VBox):
         if self._is_updating:
             return
         try:
-            self._offer(_pictures_at(self.path.value.strip()), is_path=True)
+            self._offer(_pictures_at(self.path.value.strip().strip("\"'")), is_path=True)
         except (ValueError, OSError, RuntimeError) as error:  # the last is for ~nobody
             self._offer([], is_path=True)
             self._show_error(error)
