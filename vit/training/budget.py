@@ -18,6 +18,7 @@ from vit.config import TrainConfig
 from vit.device import forked_random, resolve_device, wait_for_device
 from vit.progress import progress_bar
 from vit.training.averaging import AveragedWeights
+from vit.training.checks import check_compile
 from vit.training.distributed import current_world
 from vit.training.epoch import LossFn, train_one_epoch
 from vit.training.evaluation import check_is_model, check_loaders, evaluate
@@ -59,6 +60,7 @@ def for_budget(
         )
     check_is_model(model)
     check_loaders(train_loader, val_loader)
+    check_compile(config)
     if isinstance(minutes, bool) or not isinstance(minutes, numbers.Real):
         raise TypeError(f"minutes={minutes!r} must be a number")
     if not minutes > 0:

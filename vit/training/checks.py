@@ -78,11 +78,16 @@ def check_fit(
         raise ValueError("resume=True needs run_dir, the folder of the run to go on with")
     if resume and world.is_first and not Path(run_dir).is_dir():
         raise FileNotFoundError(f"run_dir={str(run_dir)!r} is no folder, looked for at {Path(run_dir).absolute()}")
-    if config.compile and resolve_device(config.device).type == "cuda" and find_spec("triton") is None:
-        raise ValueError("compile=True needs Triton, which is not installed, and is none for Windows: compile=False")
+    check_compile(config)
     with being_written(run_dir if world.is_first else None):  # a run that still goes on is named first
         if run_dir is not None and not resume and world.is_first:
             refuse_existing(run_dir)
+
+
+def check_compile(config: TrainConfig) -> None:
+    """Raises ValueError where torch could not compile for a GPU, which it would say in the first step only."""
+    if config.compile and resolve_device(config.device).type == "cuda" and find_spec("triton") is None:
+        raise ValueError("compile=True needs Triton, which torch does not bring along on Windows: use compile=False")
 
 
 def _check_settings(train_loader: Any, config: TrainConfig) -> None:
