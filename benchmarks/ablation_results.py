@@ -17,12 +17,9 @@ def stored(minutes: float) -> list[dict]:
 
 
 def merged(claims: list[dict]) -> list[dict]:
-    """New claims of one budget among the stored ones, of which those of another base at that budget are dropped."""
-    minutes, setup = next((claim["minutes"], claim["setup"]) for claim in claims if "setup" in claim)
-    same_base = any(claim.get("setup") == setup for claim in stored(minutes))
-    kept = {claim["name"]: claim for claim in everything() if claim["minutes"] != minutes or same_base}
-    kept |= {claim["name"]: claim for claim in claims}
-    return sorted(kept.values(), key=lambda claim: (claim["minutes"], "setup" not in claim))
+    """All claims of one budget, as its cells have them now, beside the stored ones of other budgets."""
+    others = [claim for claim in everything() if claim["minutes"] != claims[0]["minutes"]]
+    return sorted([*claims, *others], key=lambda claim: (claim["minutes"], "setup" not in claim))
 
 
 def table(claims: list[dict]) -> str:

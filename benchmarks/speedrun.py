@@ -67,7 +67,7 @@ class Recipe:
 PATCH4 = vit.ViTConfig.preset("vit_gpu_patch4_32", depth=8, drop_path_rate=0.0)
 PATCH2 = vit.ViTConfig.preset("vit_gpu_patch2_32")
 LONG = vit.TrainConfig.preset("gpu_10min", test_time_augmentation="flip")
-# Batches of 500 for more steps; the average of a short run's weights would still hold its first ones.
+# Batches of 500 for more steps, and no average: of a short run it would reach too far back.
 SHORT = replace(LONG, batch_size=500, ema_decay=0.0, auto_augment="none", cutmix_alpha=0.0, mix_until=1.0)
 # Starting points that no run has tested yet: epochs are guesses of what the seconds allow.
 RECIPES = {

@@ -41,6 +41,8 @@ def test_it_tells_what_the_real_model_would(model_changes, train_changes):
     real = training_memory(model, at_a_time, make_optimizers=lambda model: build_optimizers(model, train_config))
     assert told.memory == real
     assert told.seconds is None
+    with_average = forecast(model_config, replace(train_config, ema_decay=0.9), 1000).memory
+    assert with_average.total - real.total == sum(4 * t.numel() for t in (*model.parameters(), *model.buffers()))
 
 
 def test_the_time_follows_from_the_speed():

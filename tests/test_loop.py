@@ -1,5 +1,6 @@
 """Training and evaluation: hand-written references, exact resume, interrupts, and learning that is real."""
 
+import math
 import os
 import signal
 from dataclasses import replace
@@ -235,7 +236,7 @@ def test_the_state_loads_without_running_code(shapes, tmp_path):
 
 
 def test_ema_follows_its_closed_form(shapes):
-    config = replace(QUICK, epochs=1, ema_decay=0.8, warmup_epochs=0.0)
+    config = replace(QUICK, epochs=1, ema_decay=0.35, warmup_epochs=0.0)
     loader, val = make_loaders(shapes, config)
     model, reference = make_model(), make_model()
     fit(model, loader, val, config)
@@ -252,8 +253,9 @@ def test_ema_follows_its_closed_form(shapes):
             optimizer.step()
             optimizer.zero_grad()
         snapshots.append(reference.encoder.blocks[0].mlp.fc1.weight.detach().clone())
-    # The average starts at the first weights; every later ones enter with weight 0.2 and fade by 0.8 a step.
-    weights = [0.8 ** (len(snapshots) - 1)] + [0.2 * 0.8 ** (len(snapshots) - 1 - k) for k in range(1, len(snapshots))]
+    # The average starts at the first weights; later ones enter with what the decays 2/11, 3/12, 4/13, 0.35, ... leave.
+    decays = [0.0, 2 / 11, 3 / 12, 4 / 13, 0.35, 0.35, 0.35]
+    weights = [(1 - decay) * math.prod(decays[k + 1 :]) for k, decay in enumerate(decays)]
     expected = sum(w * s for w, s in zip(weights, snapshots, strict=True))
     torch.testing.assert_close(model.encoder.blocks[0].mlp.fc1.weight.data, expected, rtol=1e-4, atol=1e-5)
 

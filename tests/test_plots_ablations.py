@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from vit.plots import plot_differences
+from vit.plots.ablations import _t_95
 
 RESULTS = {"plain": [70.0, 71.0, 72.0], "worse": [66.0, 68.0, 70.0], "better": [75.0], "level": [71.0, 71.0]}
 
@@ -25,22 +27,27 @@ def test_rows_are_differences_from_the_mean_of_the_base_best_on_top():
     assert ax.get_title(loc="left") == "Title" and "plain (71.0 %; a seed deviates by 1.4)" in ax.get_xlabel()
 
 
-def test_the_band_is_two_standard_errors_of_a_difference():
+def test_the_band_holds_95_percent_of_differences_that_are_chance():
     ax = plot_differences(RESULTS, "plain").axes[0]
-    # 2 * sqrt(2) * sqrt(1/3 + 1/n) for 3, 2 and 1 seeds: sqrt(16/3), sqrt(20/3), sqrt(32/3)
-    half = [2.309401, 2.581989, 3.265986]
+    # t * sqrt(2) * sqrt(1/3 + 1/n) for 3, 2 and 1 seeds, with 5 degrees of freedom
+    half = [stats.t.ppf(0.975, 5) * (2 / 3 + 2 / n) ** 0.5 for n in (3, 2, 1)]
     spans = [(band.get_x(), band.get_x() + band.get_width()) for band in ax.patches]
-    np.testing.assert_allclose(spans, [(-h, h) for h in half], rtol=1e-6)
+    np.testing.assert_allclose(spans, [(-h, h) for h in half], rtol=1e-3)
     assert [(band.get_y(), band.get_height()) for band in ax.patches] == [(-0.5, 1), (0.5, 1), (1.5, 1)], "a row each"
 
 
 def test_the_band_is_not_that_of_the_base_alone():
     """By chance its seeds may be alike."""
     ax = plot_differences({"plain": [71.0, 71.0, 71.0], "other": [70.0, 72.0, 74.0]}, "plain").axes[0]
-    # Squares 0 + 8, of 4 degrees of freedom: a deviation of sqrt(2); the band is 2 * sqrt(2) * sqrt(2/3).
-    assert ax.patches[0].get_width() / 2 == pytest.approx(2.309401)
+    # Squares 0 + 8, of 4 degrees of freedom: a deviation of sqrt(2); the band is t * sqrt(2) * sqrt(2/3).
+    assert ax.patches[0].get_width() / 2 == pytest.approx(stats.t.ppf(0.975, 4) * (4 / 3) ** 0.5, rel=1e-3)
     single = plot_differences({"plain": [71.0], "other": [72.0]}, "plain").axes[0]
-    assert single.patches[0].get_width() == 0 and "(71.0 %; no spread is known)" in single.get_xlabel()
+    assert not single.patches and "(71.0 %; no spread is known)" in single.get_xlabel()
+
+
+def test_the_quantile_is_students():
+    for freedom in range(1, 200):
+        assert _t_95(freedom) == pytest.approx(stats.t.ppf(0.975, freedom), abs=0.01)
 
 
 def test_more_and_less_differ_in_color():

@@ -306,7 +306,8 @@ class TrainConfig(_Config):
             that takes longer ends first.
         label_smoothing: probability spread evenly over all classes, the true one among them, in [0, 1).
         clip_grad_norm: longest allowed gradient, 0 for no clipping.
-        ema_decay: decay per step of the averaged weights that are then evaluated, 0 for none, in [0, 1).
+        ema_decay: decay per step of the averaged weights that are then evaluated, 0 for none, in [0, 1); less in the
+            first steps, see `AveragedWeights`.
         crop_padding: random crops move the image by up to this many pixels.
         flip: "alternating" (each image mirrored every other epoch), "random" or "none".
         patch_drop_rate: share of the patches that the encoder is not shown, drawn anew for each image, in [0, 1).

@@ -31,7 +31,7 @@ class TrainingMemory:
     """What a training step holds, in bytes.
 
     Attributes:
-        parameters: the weights, and tables that are not trained.
+        parameters: the weights, tables that are not trained, and in a `Forecast` with `ema_decay` their averaged copy.
         gradients: one number for each trained weight.
         optimizer_state: moments or momentum, after the first step.
         activations: what the forward pass keeps for the backward pass.

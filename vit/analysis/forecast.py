@@ -134,7 +134,10 @@ def forecast(
         width = model_config.embed_dim
         seconds = speed.seconds(total, width, steps * model_config.depth)
         seconds += speed.seconds(math.ceil(train_config.epochs) * num_val_images * per_image, width)
-    return Forecast(numbers, per_image, total, TrainingMemory(*memory), seconds)
+    memory = TrainingMemory(*memory)
+    if train_config.ema_decay:  # whose averages are a second copy of the weights
+        memory = replace(memory, parameters=2 * memory.parameters)
+    return Forecast(numbers, per_image, total, memory, seconds)
 
 
 def _costs(shallow: ViTConfig, depth: int, *setting: Any) -> list[int]:

@@ -53,7 +53,8 @@ def linear_probe(train_features: Tensor, train_labels: Tensor, features: Tensor,
 
     Args:
         train_features, train_labels, features: as for `knn`; the labels must hold two classes or more, counted from 0.
-        strength: scikit-learn's C, more than 0; the larger it is, the closer the fit to the labeled images.
+        strength: scikit-learn's C, more than 0; the larger it is, the closer the fit to the labeled images. The default
+            did best on validation images of CIFAR-10, with 10 and 50 labeled ones of each class.
 
     Raises:
         ImportError: scikit-learn is missing; the extra `transfer` brings it.

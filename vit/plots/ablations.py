@@ -14,10 +14,10 @@ _BAND = "#DDDDDD"
 def plot_differences(results: Mapping[str, Sequence[float]], base: str, *, title: str = "") -> Figure:
     """Accuracy minus the mean of the base, the best change on top.
 
-    Every seed is a dot, their mean a diamond on a line of one standard error either way. A diamond in the grey band is
-    less than two standard errors of a difference of means from the base: it may be chance. All errors come from one
-    deviation, pooled over all names: that of a few seeds alone is itself mostly chance. Blue diamonds are above the
-    base, vermilion ones below.
+    Every seed is a dot, their mean a diamond on a line of one standard error either way. A change that does nothing has
+    its diamond in the grey band with a probability of 95 %, so of twenty such changes one stands outside. All errors
+    come from one deviation, pooled over all names: that of a few seeds alone is itself mostly chance. With one seed of
+    each nothing is known of chance, and there is no band. Blue diamonds are above the base, vermilion ones below.
 
     Args:
         results: for each name the accuracies in percent, one a seed; the base among them.
@@ -28,7 +28,7 @@ def plot_differences(results: Mapping[str, Sequence[float]], base: str, *, title
     values = {name: np.asarray(of_name, dtype=float) for name, of_name in results.items()}
     if any(v.ndim != 1 or not len(v) for v in values.values()):
         raise ValueError("results must hold one or more accuracies for each name")
-    center, deviation = values[base].mean(), _pooled_deviation(values.values())
+    center, (deviation, freedom) = values[base].mean(), _pooled_deviation(values.values())
     differences = {name: v - center for name, v in values.items() if name != base}
     names = sorted(differences, key=lambda name: differences[name].mean())
     figure, ax = new_figure(height=1.2 + 0.27 * max(len(names), 1))
@@ -36,8 +36,9 @@ def plot_differences(results: Mapping[str, Sequence[float]], base: str, *, title
     for y, name in enumerate(names):
         of_name = differences[name]
         mean, color = of_name.mean(), BLUE if of_name.mean() >= 0 else VERMILION
-        band = 2 * deviation * (1 / len(values[base]) + 1 / len(of_name)) ** 0.5
-        ax.add_patch(Rectangle((-band, y - 0.5), 2 * band, 1, color=_BAND, linewidth=0, zorder=0))
+        if freedom:
+            band = _t_95(freedom) * deviation * (1 / len(values[base]) + 1 / len(of_name)) ** 0.5
+            ax.add_patch(Rectangle((-band, y - 0.5), 2 * band, 1, color=_BAND, linewidth=0, zorder=0))
         ax.plot(of_name, np.full(len(of_name), y), "o", color=GREY, markersize=4, alpha=0.8, zorder=2)
         error = deviation / len(of_name) ** 0.5
         ax.errorbar(mean, y, xerr=error, fmt="D", color=color, markersize=6, elinewidth=1.5, zorder=3)
@@ -51,9 +52,17 @@ def plot_differences(results: Mapping[str, Sequence[float]], base: str, *, title
     return figure
 
 
-def _pooled_deviation(samples: Iterable[np.ndarray]) -> float:
-    """The standard deviation of one seed, from all samples, each around its own mean; 0 if all are of one."""
+def _pooled_deviation(samples: Iterable[np.ndarray]) -> tuple[float, int]:
+    """The standard deviation of one seed, from all samples, each around its own mean, and its degrees of freedom; both
+    are 0 if all samples are of one."""
     samples = list(samples)
     freedom = sum(len(sample) - 1 for sample in samples)
     squares = sum(((sample - sample.mean()) ** 2).sum() for sample in samples)
-    return float((squares / freedom) ** 0.5) if freedom else 0.0
+    return float((squares / freedom) ** 0.5) if freedom else 0.0, freedom
+
+
+def _t_95(freedom: int) -> float:
+    """The two-sided 95 % quantile of Student's t, to a hundredth."""
+    known = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 8: 2.306, 12: 2.179, 24: 2.064, 60: 2.000}
+    ends = [1 / f for f in known] + [0.0]  # it is nearly linear in 1 / freedom
+    return float(np.interp(-1 / freedom, [-end for end in ends], [*known.values(), 1.960]))
