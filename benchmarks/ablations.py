@@ -213,7 +213,7 @@ def quick() -> None:
         kept, CELLS, RUNS = (CELLS, RUNS), Path(folder), Path(folder)
         try:
             data, setups = load_data(quick=True), setups_of(QUICK_BASE)
-            measure(list(setups.values()), data, rounds=2)
+            measure(list(setups.values()), data, rounds=1)
             cells = [Cell(QUICK_MINUTES, name, 0, setup) for name, setup in setups.items()]
             for cell in cells:
                 cell.run(data)

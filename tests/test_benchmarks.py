@@ -27,7 +27,7 @@ WITH_QUICK_FORM = [
 @pytest.mark.parametrize("name", WITH_QUICK_FORM)
 def test_the_quick_form_runs_and_stores_nothing(name, tmp_path):
     before = {path.name: path.read_text() for path in report.RESULTS.glob("*.json")}
-    seeds = ["--seeds", "5", "6"] if name == "train_cifar10" else []
+    seeds = ["--seeds", "5"] if name == "train_cifar10" else []
     command = [sys.executable, str(BENCHMARKS / f"{name}.py"), "--quick", *seeds]
     environment = os.environ | {"VIT_RUNS": str(tmp_path)}
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
@@ -71,7 +71,7 @@ def test_a_seed_is_kept_for_the_same_settings_and_trained_anew_for_others(monkey
         trained.append((seed, sorted(path.name for path in folder.iterdir())))
         values = dict.fromkeys(("test_accuracy", "test_accuracy_flip", "val_accuracy", "peak_memory_gb"), 1.0)
         settings = train_cifar10.settings_of(seed, quick=False)
-        (folder / "result.json").write_text(json.dumps({"settings": settings, "threads": 1, **values}))
+        (folder / "result.json").write_text(json.dumps({"settings": settings, "threads": 1, "commit": "c", **values}))
         (folder / "state.pt").touch()
 
     monkeypatch.setattr(train_cifar10, "RUNS", tmp_path)

@@ -11,8 +11,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
 from matplotlib.image import AxesImage
-from matplotlib.textpath import TextPath
+from matplotlib.textpath import text_to_path
 from numpy.typing import ArrayLike, NDArray
 
 # Okabe & Ito, "Color Universal Design", 2008.
@@ -60,9 +61,10 @@ def shortened(name: str, most: int) -> str:
 
 def fitting(name: str, inches: float, *, before: str = "", after: str = "", fontsize: float = 8) -> str:
     """A line of text with a name in it, whose end is cut off where the line would be wider than that."""
+    font, room = FontProperties(size=fontsize), 72 * inches - fontsize / 2
     for most in range(len(name), 3, -1):
         line = before + shortened(name, most) + after
-        if TextPath((0, 0), line, size=fontsize).get_extents().width <= 72 * inches - fontsize / 2:
+        if text_to_path.get_text_width_height_descent(line, font, ismath=False)[0] <= room:
             break
     else:
         line = before + name[:3] + after
