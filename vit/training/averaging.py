@@ -9,7 +9,7 @@ class AveragedWeights(AveragedModel):
     """A copy of the model with averaged weights: d times their average plus (1 - d) times the new ones.
 
     After n averages d is the decay, but at most (1 + n) / (10 + n), as in TensorFlow's ExponentialMovingAverage: the
-    average reaches back over a tenth of the run or less, else that of a short run would hold its first weights.
+    average reaches back over a ninth of the run at most, else that of a short run would hold its first weights.
 
     Differs from torch's `AveragedModel`, whose state and interface it has: that one sends its counter of updates to the
     weights' device in every step, for which a GPU is waited for.
