@@ -321,7 +321,7 @@ class TrainConfig(_Config):
         seed: decides the order of the images, every augmentation, dropout and dropped patches; the first weights too,
             with `torch.manual_seed(config.seed)` before the network is made.
         device: "auto" takes a GPU if there is one; else "cpu", "cuda" or "mps".
-        precision: "fp32", "bf16" (autocast), or "auto": bf16 on CUDA, fp32 elsewhere.
+        precision: "fp32", "bf16" (autocast), or "auto": bf16 on a GPU that computes in it, fp32 elsewhere.
         compile: whether to run `torch.compile` on the network.
     """
 
