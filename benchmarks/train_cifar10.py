@@ -101,7 +101,8 @@ def main() -> None:
     claims = [report.claim(n, [r[n] for r in results], u, command, seeds=options.seeds) for n, u in names.items()]
     for c in claims:
         c["threads"] = [r["threads"] for r in results]
-        c["commit"] = ", ".join(dict.fromkeys(r["commit"] for r in results))  # of the trainings, some of an earlier day
+        # Of the trainings, some of an earlier day; those of before it was kept had this one's.
+        c["commit"] = ", ".join(dict.fromkeys(r.get("commit", c["commit"]) for r in results))
     fewer = not options.quick and set(stored_seeds()) - set(options.seeds)
     report.publish("train_cifar10", claims, store=not options.quick and not fewer)
     if fewer:

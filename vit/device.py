@@ -1,5 +1,6 @@
 """Where to compute, and in what precision."""
 
+import functools
 from contextlib import AbstractContextManager
 
 import torch
@@ -22,6 +23,7 @@ def resolve_device(device: str = "auto") -> torch.device:
     return torch.device(device)
 
 
+@functools.cache  # it is asked for in every step
 def has_bf16(device: torch.device) -> bool:
     """Whether it is a GPU that computes in bfloat16; NVIDIA's before Ampere only imitate it, slower than float32."""
     return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)

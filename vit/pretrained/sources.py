@@ -108,7 +108,7 @@ def _from_folder(folder: Path) -> Source:
     source = _from_file(file)
     if "architecture" in config:
         # Of timm, which alone knows what its names of architectures stand for; it gets a file that was found whole.
-        _check_timms(folder, config, source)
+        _check_timm_folder(folder, config, source)
         return _from_module(timm_model(f"local-dir:{folder}"))
     if "model_type" in config:
         processor = folder / "preprocessor_config.json"
@@ -118,7 +118,7 @@ def _from_folder(folder: Path) -> Source:
     return source
 
 
-def _check_timms(folder: Path, config: Mapping[str, Any], source: Source) -> None:
+def _check_timm_folder(folder: Path, config: Mapping[str, Any], source: Source) -> None:
     """Refuses a config.json that asks timm for a network that the file does not hold: memory for any size, or random
     weights in the place of missing ones."""
     if odd := [key for key in config.get("model_args") or {} if key.startswith("pretrained")]:
