@@ -35,13 +35,10 @@ audit: $(VENV)/.installed-test
 lab: setup
 	$(BIN)/jupyter lab notebooks
 
-$(VENV)/.installed: requirements.txt pyproject.toml
+# One call of pip for the tests too, which looks for what fits together once.
+$(VENV)/.installed $(VENV)/.installed-test: requirements.txt pyproject.toml
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and \
 	    'Python 3.11 or newer is needed, this is ' + sys.version.split()[0] + '; try: make PYTHON=python3.13')"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -r requirements.txt
-	touch $@
-
-$(VENV)/.installed-test: $(VENV)/.installed
-	$(BIN)/python -m pip install -e ".[test]"
-	touch $@
+	$(BIN)/python -m pip install -r requirements.txt $(if $(filter %-test,$@),-e ".[test]")
+	touch $(VENV)/.installed $@

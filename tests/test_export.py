@@ -39,7 +39,7 @@ FOR_TRANSFORMERS = {
     "sincos2d": {"pos_embed": "sincos2d"},
 }
 FOR_GRAPHS = {
-    "rope": {"pos_embed": "rope", "pool": "mean", "fc_norm": True, "num_registers": 1},
+    "rope": {"pos_embed": "rope", "pool": "mean", "fc_norm": True, "num_registers": 1, "qk_norm": True},
     "clip": {"pre_norm": True, "act": "quick_gelu", "pos_embed": "sincos2d", "patch_norm": True},
     "pair": {"pool": "cls_register", "num_registers": 2, "act": "swiglu", "layer_scale": 0.5, "head": "mlp"},
 }

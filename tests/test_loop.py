@@ -16,11 +16,13 @@ from vit.config import TrainConfig, ViTConfig
 from vit.data import DataSplits, Loader, Split, make_eval_loader, make_loaders
 from vit.device import has_bf16, resolve_device, resolve_precision
 from vit.model.vision_transformer import VisionTransformer
+from vit.progress import progress_bar
 from vit.training import (
     History,
     build_optimizers,
     checks,
     evaluate,
+    evaluation,
     fit,
     for_budget,
     load_run,
@@ -103,6 +105,21 @@ def test_flip_augmentation_averages_two_views(shapes):
         assert not torch.allclose(flipped.probabilities, plain.probabilities)
     with pytest.raises(ValueError, match="test_time_augmentation='flips' is not a choice; allowed: none, flip"):
         evaluate(model, loader, test_time_augmentation="flips")
+
+
+def test_a_long_evaluation_shows_how_far_it_is_and_wipes_the_bar_away(shapes, capsys, monkeypatch):
+    monkeypatch.setenv("VIT_PROGRESS", "text")
+    model, loader = make_model(), make_eval_loader(shapes, shapes.test, batch_size=33)
+    evaluate(model, loader)
+    assert capsys.readouterr().err == "", "what is over at once needs no bar"
+    at_once = {"delay": 0, "mininterval": 0}
+    monkeypatch.setattr(evaluation, "progress_bar", lambda batches, **o: progress_bar(batches, **o | at_once))
+    evaluate(model, loader)
+    *_, last, wiped, end = capsys.readouterr().err.split("\r")
+    assert last.startswith("evaluate: 100%") and "4/4" in last and not wiped.strip() + end
+    fit(model, *make_loaders(shapes, QUICK), QUICK)
+    shown = capsys.readouterr().err
+    assert "epoch 1/2" in shown and "evaluate" not in shown, "a training has a bar already"
 
 
 def noisy_prototypes(blank: bool) -> DataSplits:

@@ -27,7 +27,7 @@ FAST = {
     ],
     "03_evaluate": ['data_name, weights, num_corrupted = "shapes", "vit_nano_patch4_32.shapes", 8'],
     "04_attention_maps": [
-        'data_name, weights, num_images = "shapes", "vit_nano_patch4_32.shapes", 16',
+        'data_name, weights, num_images = "shapes", "vit_nano_patch4_32.shapes", 8',
         "num_shapes = 8",
     ],
     "05_inside_the_vit": ['data_name, weights, num_images = "shapes", "vit_nano_patch4_32.shapes", 16'],

@@ -12,8 +12,8 @@ from typing import Any
 STYLES = ("auto", "text", "none")
 
 
-def progress_bar(iterable: Iterable | None = None, **options: Any) -> Any:
-    """A tqdm bar in the style that VIT_PROGRESS asks for."""
+def progress_bar(iterable: Iterable | None = None, *, disable: bool = False, **options: Any) -> Any:
+    """A tqdm bar in the style that VIT_PROGRESS asks for; none where it asks for none, or with `disable`."""
     style = os.environ.get("VIT_PROGRESS", "auto")
     if style not in STYLES:
         raise ValueError(f"VIT_PROGRESS={style!r} is not a choice; allowed: {', '.join(STYLES)}")
@@ -21,7 +21,7 @@ def progress_bar(iterable: Iterable | None = None, **options: Any) -> Any:
         from tqdm.auto import tqdm
     else:
         from tqdm import tqdm
-    return tqdm(iterable, **{"mininterval": 0.5, "dynamic_ncols": True, "disable": style == "none", **options})
+    return tqdm(iterable, disable=disable or style == "none", **{"mininterval": 0.5, "dynamic_ncols": True, **options})
 
 
 def say(message: str) -> None:

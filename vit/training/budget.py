@@ -80,7 +80,7 @@ def for_budget(
                 step += share * _step_seconds(probe, train_loader, timed, probe_seconds / len(shares), loss_fn)
         started = time.perf_counter()
         if val_loader is not None:
-            evaluate(probe, val_loader, config, world=world)
+            evaluate(probe, val_loader, config, world=world, show_progress=False)
         val = time.perf_counter() - started
     step, val = world.share((step, val))  # as the first one has timed them: all decide alike
     epochs = _epochs_that_fit(60 * minutes, step * len(train_loader), val)

@@ -122,7 +122,7 @@ def try_evaluation(model: nn.Module, val_loader: Any, config: TrainConfig, world
     device = next(model.parameters()).device
     with forked_random(device):
         try:
-            evaluate(model, _FirstImages(val_loader, 2 * world.size), config, world=world)
+            evaluate(model, _FirstImages(val_loader, 2 * world.size), config, world=world, show_progress=False)
         except Exception as error:
             error.add_note("this was the val_loader's first batch: with a model that is no classifier, give None")
             raise

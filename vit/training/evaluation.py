@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from vit.config import TrainConfig
 from vit.device import autocast
+from vit.progress import progress_bar
 from vit.training.distributed import ALONE, World
 
 NORMALIZATION_TOLERANCE = 0.01  # of a channel's mean and deviation; less moves no answer to speak of
@@ -35,6 +36,7 @@ def evaluate(
     test_time_augmentation: str | None = None,
     should_stop: Callable[[], bool] = lambda: False,
     world: World = ALONE,
+    show_progress: bool = True,
 ) -> Evaluation | None:
     """Runs a classifier over a loader once, in evaluation mode, and puts its mode back.
 
@@ -46,6 +48,7 @@ def evaluate(
             the config's own unless given.
         should_stop: asked before every batch; once it says yes, there is no result but None.
         world: the processes that share the work, each of which gets the whole result; by default this one does all.
+        show_progress: whether a bar is shown while it runs, if that is longer than a second.
 
     Raises:
         TypeError: an argument is of another kind.
@@ -66,12 +69,21 @@ def evaluate(
     if augmentation not in ("none", "flip"):
         raise ValueError(f"test_time_augmentation={augmentation!r} is not a choice; allowed: none, flip")
     device = next(model.parameters()).device
+    bar = progress_bar(
+        loader.epoch(0, 0),
+        total=len(loader) if hasattr(loader, "__len__") else None,
+        desc="evaluate",
+        unit="batch",
+        leave=False,
+        delay=1,
+        disable=not (show_progress and world.is_first),
+    )
     was_training = model.training
     model.eval()
     log_probabilities, labels = [], []
     try:
-        with autocast(config, device):
-            for images, batch_labels in loader.epoch(0, 0):
+        with autocast(config, device), bar:
+            for images, batch_labels in bar:
                 if should_stop():
                     return None
                 count = len(batch_labels)

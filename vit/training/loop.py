@@ -157,7 +157,9 @@ def fit(
                 done = config.epochs if epoch + 1 == num_epochs else epoch + 1
                 row = {"epoch": done, **_means(sums), "learning_rate": learning_rate}
                 if val_loader is not None:
-                    val = evaluate(evaluated, val_loader, config, should_stop=all_should_stop, world=world)
+                    val = evaluate(
+                        evaluated, val_loader, config, should_stop=all_should_stop, world=world, show_progress=False
+                    )
                     if val is None:  # the resumed run begins with it
                         run.save(epoch, step, sums, is_last=True)
                         break
