@@ -6,6 +6,7 @@ from scipy import stats
 
 from vit.plots import plot_differences
 from vit.plots.ablations import _t_95
+from vit.plots.style import GREY
 
 RESULTS = {"plain": [70.0, 71.0, 72.0], "worse": [66.0, 68.0, 70.0], "better": [75.0], "level": [71.0, 71.0]}
 
@@ -50,9 +51,20 @@ def test_the_quantile_is_students():
         assert _t_95(freedom) == pytest.approx(stats.t.ppf(0.975, freedom), abs=0.01)
 
 
-def test_more_and_less_differ_in_color():
-    colors = {bar.lines[0].get_color() for bar in plot_differences(RESULTS, "plain").axes[0].containers}
-    assert len(colors) == 2
+def test_more_less_and_chance_differ_in_color():
+    known = {"plain": [70.0, 71.0, 72.0], "less": [50.0], "a little": [70.0], "more": [90.0]}
+    unknown = {name: values[:1] for name, values in known.items()}
+    colors, of_unknown = (
+        [bar.lines[0].get_color() for bar in plot_differences(results, "plain").axes[0].containers]
+        for results in (known, unknown)
+    )
+    assert len(set(colors)) == 3 and colors[1] == GREY
+    assert len(set(of_unknown)) == 2, "of one seed each, nothing is called chance"
+
+
+def test_almost_nothing_has_no_sign_of_a_loss():
+    ax = plot_differences({"plain": [71.0], "other": [70.99]}, "plain").axes[0]
+    assert [text.get_text() for text in ax.texts] == ["+0.0"]
 
 
 def test_a_base_alone_is_an_empty_table():

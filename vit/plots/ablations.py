@@ -17,7 +17,8 @@ def plot_differences(results: Mapping[str, Sequence[float]], base: str, *, title
     Every seed is a dot, their mean a diamond on a line of one standard error either way. A change that does nothing has
     its diamond in the grey band with a probability of 95 %, so of twenty such changes one stands outside. All errors
     come from one deviation, pooled over all names: that of a few seeds alone is itself mostly chance. With one seed of
-    each nothing is known of chance, and there is no band. Blue diamonds are above the base, vermilion ones below.
+    each nothing is known of chance, and there is no band. Blue diamonds are above the base, vermilion ones below, and
+    those inside the band grey.
 
     Args:
         results: for each name the accuracies in percent, one a seed; the base among them.
@@ -35,14 +36,17 @@ def plot_differences(results: Mapping[str, Sequence[float]], base: str, *, title
     ax.axvline(0, color=GREY, linewidth=1.2, zorder=1)
     for y, name in enumerate(names):
         of_name = differences[name]
-        mean, color = of_name.mean(), BLUE if of_name.mean() >= 0 else VERMILION
+        mean = of_name.mean()
+        color = BLUE if mean >= 0 else VERMILION
         if freedom:
             band = _t_95(freedom) * deviation * (1 / len(values[base]) + 1 / len(of_name)) ** 0.5
+            color = GREY if abs(mean) <= band else color
             ax.add_patch(Rectangle((-band, y - 0.5), 2 * band, 1, color=_BAND, linewidth=0, zorder=0))
         ax.plot(of_name, np.full(len(of_name), y), "o", color=GREY, markersize=4, alpha=0.8, zorder=2)
         error = deviation / len(of_name) ** 0.5
         ax.errorbar(mean, y, xerr=error, fmt="D", color=color, markersize=6, elinewidth=1.5, zorder=3)
-        ax.text(1.01, y, f"{mean:+.1f}", transform=ax.get_yaxis_transform(), color=color, va="center", fontsize=9)
+        points = f"{round(mean, 1) + 0.0:+.1f}"  # and not -0.0
+        ax.text(1.01, y, points, transform=ax.get_yaxis_transform(), color=color, va="center", fontsize=9)
     ax.set_yticks(range(len(names)), names, fontsize=9)
     ax.set_ylim(-0.7, len(names) - 0.3)
     ax.grid(axis="y", visible=False)
