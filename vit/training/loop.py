@@ -192,7 +192,7 @@ def _leaving_as_found(model: nn.Module) -> Iterator[None]:
 def _describe(bar: Any, epoch: int, config: TrainConfig, history: History) -> None:
     """What stands before the bar: the epoch, and the newest validation accuracy."""
     val = history.last.get("val_accuracy") if history else None
-    bar.set_description(f"epoch {epoch}/{config.epochs}" + ("" if val is None else f", val {val:.1f} %"))
+    bar.set_description(f"epoch {epoch}/{round(config.epochs, 3)}" + ("" if val is None else f", val {val:.1f} %"))
 
 
 def _means(sums: Sums) -> dict[str, float]:
