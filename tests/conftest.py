@@ -2,6 +2,9 @@
 
 import io
 import os
+import sys
+from collections.abc import Callable
+from types import ModuleType
 
 # Two threads make tiny tensors slower, and the number of threads changes the last bits of a result.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -9,6 +12,7 @@ os.environ.setdefault("VIT_PROGRESS", "none")
 
 import numpy as np
 import pytest
+import report
 import torch
 from PIL import Image
 from torch import nn
@@ -28,6 +32,23 @@ def tiny() -> ViTConfig:
 @pytest.fixture(scope="session")
 def shapes() -> DataSplits:
     return make_shapes(num_train=400, num_val=100, num_test=100, image_size=16, seed=3)
+
+
+@pytest.fixture
+def run_quick(monkeypatch, capsys) -> Callable[..., list[str]]:
+    """Runs the quick form of a benchmark in this process; returns the lines it prints, once it has stored nothing."""
+
+    def run(module: ModuleType, *arguments: str) -> list[str]:
+        before = {path.name: path.read_bytes() for path in report.RESULTS.glob("*.json")}
+        monkeypatch.setattr(sys, "argv", [module.__name__, "--quick", *arguments])
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # which many set too; so it is put back
+        try:
+            module.main()
+        finally:
+            assert {path.name: path.read_bytes() for path in report.RESULTS.glob("*.json")} == before
+        return capsys.readouterr().out.splitlines()
+
+    return run
 
 
 @torch.no_grad()

@@ -25,17 +25,13 @@ TINY = Setup(
 )
 
 
-def test_the_quick_form_trains_every_variant_and_stores_nothing(monkeypatch, capsys):
-    before = {path.name: path.read_text() for path in report.RESULTS.glob("*.json")}
-    monkeypatch.setattr(sys, "argv", ["ablations.py", "--quick"])
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # `main` sets it too; so it is put back
+def test_the_quick_form_trains_every_variant_and_stores_nothing(run_quick):
     folders = ablations.CELLS, ablations.RUNS
-    ablations.main()
+    lines = run_quick(ablations)
     names = {f"{ablations.QUICK_MINUTES:g}min.{name}" for name in setups_of(ablations.QUICK_BASE)}
-    printed, table = capsys.readouterr().out.split("\n\n")
-    assert names <= {line.split()[0] for line in printed.splitlines()} and len(names) > 20
-    assert len(table.splitlines()) == 1 + len(names)
-    assert {path.name: path.read_text() for path in report.RESULTS.glob("*.json")} == before
+    printed, table = lines[: lines.index("")], lines[lines.index("") + 1 :]
+    assert names <= {line.split()[0] for line in printed} and len(names) > 20
+    assert len(table) == 1 + len(names)
     assert folders == (ablations.CELLS, ablations.RUNS)
 
 

@@ -12,7 +12,6 @@ import ceiling
 import libraries
 import pytest
 import record
-import report
 import speedrun
 import torch
 
@@ -24,20 +23,15 @@ FOREVER = ["--minutes-per-command", "1e9"]  # the command began when pytest did
 
 
 @pytest.fixture
-def run_quick(monkeypatch, capsys, tmp_path):
+def quick_names(run_quick, monkeypatch, tmp_path):
     """Runs a benchmark's quick form in a folder of its own; returns the names it printed, or its exit status."""
     monkeypatch.setattr(record, "RUNS", tmp_path)
 
     def run(module, *arguments: str) -> list[str] | int:
-        before = {path.name: path.read_bytes() for path in report.RESULTS.glob("*.json")}
-        monkeypatch.setattr(sys, "argv", [module.__name__, "--quick", *arguments])
         try:
-            module.main()
+            return [line.split()[0] for line in run_quick(module, *arguments) if "spread" in line]
         except SystemExit as end:
             return end.code
-        finally:
-            assert {path.name: path.read_bytes() for path in report.RESULTS.glob("*.json")} == before
-        return [line.split()[0] for line in capsys.readouterr().out.splitlines() if "spread" in line]
 
     return run
 
@@ -48,14 +42,14 @@ def result_of(folder: Path) -> dict:
 
 
 @pytest.mark.parametrize("pretrain", ["none", "mae"])
-def test_a_record_goes_on_where_it_was_stopped(run_quick, tmp_path, pretrain):
+def test_a_record_goes_on_where_it_was_stopped(quick_names, tmp_path, pretrain):
     arguments = ["--pretrain", pretrain, "--minutes", "7"]
     name = f"{'supervised' if pretrain == 'none' else 'mae'}.7min.vit_gpu_patch2_32"
-    assert run_quick(record, *arguments, "--minutes-per-command", "1e-9") == speedrun.UNFINISHED
+    assert quick_names(record, *arguments, "--minutes-per-command", "1e-9") == speedrun.UNFINISHED
     (clock,) = tmp_path.glob("quick/*/clock.json")
     first = json.loads(clock.read_text())["values"]
     assert len(first) == 1 and not list(tmp_path.glob("quick/*/result.json"))
-    names = run_quick(record, *arguments, *FOREVER)
+    names = quick_names(record, *arguments, *FOREVER)
     assert names == [f"{name}.{key}" for key in ("accuracy", "accuracy_plain", "seconds")]
     stopped = result_of(tmp_path)
     assert stopped["commands"] == 2 and stopped["seconds"] > first[0]
@@ -64,7 +58,7 @@ def test_a_record_goes_on_where_it_was_stopped(run_quick, tmp_path, pretrain):
     # The same run without a stop ends in the same place.
     for path in sorted(tmp_path.rglob("*"), reverse=True):
         path.rmdir() if path.is_dir() else path.unlink()
-    assert run_quick(record, *arguments, *FOREVER) == names
+    assert quick_names(record, *arguments, *FOREVER) == names
     whole = result_of(tmp_path)
     assert whole["commands"] == 1
     for key in ("accuracy", "accuracy_plain", "train_flops", "parameters"):
@@ -73,8 +67,8 @@ def test_a_record_goes_on_where_it_was_stopped(run_quick, tmp_path, pretrain):
     assert losses[0] == losses[1]
 
 
-def test_pretraining_is_counted(run_quick, tmp_path):
-    assert len(run_quick(record, *FOREVER)) == 3
+def test_pretraining_is_counted(quick_names, tmp_path):
+    assert len(quick_names(record, *FOREVER)) == 3
     supervised = result_of(tmp_path)
     network = vit.ViTConfig.preset("vit_pico_patch8_32", depth=1, pool="mean")
     model, config = vit.VisionTransformer(network), record.SUPERVISED
@@ -150,11 +144,11 @@ def test_too_few_minutes_are_refused(monkeypatch, capsys):
     assert "must be 4 or more: compiling and planning take some of them" in capsys.readouterr().err
 
 
-def test_the_probe_and_the_ceiling_in_small(run_quick, monkeypatch):
-    assert run_quick(record, "--probe") == ["probe.vit_gpu_patch2_32", "probe.vit_gpu_patch4_32"]
+def test_the_probe_and_the_ceiling_in_small(quick_names, monkeypatch):
+    assert quick_names(record, "--probe") == ["probe.vit_gpu_patch2_32", "probe.vit_gpu_patch4_32"]
     claims = []
     monkeypatch.setattr(record, "publish", lambda name, found, options: claims.extend(found))
-    run_quick(record, "--ceiling")
+    quick_names(record, "--ceiling")
     by_name = {c["name"]: c for c in claims}
     assert set(by_name) == {
         "matrix_product",

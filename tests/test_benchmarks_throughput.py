@@ -27,19 +27,10 @@ def options() -> argparse.Namespace:
     return argparse.Namespace(**fields, rounds=2, turn=0.0, quick=True, growth=False)
 
 
-def run(module, monkeypatch, capsys, *arguments: str) -> list[str]:
-    """The lines that a quick run prints, once it is known to have stored nothing."""
-    before = {path.name: path.read_bytes() for path in report.RESULTS.glob("*.json")}
-    monkeypatch.setattr(sys, "argv", [module.__name__, "--quick", *arguments])
-    module.main()
-    assert {path.name: path.read_bytes() for path in report.RESULTS.glob("*.json")} == before
-    return capsys.readouterr().out.splitlines()
-
-
-def test_the_quick_comparison_prints_a_line_for_everyone_who_is_installed(monkeypatch, capsys):
+def test_the_quick_comparison_prints_a_line_for_everyone_who_is_installed(run_quick, monkeypatch):
     find = libraries.importlib.util.find_spec
     monkeypatch.setattr(libraries.importlib.util, "find_spec", lambda name: find(name) if name != "timm" else None)
-    lines = run(throughput, monkeypatch, capsys)
+    lines = run_quick(throughput)
     assert lines[0].startswith("timm is not installed and left out")
     table = lines[lines.index("") + 1 :]
     others = [name for name in OTHERS if name != "timm"]
@@ -143,7 +134,7 @@ def test_peak_memory_is_of_the_process_alone():
     assert 390e6 < after - before < 450e6
 
 
-def test_growth_changes_one_thing_at_a_time(monkeypatch, capsys):
+def test_growth_changes_one_thing_at_a_time(run_quick, monkeypatch):
     seen = []
 
     def train_alone(library: str, config: ViTConfig, batch: int, options: argparse.Namespace) -> dict:
@@ -152,7 +143,7 @@ def test_growth_changes_one_thing_at_a_time(monkeypatch, capsys):
         return {"images_per_second": 6400 / batch, "peak_memory": 1e6 * batch}
 
     monkeypatch.setattr(throughput, "train_alone", train_alone)
-    lines = run(throughput, monkeypatch, capsys, "--growth")
+    lines = run_quick(throughput, "--growth")
     assert [line.split()[:3] for line in lines if "spread" in line] == [
         ["batch.1.train", "6400", "images/s"],
         ["batch.1.peak_memory", "1", "MB"],
@@ -162,8 +153,8 @@ def test_growth_changes_one_thing_at_a_time(monkeypatch, capsys):
     assert seen == [(65, 6, 128, 1), (65, 6, 128, 2)]
 
 
-def test_the_quick_loaders_are_compared(monkeypatch, capsys):
-    lines = run(data_pipeline, monkeypatch, capsys)
+def test_the_quick_loaders_are_compared(run_quick):
+    lines = run_quick(data_pipeline)
     names = {line.split()[0] for line in lines if "spread" in line}
     for augmentation in data_pipeline.AUGMENTATIONS:
         assert f"{augmentation}.batch64.share_of_step" in names
