@@ -134,26 +134,33 @@ def weights_table() -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def peers_table() -> str:
-    """A line a recipe trained for five minutes, best first: how it was fed, and what its authors state."""
-    claims = {(c["recipe"], c["variant"]): c for c in report.load("time_to_accuracy").values() if c["minutes"] == 5}
-    rows, sources = [], {}
+def peers_tables() -> str:
+    """For each budget a line a recipe, best first: how it was fed, and what its authors state."""
+    sources = {}
+    tables = [_peers_table(minutes, sources) for minutes in (5, 20)]
+    return "\n".join([*tables, *_source_lines(sources)])
+
+
+def _peers_table(minutes: int, sources: dict[str, list[str]]) -> str:
+    found = [c for c in report.load("time_to_accuracy").values() if c["minutes"] == minutes]
+    claims = {(c["recipe"], c["variant"]): c for c in found}
+    rows, own = [], f"cpu_{minutes}min"
     for recipe in dict.fromkeys(recipe for recipe, _ in claims):
-        published, batched, ours = (claims.get((recipe, of)) for of in ("per_sample", "batched", "cpu_5min"))
+        published, batched, ours = (claims.get((recipe, of)) for of in ("per_sample", "batched", own))
         best = max(filter(None, (published, batched, ours)), key=lambda c: c["value"])
-        name = "**this project**, `cpu_5min`" if ours else f"[{recipe}]({PEERS[recipe].source.split(' ')[0]})"
+        name = f"**this project**, `{own}`" if ours else f"[{recipe}]({PEERS[recipe].source.split(' ')[0]})"
         cells = [name, f"{best['parameters'] / 1e6:.2f} M", f"{(batched or ours)['passes']:.1f}"]
         stated = f"{best['published']} passes" if best["published"] else ""
         rows.append((best["value"], [*cells, _accuracy(published), _accuracy(batched or ours), stated]))
         for c in filter(None, (published, batched, ours)):
             _note_source(sources, c)
     columns = ["parameters", "passes, our loader", "their pipeline, test %", "our loader, test %"]
-    head = ["recipe", *columns, "stated by its authors"]
+    head = [f"{minutes} minutes", *columns, "stated by its authors"]
     lines = [head, ["---", *["---:"] * 4, "---"], *(cells for _, cells in sorted(rows, key=lambda row: -row[0]))]
     least, next_least, *_ = sorted(100 - value for value, _ in rows)
     ratio = f"{least:.1f} / {next_least:.1f} = {least / next_least:.2f}"
     last = f"Test error of the first relative to that of the second: {ratio}."
-    return "\n".join([*(f"| {' | '.join(cells)} |" for cells in lines), "", last, "", *_source_lines(sources)])
+    return "\n".join([*(f"| {' | '.join(cells)} |" for cells in lines), "", last, ""])
 
 
 def _accuracy(claim: dict | None) -> str:
@@ -175,7 +182,7 @@ def _source_lines(sources: dict[str, list[str]]) -> list[str]:
     return [f"{machine}; commits {', '.join(f'`{c}`' for c in found)}." for machine, found in sources.items()]
 
 
-TABLES = {"claims": claims_tables, "weights": weights_table, "peers": peers_table, "speed": speed_table}
+TABLES = {"claims": claims_tables, "weights": weights_table, "peers": peers_tables, "speed": speed_table}
 
 
 def filled(text: str) -> str:

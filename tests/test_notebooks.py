@@ -45,6 +45,7 @@ FAST = {
         'model_config = ViTConfig.preset("vit_pico_patch8_32")',
         'train_config = TrainConfig.preset("quick", device="cpu")',
     ],
+    "09_what_matters": ['data_name, live_minutes = "shapes", 0.005', 'base = make_base("quick")'],
 }
 
 
