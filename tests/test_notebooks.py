@@ -113,14 +113,13 @@ def run_twice(notebook: nbformat.NotebookNode, folder: Path) -> tuple[nbformat.N
     return early, cells[1 : len(sources) + 1], cells[len(sources) + 1 :]
 
 
-def outline(cell: nbformat.NotebookNode) -> list[tuple]:
-    """What a cell shows, without the values. Progress goes to stderr, in as many lines as it takes."""
-    return [
-        (output.output_type, sorted(output.get("data", ())), output.text.count("\n") * (output.name == "stdout"))
-        if output.output_type == "stream"
-        else (output.output_type, sorted(output.get("data", ())))
-        for output in cell.outputs
-    ]
+def outline(cell: nbformat.NotebookNode) -> tuple[list, int]:
+    """What a cell shows, without the values: the kinds of its outputs, and how many lines it prints.
+
+    Not what goes to stderr, as bars do if they run for long enough; nor what they divide.
+    """
+    shown = [(output.output_type, sorted(output.data)) for output in cell.outputs if "data" in output]
+    return shown, sum(output.text.count("\n") for output in cell.outputs if output.get("name") == "stdout")
 
 
 def leftovers(first: Sequence[nbformat.NotebookNode], second: Sequence[nbformat.NotebookNode]) -> list[str]:
