@@ -190,6 +190,13 @@ def test_graphs_give_our_logits_at_any_batch_size(name, tmp_path):
         torch.testing.assert_close(program(images), expected, rtol=0, atol=1e-4)
 
 
+@torch.no_grad()
+def test_a_program_has_the_parts_that_no_graph_above_has():
+    model = make({"pool": "cls_mean", "pos_embed": "none", "act": "gelu_tanh", "qkv_bias": False})
+    images = images_for(model)
+    torch.testing.assert_close(to_program(model).module()(images), model(images))
+
+
 def test_onnx_that_computes_something_else_is_not_written(tmp_path, monkeypatch):
     class Wrong(onnxruntime.InferenceSession):
         def run(self, *args):

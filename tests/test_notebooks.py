@@ -108,18 +108,21 @@ def run_twice(notebook: nbformat.NotebookNode, folder: Path) -> tuple[nbformat.N
     early = nbformat.v4.new_code_cell(f"import os; os.chdir({str(folder)!r})\n{sources[-2]}")
     early.metadata["tags"] = ["raises-exception"]
     cells = [early, *(nbformat.v4.new_code_cell(source) for source in 2 * sources)]
-    execute(nbformat.v4.new_notebook(cells=cells), environment={"VIT_RUNS": str(folder), "OMP_NUM_THREADS": "1"})
+    both = nbformat.v4.new_notebook(cells=cells)
+    execute(both, environment={"VIT_RUNS": str(folder), "OMP_NUM_THREADS": "1"})
+    settle_streams(both)  # a bar that only shows after a second, and goes, may show in one of the runs
     assert all(cell.execution_count for cell in cells)
     return early, cells[1 : len(sources) + 1], cells[len(sources) + 1 :]
 
 
-def outline(cell: nbformat.NotebookNode) -> tuple[list, int]:
-    """What a cell shows, without the values: the kinds of its outputs, and how many lines it prints.
-
-    Not what goes to stderr, as bars do if they run for long enough; nor what they divide.
-    """
-    shown = [(output.output_type, sorted(output.data)) for output in cell.outputs if "data" in output]
-    return shown, sum(output.text.count("\n") for output in cell.outputs if output.get("name") == "stdout")
+def outline(cell: nbformat.NotebookNode) -> list[tuple]:
+    """What a cell shows, without the values. Progress goes to stderr, in as many lines as it takes."""
+    return [
+        (output.output_type, sorted(output.get("data", ())), output.text.count("\n") * (output.name == "stdout"))
+        if output.output_type == "stream"
+        else (output.output_type, sorted(output.get("data", ())))
+        for output in cell.outputs
+    ]
 
 
 def leftovers(first: Sequence[nbformat.NotebookNode], second: Sequence[nbformat.NotebookNode]) -> list[str]:
