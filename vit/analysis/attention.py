@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vit.analysis.eval_mode import eval_mode
 from vit.analysis.inputs import prepare_images
 from vit.analysis.layout import TokenLayout, blocks_of, layer_indices, pooled_row, token_layout, unwrap
+from vit.eval_mode import eval_mode
 from vit.model.transformer import Attention, Rope
 
 LARGE_MAPS = 1e9  # bytes; above it `attention_maps` says how much it will take before it starts

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from vit.analysis.eval_mode import eval_mode
+from vit.eval_mode import eval_mode
 from vit.model.patch_embed import PatchDrop
 from vit.model.transformer import Rope
 

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from vit.analysis.attention import attention_maps, record_attention
-from vit.analysis.eval_mode import eval_mode
 from vit.analysis.inputs import Targets, as_targets, check_classes, prepare_images
 from vit.analysis.layout import blocks_of, pooled_row, token_layout, unwrap
+from vit.eval_mode import eval_mode
 
 METHODS = ("attention", "rollout", "gradient_rollout", "relevance")
 HEAD_FUSIONS = {"mean": torch.mean, "max": torch.amax, "min": torch.amin}

@@ -10,9 +10,9 @@ scores of several maps on one model, not of several models.
 import torch
 from torch import Tensor, nn
 
-from vit.analysis.eval_mode import eval_mode
 from vit.analysis.inputs import Picture, Targets, as_targets, check_classes, prepare_images
 from vit.analysis.layout import token_layout, unwrap
+from vit.eval_mode import eval_mode
 
 CHUNK_TOKENS = 2**14  # in one forward pass; bounds the memory whatever the number of images and stages
 

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vit.analysis.eval_mode import eval_mode
 from vit.analysis.inputs import num_parts, prepared_parts
 from vit.analysis.layout import unwrap
+from vit.eval_mode import eval_mode
 from vit.files import replacing
 from vit.progress import progress_bar
 

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from vit.analysis.eval_mode import eval_mode
 from vit.analysis.inputs import Picture, prepared_parts
+from vit.eval_mode import eval_mode
 
 
 @torch.inference_mode()

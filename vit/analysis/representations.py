@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vit.analysis.eval_mode import eval_mode
 from vit.analysis.inputs import prepared_parts
 from vit.analysis.layout import blocks_of, layer_indices, token_layout, unwrap
+from vit.eval_mode import eval_mode
 
 
 def block_outputs(model: nn.Module, images: Any) -> Tensor:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from vit.eval_mode import eval_mode
 from vit.files import replacing
 from vit.model.vision_transformer import VisionTransformer
 from vit.pretrained.loading import check_own
@@ -19,13 +20,9 @@ def to_program(model: VisionTransformer) -> torch.export.ExportedProgram:
     """The model, in evaluation mode, as a program of torch.export. `torch.export.save` writes one to a file; such
     files run code when they are loaded, so open your own only."""
     model = check_own(model)
-    was_training = model.training
-    images = _images(model, 2)
-    try:
+    with eval_mode(model):
         batch = torch.export.Dim("batch")
-        return torch.export.export(model.eval(), (images,), dynamic_shapes=({0: batch},))
-    finally:
-        model.train(was_training)
+        return torch.export.export(model, (_images(model, 2),), dynamic_shapes=({0: batch},))
 
 
 def to_onnx(model: VisionTransformer, path: str | Path) -> Path:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from vit.config import TrainConfig
 from vit.device import autocast
+from vit.eval_mode import eval_mode
 from vit.progress import progress_bar
 from vit.training.distributed import ALONE, World
 
@@ -78,28 +79,23 @@ def evaluate(
         delay=1,
         disable=not (show_progress and world.is_first),
     )
-    was_training = model.training
-    model.eval()
     log_probabilities, labels = [], []
-    try:
-        with autocast(config, device), bar:
-            for images, batch_labels in bar:
-                if should_stop():
-                    return None
-                count = len(batch_labels)
-                sharing = world if count >= world.size else ALONE  # too few to share: each computes all
-                images = images[sharing.part(count)]
-                images = images.to(device)  # the model may have been trained elsewhere than the loader's default
-                logits = model(images)  # (B, K)
-                check_num_classes(logits, loader)
-                batch = logits.float().log_softmax(dim=1)  # (B, K)
-                if augmentation == "flip":
-                    of_mirrored = model(images.flip(-1)).float().log_softmax(dim=1)
-                    batch = torch.logaddexp(batch, of_mirrored) - math.log(2)
-                log_probabilities.append(sharing.joined(batch, count))
-                labels.append(batch_labels)
-    finally:
-        model.train(was_training)
+    with eval_mode(model), autocast(config, device), bar:
+        for images, batch_labels in bar:
+            if should_stop():
+                return None
+            count = len(batch_labels)
+            sharing = world if count >= world.size else ALONE  # too few to share: each computes all
+            images = images[sharing.part(count)]
+            images = images.to(device)  # the model may have been trained elsewhere than the loader's default
+            logits = model(images)  # (B, K)
+            check_num_classes(logits, loader)
+            batch = logits.float().log_softmax(dim=1)  # (B, K)
+            if augmentation == "flip":
+                of_mirrored = model(images.flip(-1)).float().log_softmax(dim=1)
+                batch = torch.logaddexp(batch, of_mirrored) - math.log(2)
+            log_probabilities.append(sharing.joined(batch, count))
+            labels.append(batch_labels)
     log_p, y = torch.cat(log_probabilities).cpu(), torch.cat(labels).cpu()  # (N, K), (N,)
     accuracy = 100 * (log_p.argmax(dim=1) == y).double().mean().item()
     return Evaluation(loss=F.nll_loss(log_p, y).item(), accuracy=accuracy, probabilities=log_p.exp(), labels=y)

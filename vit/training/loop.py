@@ -16,6 +16,7 @@ from torch import nn
 
 from vit.config import TrainConfig
 from vit.device import resolve_device
+from vit.eval_mode import keeping_modes
 from vit.progress import progress_bar
 from vit.training.averaging import AveragedWeights
 from vit.training.checks import check_fit, check_same, try_evaluation
@@ -180,13 +181,12 @@ def fit(
 
 @contextlib.contextmanager
 def _leaving_as_found(model: nn.Module) -> Iterator[None]:
-    """Puts the model's mode back and lets it see all patches again, however the training ends."""
-    was_training = model.training
-    try:
-        yield
-    finally:
-        set_patch_drop(model, 0.0)
-        model.train(was_training)
+    """Puts the modes of the model's parts back and lets it see all patches again, however the training ends."""
+    with keeping_modes(model):
+        try:
+            yield
+        finally:
+            set_patch_drop(model, 0.0)
 
 
 def _describe(bar: Any, epoch: int, config: TrainConfig, history: History) -> None:

@@ -7,12 +7,19 @@ from torch import nn
 
 
 @contextmanager
-def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Puts every part of the model in evaluation mode, and back into the mode that each had."""
+def keeping_modes(model: nn.Module) -> Iterator[None]:
+    """Puts every part of the model back into the mode that it had, whatever happens in between."""
     modes = [(module, module.training) for module in model.modules()]
-    model.eval()
     try:
         yield
     finally:
         for module, was_training in modes:
             module.training = was_training
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Puts every part of the model in evaluation mode, and back into the mode that each had."""
+    with keeping_modes(model):
+        model.eval()
+        yield
