@@ -44,6 +44,6 @@ def figure(minutes: float) -> Any:
         return None
     machine, seeds = claims[0]["measured"]["hardware"], {len(claim["values"]) for claim in claims}
     counted = " to ".join(str(n) for n in sorted({min(seeds), max(seeds)}))
-    title = f"{minutes:g} minutes on {machine}; seeds: {counted}"
+    title = f"{minutes:g} minutes on {machine}, {counted} seed{'s' * (max(seeds) > 1)} each"
     results = {claim["label"]: claim["values"] for claim in claims}
     return plots.plot_differences(results, VARIANTS["base"].label, title=title)

@@ -451,6 +451,11 @@ def test_layer_indices_count_from_either_end():
 def test_other_models_are_refused():
     with pytest.raises(TypeError, match="Linear has no patch_embed"):
         token_layout(nn.Linear(2, 2))
+    swin = timm.create_model("swin_tiny_patch4_window7_224", depths=(1, 1, 1, 1))
+    with pytest.raises(TypeError, match="SwinTransformer has no num_prefix_tokens: no plain Vision Transformer"):
+        token_layout(swin)
+    with pytest.raises(ValueError, match=r"images are 8x8 pixels, .* for 16x16: .* vit.data.resize\(data, \(16, 16"):
+        attention_maps(timm_model(), random_images((8, 8)))
     with pytest.raises(TypeError, match="Linear has no blocks with an attention"):
         blocks_of(nn.Linear(2, 2))
     model = our_model()

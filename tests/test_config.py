@@ -31,13 +31,14 @@ from vit.config import RECIPES, TrainConfig, ViTConfig
         ({"attn_drop_rate": -0.1}, r"attn_drop_rate=-0.1 must be a number"),
         ({"drop_path_rate": float("nan")}, r"drop_path_rate=nan must be a number"),
         ({"mlp_ratio": 0.001}, r"mlp_ratio=0.001 leaves the MLP no hidden unit"),
-        ({"pool": "avg"}, r"pool='avg' is not a choice; allowed: cls, mean"),
+        ({"pool": "avg"}, r"pool='avg' is not a choice; did you mean 'mean'\? allowed: cls, mean"),
         ({"pos_embed": "learnt"}, r"did you mean 'learned'\? allowed: learned, sincos2d, rope, none"),
         ({"qk_norm": 1}, r"qk_norm=1 must be True or False"),
         ({"pool": "cls_register"}, r"needs num_registers"),
         ({"fc_norm": True}, r"fc_norm=True is for pool"),
         ({"embed_dim": 30, "num_heads": 3, "pos_embed": "sincos2d"}, r"embed_dim=30 must be a multiple of 4"),
         ({"embed_dim": 30, "num_heads": 3, "pos_embed": "rope"}, r"head_dim=10; pos_embed=\"rope\" needs a multiple"),
+        ({"num_layers": 6}, r"ViTConfig has no field 'num_layers'; did you mean 'depth'\?"),
         ({"embed_dims": 96}, r"ViTConfig has no field 'embed_dims'; did you mean 'embed_dim'\?"),
     ],
 )
@@ -59,7 +60,8 @@ def test_a_bad_model_setting_is_refused(values, message):
         ({"patch_drop_until": 1.5}, r"patch_drop_until=1.5 must be a number in \[0.0, 1.0\]"),
         ({"epochs": 3, "warmup_epochs": 3}, r"warmup_epochs=3 must be shorter than the run of epochs=3"),
         ({"optimizer": "sgd"}, r"optimizer='sgd' is not a choice; allowed: muon, adamw"),
-        ({"device": "gpu"}, r"device='gpu' is not a choice; did you mean 'cpu'\? allowed: auto, cpu, cuda, mps"),
+        ({"device": "gpu"}, r"device='gpu' is not a choice; did you mean 'cuda'\? allowed: auto, cpu, cuda, mps"),
+        ({"lr": 1e-3}, r"TrainConfig has no field 'lr'; did you mean 'learning_rate'\?"),
         ({"ema_decay": 1.0}, r"ema_decay=1.0 must be a number in \[0.0, 1.0\)"),
         ({"adam_betas": (0.9, 1.0)}, r"adam_betas=\(0.9, 1.0\) must be a tuple of two numbers in \[0, 1\)"),
         ({"batch_size": 0}, r"batch_size=0 must be an integer"),
@@ -77,6 +79,11 @@ def test_a_bad_model_setting_is_refused(values, message):
 def test_a_bad_training_setting_is_refused(values, message):
     with pytest.raises(ValueError, match=message):
         TrainConfig(**values)
+
+
+def test_values_are_given_by_name():
+    with pytest.raises(TypeError, match=r"ViTConfig takes its values by name, such as ViTConfig\(image_size=32\)"):
+        ViTConfig(32, 4)
 
 
 def test_unknown_presets_list_the_known_ones():

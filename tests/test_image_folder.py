@@ -411,8 +411,12 @@ def test_what_is_no_path_is_refused(monkeypatch, photos):
         load_data("folder", path="")
     with pytest.raises(TypeError, match="path=3 must be the path of a folder"):
         load_data("folder", path=3)
-    with pytest.raises(ValueError, match=r"name=.* is not a dataset; allowed: cifar10, fashion_mnist"):
+    with pytest.raises(
+        ValueError, match=r"name=.* is not a dataset; did you mean 'folder'\? allowed: cifar10, fashion"
+    ):
         load_data(["folder"])
+    with pytest.raises(ValueError, match="name='Fashion-MNIST' is not a dataset; did you mean 'fashion_mnist'"):
+        load_data("Fashion-MNIST")
 
 
 def test_a_network_learns_a_folder_and_predicts_its_files(tmp_path):

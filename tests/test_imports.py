@@ -122,8 +122,19 @@ def test_every_public_name_is_there():
         assert getattr(vit, name).__name__ == name
         assert getattr(vit, name).__doc__
     assert set(dir(vit)) >= set(vit.__all__)
-    with pytest.raises(AttributeError, match="module 'vit' has no attribute 'Vit'"):
-        vit.Vit  # noqa: B018
+    for wrong, hint in {"Vit": "$", "attention_maps": "; it is vit.analysis.attention_maps$", "_x": "$"}.items():
+        with pytest.raises(AttributeError, match=f"module 'vit' has no attribute '{wrong}'{hint}"):
+            getattr(vit, wrong)
+
+
+def test_tasks_need_no_import_of_their_own():
+    assert in_a_fresh_python("import vit; print(vit.tasks.lora.__name__)") == "vit.tasks.lora\n"
+    files = {path.stem for path in (PACKAGE / "tasks").glob("*.py")} - {"__init__", "train"}  # that one is a command
+    import vit
+
+    assert set(vit.tasks.__all__) == files
+    with pytest.raises(AttributeError, match="module 'vit.tasks' has no attribute 'lore'; it holds fine_tuning, lora"):
+        vit.tasks.lore  # noqa: B018
 
 
 def test_shape_comments_use_one_notation():

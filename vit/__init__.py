@@ -1,7 +1,20 @@
 """A plain Vision Transformer: patch embedding, positions, CLS token, Transformer encoder, MLP head.
 
-Everything a notebook needs is here by name. Names are imported when first used, so `import vit` loads neither
-torchvision nor matplotlib.
+    data = vit.load_data("cifar10")
+    model_config, config = vit.recipe("cpu_5min")
+    model = vit.VisionTransformer(model_config)
+    history = vit.fit(model, *vit.make_loaders(data, config), config)
+    vit.evaluate(model, vit.make_eval_loader(data, data.test)).accuracy
+
+    model = vit.load("vit_nano_patch4_32.cifar10")  # trained, and comes with the library
+    vit.predict(model, "cat.jpg")
+    maps = vit.analysis.attention_maps(model, data.test.images[:16])  # (layers, images, heads, tokens, tokens)
+    vit.widgets.AttentionExplorer(model, data.test.images[:16])
+
+What is not here by name is in a room: `vit.analysis` (attention, explanations, metrics, features), `vit.plots`,
+`vit.data`, `vit.training` (search, runs, learning-rate finder), `vit.pretrained` (weights of other libraries),
+`vit.tasks` (fine-tuning, LoRA, masked autoencoders), `vit.widgets`. Names are imported when first used, so `import vit`
+loads neither torchvision nor matplotlib.
 """
 
 import importlib
@@ -28,7 +41,7 @@ _HOMES = {
     "load": "vit.pretrained",
 }
 
-_ROOMS = ("analysis", "config", "data", "model", "plots", "pretrained", "training", "widgets")
+_ROOMS = ("analysis", "config", "data", "model", "plots", "pretrained", "tasks", "training", "widgets")
 
 __all__ = list(_HOMES)
 
@@ -37,8 +50,15 @@ def __getattr__(name: str) -> Any:
     if name in _ROOMS:
         return importlib.import_module(f"vit.{name}")
     if name not in _HOMES:
-        raise AttributeError(f"module 'vit' has no attribute {name!r}")
+        raise AttributeError(f"module 'vit' has no attribute {name!r}{_where(name)}")
     return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def _where(name: str) -> str:
+    """In which room a name is, for whoever asks for it here; nothing for the names that Python itself asks for."""
+    rooms = () if name.startswith("_") else ("analysis", "data", "plots", "pretrained", "training")
+    found = [room for room in rooms if name in importlib.import_module(f"vit.{room}").__all__]
+    return f"; it is vit.{found[0]}.{name}" if found else ""
 
 
 def __dir__() -> list[str]:

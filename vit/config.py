@@ -15,9 +15,31 @@ from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, Self
 
+# What other libraries and people call some of the fields and choices here.
+_OTHER_NAMES = {
+    "lr": "learning_rate",
+    "wd": "weight_decay",
+    "dim": "embed_dim",
+    "hidden_size": "embed_dim",
+    "layers": "depth",
+    "num_layers": "depth",
+    "num_hidden_layers": "depth",
+    "heads": "num_heads",
+    "num_attention_heads": "num_heads",
+    "img_size": "image_size",
+    "channels": "in_chans",
+    "num_channels": "in_chans",
+    "dropout": "drop_rate",
+    "global_pool": "pool",
+    "avg": "mean",
+    "token": "cls",
+    "gpu": "cuda",
+    "betas": "adam_betas",
+}
+
 
 def _nearest(name: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(str(name), known, n=1)
+    close = difflib.get_close_matches(_OTHER_NAMES.get(str(name), str(name).lower()), known, n=1)
     return f"did you mean {close[0]!r}? " if close else ""
 
 
@@ -42,8 +64,11 @@ class _Config:
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {}
 
-    def __new__(cls, **values: Any) -> Self:
-        # Runs before the generated __init__, whose own message for a misspelt name suggests nothing.
+    def __new__(cls, *unnamed: Any, **values: Any) -> Self:
+        # Runs before the generated __init__, whose own messages suggest nothing.
+        if unnamed:
+            first = fields(cls)[0].name
+            raise TypeError(f"{cls.__name__} takes its values by name, such as {cls.__name__}({first}={unnamed[0]!r})")
         _check_fields(cls.__name__, values, [field.name for field in fields(cls)])
         return super().__new__(cls)
 

@@ -139,6 +139,14 @@ def _check_images(images: Tensor, model: nn.Module) -> None:
         else:
             remedy = "pass images of that kind"
         raise ValueError(f"images have shape {tuple(images.shape)}, the model takes {channels} channels: {remedy}")
+    # A model of timm only asserts; one of this library says what can be done.
+    patch_embed = getattr(model, "patch_embed", None)
+    if getattr(patch_embed, "strict_img_size", False) and images.shape[2:] != tuple(patch_embed.img_size):
+        (height, width), size = images.shape[2:], patch_embed.img_size
+        raise ValueError(
+            f"images are {height}x{width} pixels, the model was built for {size[0]}x{size[1]}: resize them, as "
+            f"vit.data.resize(data, {tuple(size)}) does"
+        )
     if images.dtype != torch.uint8 and images.numel():
         _check_values(images, _facts(model))
 

@@ -65,8 +65,11 @@ def token_layout(model: nn.Module) -> TokenLayout:
     """The layout of a Vision Transformer of this library or of timm."""
     model = unwrap(model)
     patch_embed = getattr(model, "patch_embed", None)
-    if patch_embed is None:
-        raise TypeError(f"{type(model).__name__} has no patch_embed: no Vision Transformer of this library or of timm")
+    if patch_embed is None or not (hasattr(model, "encoder") or hasattr(model, "num_prefix_tokens")):
+        lacks = "patch_embed" if patch_embed is None else "num_prefix_tokens"
+        raise TypeError(
+            f"{type(model).__name__} has no {lacks}: no plain Vision Transformer of this library or of timm"
+        )
     if hasattr(model, "encoder"):
         config = model.config
         patch, has_cls = (config.patch_size, config.patch_size), config.pool != "mean"

@@ -15,7 +15,8 @@ def predict(model: nn.Module, images: Tensor | Picture | Sequence[Picture]) -> T
     without the bfloat16 that `evaluate` takes on a GPU.
 
     Args:
-        images: pictures or a batch, as `prepare_images` takes them.
+        images: a picture or a list of them (paths, PIL images, uint8 arrays (H, W, 3)), which are resized as the model
+            needs it; or a batch (B, C, H, W), uint8 or normalized floats. Errors as for `prepare_images`.
     """
     with eval_mode(model):
         parts = [model(part).float().softmax(dim=1).cpu() for part in prepared_parts(model, images)]

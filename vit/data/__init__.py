@@ -1,5 +1,6 @@
 """Data: a folder on disk in, batches on the device out. The only place that knows CIFAR-10 and Fashion-MNIST."""
 
+import difflib
 from typing import Any
 
 from vit.data.cifar10 import load_cifar10
@@ -26,7 +27,9 @@ def load_data(name: str, **options: Any) -> DataSplits:
         options: passed to `load_cifar10`, `load_fashion_mnist`, `make_shapes` or `load_image_folder`.
     """
     if name not in tuple(DATASETS):
-        raise ValueError(f"name={name!r} is not a dataset; allowed: {', '.join(DATASETS)}")
+        close = difflib.get_close_matches(str(name).lower(), DATASETS, n=1)
+        guess = f"did you mean {close[0]!r}? " if close else ""
+        raise ValueError(f"name={name!r} is not a dataset; {guess}allowed: {', '.join(DATASETS)}")
     return DATASETS[name](**options)
 
 

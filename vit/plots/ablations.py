@@ -42,7 +42,8 @@ def plot_differences(results: Mapping[str, Sequence[float]], base: str, *, title
             band = _t_95(freedom) * deviation * (1 / len(values[base]) + 1 / len(of_name)) ** 0.5
             color = GREY if abs(mean) <= band else color
             ax.add_patch(Rectangle((-band, y - 0.5), 2 * band, 1, color=_BAND, linewidth=0, zorder=0))
-        ax.plot(of_name, np.full(len(of_name), y), "o", color=GREY, markersize=4, alpha=0.8, zorder=2)
+        seeds = {"color": "white", "markeredgecolor": GREY, "markersize": 3.5, "zorder": 4}
+        ax.plot(of_name, np.full(len(of_name), y), "o", **seeds)
         error = deviation / len(of_name) ** 0.5
         ax.errorbar(mean, y, xerr=error, fmt="D", color=color, markersize=6, elinewidth=1.5, zorder=3)
         points = f"{round(mean, 1) + 0.0:+.1f}"  # and not -0.0
