@@ -182,7 +182,10 @@ def _processor(facts: Mapping[str, Any], config: ViTConfig) -> dict[str, Any]:
 def _refuse(library: str, config: ViTConfig, allowed: Mapping[str, bool]) -> None:
     wrong = [f"{name}={getattr(config, name)!r}" for name, is_allowed in allowed.items() if not is_allowed]
     if wrong:
-        raise ValueError(f"{library} cannot be written with {', '.join(wrong)}: its own class does not compute that")
+        raise ValueError(
+            f"{library} cannot be written with {', '.join(wrong)}: its own class does not compute that; to_onnx takes "
+            "any model"
+        )
 
 
 def _write(folder: Path, tensors: Tensors, files: Mapping[str, dict]) -> Path:
