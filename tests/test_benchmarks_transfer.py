@@ -10,6 +10,7 @@ import transfer_methods
 
 import vit
 from vit.data import keep_classes
+from vit.model.vision_transformer import learned_from
 from vit.tasks import fine_tuning
 
 
@@ -55,7 +56,7 @@ def test_a_network_that_knows_the_classes_is_refused(experiment, shapes):
 def test_the_shipped_weights_have_never_seen_the_target_classes():
     model = vit.load(transfer.WEIGHTS)
     assert model.metadata["class_names"] == ["airplane", "automobile", "bird", "cat", "deer"]
-    [seen] = fine_tuning.pretraining_sets(model)
+    [seen] = learned_from(model.metadata)
     names = vit.data.cifar10.CIFAR10_CLASSES
     assert seen == {"dataset": "cifar10", "class_names": names[:5]}
     assert not set(seen["class_names"]) & set(names[5:])

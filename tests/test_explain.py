@@ -2,6 +2,7 @@
 finite differences of single attention entries."""
 
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -276,6 +277,20 @@ def test_an_image_is_explained_alone_as_in_a_batch(make, method):
     assert not torch.allclose(together[0], together[1], rtol=1e-2), "different images, different explanations"
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_many_images_are_explained_in_parts_that_do_not_show(method, monkeypatch):
+    model = our_model().double()
+    images, targets, sizes = random_images(model, count=5), torch.tensor([3, 1, 4, 1, 5]), []
+    wholes = [explain(model, images, method, targets=asked) for asked in (None, 2, targets)]
+    entries = 2 * 2 * attention_maps(model, images).shape[-1] ** 2  # of an image: layers, heads and pairs of tokens
+    monkeypatch.setattr(sys.modules[explain.__module__], "CHUNK_ENTRIES", 2 * entries + 1)
+    hook = model.patch_embed.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
+    for asked, whole in zip((None, 2, targets), wholes, strict=True):
+        torch.testing.assert_close(explain(model, images, method, targets=asked), whole, rtol=1e-5, atol=0)
+    hook.remove()
+    assert sizes == [2, 2, 1] * 3
+
+
 def test_a_patch_that_alone_decides_is_found():
     """Two patches stand out; the target reads the channel of one of them, which rollout cannot know."""
     model = our_model(pool="mean", head="linear", pos_embed="none", depth=1, image_size=16, embed_dim=8)
@@ -364,7 +379,7 @@ def test_wrong_targets_are_named():
 
 def test_a_model_without_classes_is_refused():
     for model in (our_model(num_classes=0), timm.create_model("vit_tiny_patch16_224", depth=1, num_classes=0)):
-        with pytest.raises(ValueError, match="no classes to explain"):
+        with pytest.raises(ValueError, match="the model has no classes"):
             attention_gradients(model, torch.zeros(1, 3, 8, 8))
     assert attention_maps(our_model(num_classes=0), torch.zeros(1, 3, 8, 8)).shape == (2, 1, 2, 5, 5)
 

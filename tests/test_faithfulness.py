@@ -11,7 +11,6 @@ import torch
 from conftest import randomize
 from torch import nn
 
-from vit.analysis import faithfulness
 from vit.analysis.faithfulness import (
     area,
     deletion_curve,
@@ -136,7 +135,7 @@ def test_curves_equal_a_patch_by_patch_reference(name, tiny, monkeypatch):
     model = MODELS[name](tiny).train()
     images = torch.randn(5, 3, 8, 12, generator=torch.Generator().manual_seed(1))
     heat, targets = random_maps(5, (2, 3)), torch.tensor([3, 0, 9, 5, 5])
-    monkeypatch.setattr(faithfulness, "CHUNK_TOKENS", 20)  # two images at a time, and one left
+    monkeypatch.setattr("vit.analysis.inputs.CHUNK_TOKENS", 20)  # two images at a time, and one left
     deletion, insertion = (curve(model, images, heat, targets, steps=3) for curve in CURVES)
     assert model.training
     model.eval()

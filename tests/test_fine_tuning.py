@@ -134,6 +134,17 @@ def test_seen_classes_are_refused(source_model, halves, tmp_path):
         fine_tuning.check_unseen(VisionTransformer(source_model.config), target)
 
 
+def test_weights_of_other_libraries_are_taken_and_their_past_is_unknown(halves):
+    timm = pytest.importorskip("timm")
+    theirs = timm.create_model("vit_tiny_patch16_224", img_size=16, patch_size=4, embed_dim=16, depth=1, num_heads=2)
+    model = fine_tuning.with_new_head(vit.pretrained.load_weights(None, theirs, report=None), halves[1])
+    assert model.metadata["mean"] == list(theirs.pretrained_cfg["mean"]) != halves[1].mean
+    images = torch.randn(2, 3, 16, 16)
+    torch.testing.assert_close(model.forward_features(images), theirs.forward_features(images), rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match="does not say what the weights learned from; if you know it, set its"):
+        fine_tuning.check_unseen(model, halves[0])
+
+
 def test_the_shipped_weights_know_what_they_have_seen(shapes):
     with pytest.raises(ValueError, match="of shapes already"):
         fine_tuning.check_unseen(vit.load("vit_nano_patch4_32.shapes"), keep_classes(shapes, [3]))

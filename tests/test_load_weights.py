@@ -27,6 +27,7 @@ from vit.pretrained.assembly import num_heads_of
 from vit.pretrained.formats import FORMATS
 from vit.pretrained.report import Report
 
+UNKNOWN = {"dataset": "unknown", "class_names": ()}  # what a source says of its past that says nothing
 CONFIG = ViTConfig(image_size=16, embed_dim=32, depth=2, num_heads=4, num_classes=5, head="linear")
 
 
@@ -242,7 +243,8 @@ def test_a_head_is_replaced_on_request_only(state, theirs, images):
     refused(model, state, r"it has 5 classes, the model 7: pass num_classes=7 to give the model a new head")
     head = model.head.weight.clone()
     load_weights(model, state, num_classes=7)
-    assert torch.equal(model.head.weight, head) and model.metadata == {"class_names": list("abcdefg")}
+    assert torch.equal(model.head.weight, head)
+    assert model.metadata == {"class_names": list("abcdefg"), "pretrained_on": [UNKNOWN]}
     assert torch.equal(model.encoder.norm.weight, theirs.norm.weight)
 
     fresh = load_weights(None, state, num_heads=4, num_classes=7)
@@ -259,7 +261,7 @@ def test_a_new_head_forgets_the_names_of_the_old_classes(tmp_path):
     model.metadata = {"class_names": list("abcde"), "mean": [0.5] * 3}
     path = vit.save(model, tmp_path / "own.safetensors")
     assert load_weights(None, path).metadata == model.metadata
-    assert load_weights(None, path, num_classes=3).metadata == {"mean": [0.5] * 3}
+    assert load_weights(None, path, num_classes=3).metadata == {"mean": [0.5] * 3, "pretrained_on": [UNKNOWN]}
 
 
 def test_a_new_head_has_no_accuracy_but_a_past(tmp_path):
@@ -319,10 +321,11 @@ def test_of_the_old_facts_only_those_about_a_head_that_is_kept_survive(state, tm
     pretrained_on = [{"dataset": "theirs", "class_names": tuple("uvwxy")}]
     assert filled(path, num_classes=7) == images | about_the_head | {"pretrained_on": pretrained_on}
     assert filled(state) == old, "the source says nothing about its images"
-    assert filled(state, num_classes=7) == old | about_the_head
+    unknown = {"pretrained_on": [UNKNOWN]}
+    assert filled(state, num_classes=7) == old | about_the_head | unknown
     dino = {name: tensor for name, tensor in state.items() if not name.startswith("head.")}
     imagenet = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "interpolation": "bicubic", "crop": 0.875}
-    assert filled(dino, num_classes=7) == imagenet | about_the_head
+    assert filled(dino, num_classes=7) == imagenet | about_the_head | unknown
 
 
 def test_a_new_head_is_linear_unless_asked_for():

@@ -76,6 +76,9 @@ def test_an_epoch_equals_a_loop_written_by_hand(shapes):
     assert step == S and sums["samples"] == 400
     assert float(sums["loss"]) == pytest.approx(total_loss, rel=1e-5)
     assert int(sums["correct"]) == correct
+    for past in (3, -1):
+        with pytest.raises(ValueError, match=f"epoch={past} is not among the epochs of epochs=3, counted from 0"):
+            train_one_epoch(model, loader, build_optimizers(model, config), config, epoch=past)
 
 
 def test_evaluation_does_not_depend_on_the_batches(shapes):
@@ -90,6 +93,8 @@ def test_evaluation_does_not_depend_on_the_batches(shapes):
         assert result.loss == pytest.approx(F.cross_entropy(logits, labels).item(), abs=1e-5)
         assert result.accuracy == pytest.approx(100 * (logits.argmax(1) == labels).float().mean().item())
         torch.testing.assert_close(result.probabilities, logits.softmax(1), rtol=0, atol=1e-5)
+    exact = evaluate(model.double(), make_eval_loader(shapes, shapes.test))
+    torch.testing.assert_close(exact.probabilities, results[0].probabilities, rtol=0, atol=1e-5)
 
 
 def test_flip_augmentation_averages_two_views(shapes):

@@ -70,6 +70,20 @@ def test_splitting_equals_separate_matrices():
     assert (torch.linalg.svdvals(unsplit.data[:4]) < 0.1 * math.sqrt(3) * 0.9).any(), "splitting must matter"
 
 
+def test_a_step_may_compute_the_loss():
+    matrix = nn.Parameter(torch.eye(3))
+    optimizer = Muon([matrix], lr=0.1)
+    assert optimizer.step() is None
+
+    def closure():
+        loss = matrix.square().sum()
+        loss.backward()
+        return loss
+
+    assert optimizer.step(closure).item() == 3
+    torch.testing.assert_close(matrix.data, 0.9 * torch.eye(3), rtol=0, atol=0.05)
+
+
 def test_muon_takes_matrices_only():
     with pytest.raises(ValueError, match=r"rows divide by num_splits=3, got \(4, 4\)"):
         Muon([{"params": [nn.Parameter(torch.zeros(4, 4))], "num_splits": 3}], lr=0.1)

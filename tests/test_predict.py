@@ -176,6 +176,19 @@ def test_many_images_are_given_to_the_model_in_parts_that_do_not_show(model, mon
         vit.predict(model, torch.randn(7, 3, 8, 8).index_fill(0, torch.tensor([5]), float("nan")))
 
 
+def test_probabilities_can_be_worked_with(model):
+    probabilities = vit.predict(model, torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
+    probabilities[:, 3] = 0  # as who rules out a class does
+    weight = torch.ones(10, requires_grad=True)
+    (probabilities * weight).sum().backward()
+    assert torch.equal(weight.grad, probabilities[0])
+
+
+def test_a_model_without_classes_predicts_none():
+    with pytest.raises(ValueError, match=r"no classes \(num_classes=0\).* see analysis.features"):
+        vit.predict(vit.VisionTransformer(vit.ViTConfig(num_classes=0)), torch.zeros(1, 3, 32, 32))
+
+
 def test_an_address_is_not_fetched(model):
     with pytest.raises(FileNotFoundError, match="addresses are never fetched: save the picture and pass its path"):
         vit.predict(model, "https://example.org/cat.png")

@@ -336,6 +336,23 @@ def test_the_best_weights_are_kept_whatever_comes_after(data, tmp_path):
         load_state_weights(best_of(tmp_path / STATE_FILE), make_model(depth=1))
 
 
+def test_a_compiled_model_takes_them_too(data, tmp_path):
+    model = make_model()
+    fit(model, *make_loaders(data, QUICK), QUICK, run_dir=tmp_path)
+    other = make_model(seed=7)
+    assert load_state_weights(tmp_path / STATE_FILE, torch.compile(other)) and same_weights(other, model)
+
+
+def test_what_a_broken_step_has_left_enters_no_training(data):
+    """Its gradient, that is, which a second Ctrl-C or a step without enough memory leaves behind."""
+    clean, used = make_model(), make_model()
+    for p in used.parameters():
+        p.grad = torch.full_like(p, float("nan"))
+    for model in (clean, used):
+        fit(model, *make_loaders(data, QUICK), QUICK)
+    assert same_weights(clean, used)
+
+
 def test_weights_of_the_middle_of_an_epoch_have_no_row(data, tmp_path):
     model, seen = make_model(), []
     model.register_forward_pre_hook(lambda *_: seen.append(1) if model.training else None)

@@ -380,3 +380,15 @@ def test_a_fault_of_the_code_is_not_a_failed_training():
 
     with pytest.raises(RuntimeError, match="cannot be multiplied"):
         find(train, SPACE, num_trials=3)
+
+
+def test_an_error_after_a_training_that_worked_loses_no_trial():
+    def accuracy(model_config, train_config):
+        if train_config.crop_padding == 40:
+            raise ValueError("padding=40 is not in 0..31")
+        return 70.0 - train_config.crop_padding
+
+    result = find(made_up(accuracy), {"train.crop_padding": [40, 0, 2]}, num_trials=12)
+    states = {trial.changes["train.crop_padding"]: (trial.state, trial.reason) for trial in result.trials}
+    assert len(result.trials) == 12 and result.best.changes == {"train.crop_padding": 0}
+    assert states[40] == ("failed", "padding=40 is not in 0..31") and states[0] == ("complete", "")

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 import vit
 from vit.config import ViTConfig
+from vit.device import resolve_device
 from vit.model.vision_transformer import VisionTransformer
 from vit.tasks import lora, prompts
 
@@ -30,6 +31,7 @@ def test_a_loaded_model_gives_the_same_logits(saved):
     assert torch.equal(loaded(images), model(images))
     assert loaded.config == model.config and not loaded.training
     assert loaded.metadata == model.metadata | {"test_accuracy": 74.5}
+    assert next(vit.load(path, device="auto").parameters()).device == resolve_device()
 
 
 def test_any_reader_of_safetensors_can_read_it(saved):

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from vit.analysis.inputs import prepare_images
-from vit.analysis.layout import TokenLayout, blocks_of, layer_indices, pooled_row, token_layout, unwrap
-from vit.eval_mode import eval_mode
+from vit.analysis.layout import TokenLayout, blocks_of, layer_indices, pooled_row, token_layout
 from vit.model.transformer import Attention, Rope
+from vit.modules import eval_mode, unwrap
 
 LARGE_MAPS = 1e9  # bytes; above it `attention_maps` says how much it will take before it starts
 
@@ -92,10 +92,17 @@ def attention_maps(
             f"take {size / 1e6:,.0f} MB; choose fewer layers= or images",
             stacklevel=2,
         )
-    with torch.no_grad(), eval_mode(model), record_attention(model, indices) as maps:
+    maps = maps_of_prepared(model, images, indices)
+    return torch.stack([maps[i][:, head_indices].to(to) for i in indices])  # (L, B, h, T, T)
+
+
+@torch.no_grad()
+def maps_of_prepared(model: nn.Module, images: Tensor, layers: Sequence[int]) -> dict[int, Tensor]:
+    """The maps (B, h, T, T) of these layers, by layer, for images that are prepared."""
+    with eval_mode(model), record_attention(model, layers) as maps:
         # Not model(images): a module compiled in place would run code that no hook can see.
         model.forward(images)
-    return torch.stack([maps[i][:, head_indices].to(to) for i in indices])  # (L, B, h, T, T)
+    return maps
 
 
 def attention_from(maps: Tensor, layout: TokenLayout, query: str | int | tuple[int, int] = "head") -> Tensor:

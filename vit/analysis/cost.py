@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from vit.eval_mode import eval_mode
 from vit.model.patch_embed import PatchDrop
 from vit.model.transformer import Rope
+from vit.modules import eval_mode
 
 
 def count_parameters(model: nn.Module) -> int:

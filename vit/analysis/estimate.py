@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vit.analysis.cost import train_flops
-from vit.analysis.layout import token_layout, unwrap
+from vit.analysis.layout import token_layout
 from vit.device import forked_random, wait_for_device
-from vit.eval_mode import eval_mode
+from vit.modules import eval_mode, unwrap
 
 # A model to the optimizers that train it, such as `lambda model: build_optimizers(model, config)`.
 MakeOptimizers = Callable[[nn.Module], Sequence[torch.optim.Optimizer]]

@@ -14,12 +14,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vit.analysis.attention import attention_maps, record_attention
-from vit.analysis.inputs import Targets, as_targets, check_classes, prepare_images
-from vit.analysis.layout import blocks_of, pooled_row, token_layout, unwrap
-from vit.eval_mode import eval_mode
+from vit.analysis.attention import maps_of_prepared, record_attention
+from vit.analysis.inputs import (
+    Targets,
+    as_targets,
+    check_classes,
+    check_has_classes,
+    images_at_once,
+    num_images,
+    prepare_images,
+    prepared_parts,
+)
+from vit.analysis.layout import blocks_of, pooled_row, token_layout
+from vit.modules import eval_mode, unwrap
 
-METHODS = ("attention", "rollout", "gradient_rollout", "relevance")
+CLASS_METHODS = ("gradient_rollout", "relevance")  # which ask for a class
+METHODS = ("attention", "rollout", *CLASS_METHODS)
+CHUNK_ENTRIES = 2**23  # of all maps of the images that `explain` looks at together; it bounds the memory
 HEAD_FUSIONS = {"mean": torch.mean, "max": torch.amax, "min": torch.amin}
 
 
@@ -38,15 +49,34 @@ def explain(model: nn.Module, images: Any, method: str = "relevance", *, targets
         targets: as for `attention_gradients`; the first two methods ignore it.
     """
     _check_choice("method", method, METHODS)
-    layout = token_layout(model)
-    if method == "attention":
-        matrix = _float(attention_maps(model, images, -1))[0].mean(dim=1)  # (B, T, T)
-    elif method == "rollout":
-        matrix = attention_rollout(attention_maps(model, images))  # (B, T, T)
+    model = unwrap(model)
+    layout, blocks = token_layout(model), blocks_of(model)
+    if method in CLASS_METHODS:
+        check_has_classes(model)
     else:
-        raising = _raising(*attention_gradients(model, images, targets))  # (L, B, T, T)
-        matrix, _ = _flow(raising, normalize=method == "gradient_rollout")  # (B, T, T)
-    return layout.to_grid(pooled_row(matrix, layout))  # (B, rows, columns)
+        targets = None
+    of_image = len(blocks) * blocks[0].attn.num_heads * layout.num_tokens**2
+    heat, done = [], 0
+    for part in prepared_parts(model, images, max(1, min(images_at_once(model), CHUNK_ENTRIES // of_image))):
+        if targets is not None and not done:  # and not before the images are known to be some
+            targets = as_targets(targets, num_images(images))
+        chosen = None if targets is None else targets[done : done + len(part)]
+        matrix = _matrix(model, part, method, chosen)  # (b, T, T)
+        heat.append(layout.to_grid(pooled_row(matrix, layout)))  # (b, rows, columns)
+        done += len(part)
+    return torch.cat(heat)  # (B, rows, columns)
+
+
+def _matrix(model: nn.Module, images: Tensor, method: str, targets: Tensor | None) -> Tensor:
+    """What every token holds of every other (B, T, T) by one of the methods, for images that are prepared."""
+    if method in CLASS_METHODS:
+        raising = _raising(*_gradients(model, images, targets))  # (L, B, T, T)
+        return _flow(raising, normalize=method == "gradient_rollout")[0]
+    depth = len(blocks_of(model))
+    layers = range(depth) if method == "rollout" else [depth - 1]
+    maps = maps_of_prepared(model, images, layers)
+    maps = torch.stack([maps[i].cpu() for i in layers])  # (L, B, h, T, T)
+    return attention_rollout(maps) if method == "rollout" else _float(maps)[0].mean(dim=1)
 
 
 def attention_rollout(maps: Tensor, *, head_fusion: str = "mean", discard_ratio: float = 0.0) -> Tensor:
@@ -83,14 +113,18 @@ def attention_gradients(model: nn.Module, images: Any, targets: Targets | None =
         targets: the class, one for all or (B,), one an image; default the predicted class of each.
     """
     model = unwrap(model)
-    if isinstance(getattr(model, "head", None), nn.Identity):
-        raise ValueError("the model has no classes to explain (num_classes=0): its head returns features")
+    check_has_classes(model)
+    images = prepare_images(model, images)  # (B, C, H, W)
+    return _gradients(model, images, None if targets is None else as_targets(targets, len(images)))
+
+
+def _gradients(model: nn.Module, images: Tensor, targets: Tensor | None) -> tuple[Tensor, Tensor]:
+    """`attention_gradients` for images that are prepared."""
     depth = len(blocks_of(model))
     # The caller's own no_grad or inference_mode must not reach in here.
     with torch.inference_mode(False), torch.enable_grad(), eval_mode(model):
         # Gradients pass through the images, so that frozen parameters do not cut the graph.
-        images = prepare_images(model, images).detach().clone().requires_grad_()  # (B, C, H, W)
-        targets = None if targets is None else as_targets(targets, len(images))
+        images = images.detach().clone().requires_grad_()
         with record_attention(model, with_grad=True) as recorded:
             # Not model(images): a module compiled in place would run code that no hook can see.
             logits = model.forward(images)  # (B, K)

@@ -10,11 +10,9 @@ scores of several maps on one model, not of several models.
 import torch
 from torch import Tensor, nn
 
-from vit.analysis.inputs import Picture, Targets, as_targets, check_classes, prepare_images
-from vit.analysis.layout import token_layout, unwrap
-from vit.eval_mode import eval_mode
-
-CHUNK_TOKENS = 2**14  # in one forward pass; bounds the memory whatever the number of images and stages
+from vit.analysis.inputs import Picture, Targets, as_targets, check_classes, images_at_once, prepare_images
+from vit.analysis.layout import token_layout
+from vit.modules import eval_mode, unwrap
 
 
 def deletion_curve(
@@ -113,7 +111,7 @@ def _curve(
     places = places.to(images.device)
     height, width = layout.patch_size
     counts = [round(stage * layout.num_patches / steps) for stage in range(steps + 1)]
-    chunk = max(1, CHUNK_TOKENS // layout.num_tokens)
+    chunk = images_at_once(model)
     curves = torch.empty(len(images), steps + 1)
     with eval_mode(model):
         for start in range(0, len(images), chunk):

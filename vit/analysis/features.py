@@ -5,6 +5,7 @@ With them come two ways to see how good they are without training the network: n
 """
 
 import hashlib
+import math
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vit.analysis.inputs import num_parts, prepared_parts
-from vit.analysis.layout import unwrap
-from vit.eval_mode import eval_mode
+from vit.analysis.inputs import images_at_once, num_images, prepared_parts
 from vit.files import replacing
+from vit.modules import eval_mode, unwrap
 from vit.progress import progress_bar
 
 _SILENT = 20  # batches without a progress bar
@@ -67,7 +67,7 @@ def _compute(model: nn.Module, images: Any) -> Tensor:
     if isinstance(getattr(model, "head_dist", None), nn.Module):
         heads.append(model.head_dist)  # timm's distilled models read a second token with a second head
     readings = [[] for _ in heads]
-    parts, count = prepared_parts(model, images), num_parts(images)
+    parts, count = prepared_parts(model, images), math.ceil(num_images(images) / images_at_once(model))
     with eval_mode(model), ExitStack() as stack:
         for head, of_head in zip(heads, readings, strict=True):
             hook = head.register_forward_pre_hook(lambda _, args, seen=of_head: seen.append(args[0].float().cpu()))

@@ -12,12 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vit.analysis.layout import token_layout, unwrap
+from vit.analysis.layout import token_layout
+from vit.modules import unwrap
 from vit.pictures import Picture, picture_to_tensor
 
 Targets = int | Sequence[int] | Tensor  # the number of a class for all images, or one for each
 
-BATCH = 500  # images that a model is given at once
+# What a model is given at once, at most: these bound the memory whatever the number of images.
+BATCH = 500  # images
+CHUNK_TOKENS = 2**14
 
 
 def prepare_images(model: nn.Module, images: Tensor | Picture | Sequence[Picture]) -> Tensor:
@@ -47,22 +50,31 @@ def prepare_images(model: nn.Module, images: Tensor | Picture | Sequence[Picture
     return _converted(images, model)
 
 
-def prepared_parts(model: nn.Module, images: Tensor | Picture | Sequence[Picture]) -> Iterator[Tensor]:
-    """What `prepare_images` makes of the images, `BATCH` at a time, so that memory need not hold all at once; of none,
-    one empty part."""
-    model = unwrap(model)
+def images_at_once(model: nn.Module) -> int:
+    """How many images a model is given at once; fewer where an image is many tokens."""
+    try:
+        return max(1, min(BATCH, CHUNK_TOKENS // token_layout(model).num_tokens))
+    except TypeError:  # a network of another kind can be asked for predictions too
+        return BATCH
+
+
+def prepared_parts(
+    model: nn.Module, images: Tensor | Picture | Sequence[Picture], size: int | None = None
+) -> Iterator[Tensor]:
+    """What `prepare_images` makes of the images, `size` at a time (default `images_at_once`), so that memory need not
+    hold all at once; of none, one empty part."""
+    model, size = unwrap(model), size or images_at_once(model)
     if isinstance(images, Tensor):
         _check_images(images, model)  # as a whole, so that messages count from the first image
-        yield from (_converted(part, model) for part in images.split(BATCH))
+        yield from (_converted(part, model) for part in images.split(size))
         return
     pictures = images if isinstance(images, (list, tuple)) else [images]
-    for start in range(0, max(len(pictures), 1), BATCH):
-        yield prepare_images(model, pictures[start : start + BATCH])
+    for start in range(0, max(len(pictures), 1), size):
+        yield prepare_images(model, pictures[start : start + size])
 
 
-def num_parts(images: Tensor | Picture | Sequence[Picture]) -> int:
-    """How many parts `prepared_parts` makes."""
-    return max(1, math.ceil(len(images) / BATCH)) if isinstance(images, (Tensor, list, tuple)) else 1
+def num_images(images: Tensor | Picture | Sequence[Picture]) -> int:
+    return len(images) if isinstance(images, (Tensor, list, tuple)) else 1
 
 
 def _converted(images: Tensor, model: nn.Module) -> Tensor:
@@ -110,6 +122,12 @@ def as_targets(targets: Targets, num_images: int) -> Tensor:
     if numbers.shape not in ((), (num_images,)):
         raise ValueError(f"targets have shape {tuple(numbers.shape)}, the images are {num_images}: one class for each")
     return numbers.long().expand(num_images)
+
+
+def check_has_classes(model: nn.Module) -> None:
+    """Raises ValueError for a model that returns features in place of logits."""
+    if isinstance(getattr(unwrap(model), "head", None), nn.Identity):
+        raise ValueError("the model has no classes (num_classes=0): its head returns features; see analysis.features")
 
 
 def check_classes(targets: Tensor, num_classes: int) -> None:

@@ -10,6 +10,8 @@ from numbers import Integral
 
 from torch import Tensor, nn
 
+from vit.modules import unwrap
+
 POOLS = ("cls", "mean", "cls_mean", "cls_register")
 
 
@@ -101,11 +103,6 @@ def blocks_of(model: nn.Module) -> list[nn.Module]:
     if not blocks or not all(hasattr(block, "attn") for block in blocks):
         raise TypeError(f"{type(model).__name__} has no blocks with an attention `attn`: nothing to look into")
     return list(blocks)
-
-
-def unwrap(model: nn.Module) -> nn.Module:
-    """The module inside the wrapper of `torch.compile`, which hides hooks from its code; any other model is itself."""
-    return getattr(model, "_orig_mod", model)
 
 
 def layer_indices(layers: int | Sequence[int] | None, depth: int, name: str = "layers") -> list[int]:

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from vit.analysis.inputs import Picture, prepared_parts
-from vit.eval_mode import eval_mode
+from vit.analysis.inputs import Picture, check_has_classes, prepared_parts
+from vit.modules import eval_mode
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def predict(model: nn.Module, images: Tensor | Picture | Sequence[Picture]) -> Tensor:
     """Class probabilities (B, num_classes), on the CPU, whatever mode the model is in; computed in its own precision,
     without the bfloat16 that `evaluate` takes on a GPU.
@@ -17,7 +17,11 @@ def predict(model: nn.Module, images: Tensor | Picture | Sequence[Picture]) -> T
     Args:
         images: a picture or a list of them (paths, PIL images, uint8 arrays (H, W, 3)), which are resized as the model
             needs it; or a batch (B, C, H, W), uint8 or normalized floats. Errors as for `prepare_images`.
+
+    Raises:
+        ValueError: the model has no classes.
     """
+    check_has_classes(model)
     with eval_mode(model):
         parts = [model(part).float().softmax(dim=1).cpu() for part in prepared_parts(model, images)]
     return torch.cat(parts)  # (B, num_classes)

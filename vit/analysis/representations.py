@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vit.analysis.inputs import prepared_parts
-from vit.analysis.layout import blocks_of, layer_indices, token_layout, unwrap
-from vit.eval_mode import eval_mode
+from vit.analysis.layout import blocks_of, layer_indices, token_layout
+from vit.modules import eval_mode, unwrap
 
 
 def block_outputs(model: nn.Module, images: Any) -> Tensor:

@@ -5,8 +5,9 @@ slot for CLS, is the same function once that slot is added to `cls_token`.
 Source: Dosovitskiy et al., "An Image is Worth 16x16 Words", ICLR 2021, section 3.1 and Eq. 1-4.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -172,6 +173,15 @@ class VisionTransformer(nn.Module):
             parameter.requires_grad_(own.requires_grad)
         model.metadata = dict(self.metadata)
         return model.train(self.training)
+
+
+def learned_from(metadata: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What weights have learned from, first to last, by their metadata: dictionaries with "dataset" and "class_names".
+    The last is of the dataset "unknown" where it is not said."""
+    newest = {"dataset": "unknown", "class_names": ()}
+    if {"dataset", "class_names"} <= metadata.keys():
+        newest = {"dataset": metadata["dataset"], "class_names": tuple(metadata["class_names"])}
+    return [*metadata.get("pretrained_on", []), newest]
 
 
 def build_head(config: ViTConfig) -> nn.Module:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 
-from vit.eval_mode import eval_mode
 from vit.files import replacing
 from vit.model.vision_transformer import VisionTransformer
+from vit.modules import eval_mode
 from vit.pretrained.loading import check_own
 
 _BATCHES = (1, 3)

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from vit.config import ViTConfig
 from vit.model.pos_embed import resample_pos_embed
-from vit.model.vision_transformer import VisionTransformer, build_head, init_head
+from vit.model.vision_transformer import VisionTransformer, build_head, init_head, learned_from
+from vit.modules import unwrap
 from vit.pictures import PREPROCESSING
 from vit.pretrained.agreement import agree
 from vit.pretrained.assembly import describe, join_tokens, own_name
@@ -115,7 +116,7 @@ def blank_model(config: ViTConfig) -> VisionTransformer:
 
 def check_own(model: nn.Module) -> VisionTransformer:
     """The model, without the wrapper of `torch.compile`. Raises TypeError for one of another class."""
-    model = getattr(model, "_orig_mod", model)
+    model = unwrap(model)
     if not isinstance(model, VisionTransformer):
         raise TypeError(
             f"model must be a VisionTransformer of this library, got {type(model).__name__}; one of another library "
@@ -147,16 +148,9 @@ def _metadata(old: Mapping[str, Any], new: Mapping[str, Any], fmt: Format, log: 
             log.notes.append("images are prepared as the model's metadata said before; the source does not say")
     facts = {name: fact for name, fact in new.items() if name not in PREPROCESSING}
     if log.tensors["re-initialised"]:  # accuracies and classes were those of the head that is gone
-        facts = {name: fact for name, fact in old.items() if name not in PREPROCESSING} | _pretraining(new)
+        facts = {name: fact for name, fact in old.items() if name not in PREPROCESSING}
+        facts["pretrained_on"] = learned_from(new)
     return facts | images
-
-
-def _pretraining(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """What weights have learned from, first to last, where their metadata says it; as `vit.tasks.fine_tuning` does."""
-    sets = [*facts.get("pretrained_on", [])]
-    if "dataset" in facts and "class_names" in facts:
-        sets.append({"dataset": facts["dataset"], "class_names": tuple(facts["class_names"])})
-    return {"pretrained_on": sets} if sets else {}
 
 
 def _prepare(

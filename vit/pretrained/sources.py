@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from vit.config import ViTConfig
 from vit.model.vision_transformer import VisionTransformer
+from vit.modules import unwrap
 from vit.pretrained import facts
 from vit.pretrained.conversions import unstack
 from vit.pretrained.reading import read_file, read_json
@@ -72,7 +73,7 @@ def timm_model(name: str, *, pretrained: bool = True) -> nn.Module:
 
 
 def _from_module(module: nn.Module) -> Source:
-    module = getattr(module, "_orig_mod", module)
+    module = unwrap(module)
     name = f"{type(module).__module__.split('.')[0]}'s {type(module).__name__}"
     tensors = {key: tensor.detach() for key, tensor in module.state_dict().items()}
     if isinstance(module, VisionTransformer):

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vit.config import ViTConfig
+from vit.device import resolve_device
 from vit.files import REPOSITORY, plain_number, replacing
 from vit.model.vision_transformer import VisionTransformer
 from vit.pretrained.hub import is_hub_name
@@ -86,6 +87,7 @@ def load(path: str | Path, *, config: ViTConfig | None = None, device: torch.dev
             "timm/vit_tiny_patch16_224.augreg_in21k" (needs timm) or "hf-hub:google/vit-base-patch16-224" (needs
             huggingface_hub).
         config: what the file must hold; without it, whatever the file says.
+        device: where the model goes; "auto" is a GPU if there is one.
 
     Raises:
         TypeError: `path` is no path.
@@ -117,7 +119,7 @@ def load(path: str | Path, *, config: ViTConfig | None = None, device: torch.dev
     if config is not None and config != model.config:
         table = _differences(config, model.config)
         raise ValueError(f"{path} holds another network than asked for; nothing was loaded\n{table}")
-    return model.to(device)
+    return model.to(resolve_device() if device == "auto" else device)
 
 
 def _differences(asked: ViTConfig, saved: ViTConfig) -> str:

@@ -15,7 +15,7 @@ from torch import nn
 from vit.config import TrainConfig
 from vit.data import DataSplits, make_loaders
 from vit.data.loader import normalization_of
-from vit.model import VisionTransformer
+from vit.model.vision_transformer import VisionTransformer, learned_from
 from vit.pictures import PREPROCESSING
 from vit.training import History, build_optimizers, fit
 
@@ -32,31 +32,20 @@ def with_new_head(model: VisionTransformer, data: DataSplits) -> VisionTransform
     copy.metadata = {name: model.metadata[name] for name in PREPROCESSING if name in model.metadata} | {
         "dataset": data.name,
         "class_names": data.class_names,
-        "pretrained_on": pretraining_sets(model),
+        "pretrained_on": learned_from(model.metadata),
     }
     reference = next(model.parameters())
     return copy.to(device=reference.device, dtype=reference.dtype)
 
 
-def pretraining_sets(model: nn.Module) -> list[dict]:
-    """What the weights have learned from, first to last: dictionaries with "dataset" and "class_names".
-
-    Raises:
-        ValueError: the metadata does not say it.
-    """
-    facts = model.metadata
-    if "dataset" not in facts or "class_names" not in facts:
-        raise ValueError(
-            "model.metadata does not say what the weights learned from: model.metadata |= data.metadata before "
-            "vit.save, with the data of the training"
-        )
-    newest = {"dataset": facts["dataset"], "class_names": tuple(facts["class_names"])}
-    return [*facts.get("pretrained_on", []), newest]
-
-
 def check_unseen(model: nn.Module, data: DataSplits) -> None:
     """Raises ValueError if the weights have learned from any class of `data`, or do not say what they learned from."""
-    for seen in pretraining_sets(model):
+    for seen in learned_from(model.metadata):
+        if seen["dataset"] == "unknown":
+            raise ValueError(
+                "model.metadata does not say what the weights learned from; if you know it, set its "
+                '"dataset" and "class_names" to those of that training'
+            )
         both = [name for name in data.class_names if name in seen["class_names"]]
         if both and seen["dataset"] == data.name:
             raise ValueError(

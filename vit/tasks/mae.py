@@ -16,7 +16,7 @@ from vit.model import Encoder, VisionTransformer, patchify
 from vit.model.pos_embed import sincos2d_table
 from vit.model.transformer import Rope
 from vit.model.vision_transformer import init_linear_layers
-from vit.training.epoch import unwrap
+from vit.modules import unwrap
 
 # What a classifier may have otherwise than the encoder it takes its weights from.
 FREE_FOR_CLASSIFIER = ("num_classes", "head", "drop_rate", "attn_drop_rate", "drop_path_rate")

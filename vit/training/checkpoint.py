@@ -17,6 +17,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from vit.config import TrainConfig
 from vit.device import resolve_precision
+from vit.modules import unwrap
 from vit.progress import say
 from vit.training.distributed import ALONE, World
 from vit.training.sharding import is_sharded, part_like, parts_of_state, whole
@@ -135,7 +136,7 @@ def load_state_weights(path: str | Path, model: nn.Module) -> dict[str, float]:
         FileNotFoundError, ValueError: there is no such file, or it is damaged or of another network; the model is
             unchanged then.
     """
-    path = Path(path).expanduser()
+    path, model = Path(path).expanduser(), unwrap(model)
     state = read_state(path)
     _check_fits(path, state, model, None)
     weights = state["model"]

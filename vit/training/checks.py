@@ -16,9 +16,9 @@ from torch import nn
 
 from vit.config import TrainConfig
 from vit.device import forked_random, resolve_device
+from vit.modules import unwrap
 from vit.training.checkpoint import describe_data
 from vit.training.distributed import World
-from vit.training.epoch import unwrap
 from vit.training.evaluation import check_is_model, check_loaders, check_metadata, evaluate
 from vit.training.run_files import refuse_existing
 from vit.training.run_lock import being_written

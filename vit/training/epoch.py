@@ -12,11 +12,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from vit.config import TrainConfig
 from vit.device import autocast
+from vit.modules import unwrap
 from vit.progress import progress_bar
 from vit.training.distributed import ALONE, World
 from vit.training.evaluation import check_num_classes
@@ -73,13 +73,16 @@ def train_one_epoch(
 
     Raises:
         FloatingPointError: loss or gradient is no longer finite.
-        ValueError: the loader gives fewer batches than it says, or the model not one output a class.
+        ValueError: the run has no such epoch, the loader gives fewer batches than it says, or the model not one output
+            a class.
     """
     loss_fn = loss_fn or classification_loss(config.label_smoothing, loader)
     total_steps, warmup_steps = run_steps(config, len(loader)), config.warmup_epochs * len(loader)
     lag = LAG.get(next(model.parameters()).device.type, 0)
     finite = FiniteCheck(lag, lambda *facts: _not_finite(*facts, loader, epoch, was_taken=lag > 0))
     end_step = epoch_steps(config, len(loader), epoch)
+    if epoch < 0 or end_step <= 0:
+        raise ValueError(f"epoch={epoch} is not among the epochs of epochs={config.epochs}, counted from 0")
     sums, steps_done = dict(sums or {}), epoch * len(loader) + start_step
     parameters = list(model.parameters())
     note_peak_rates(optimizers)
@@ -87,6 +90,7 @@ def train_one_epoch(
     if bar is None:
         own_bar = progress_bar(total=end_step, initial=start_step, desc=f"epoch {epoch + 1}", unit="step")
     model.train()
+    model.zero_grad(set_to_none=True)  # whatever a step that was broken off has left
     with own_bar as bar:
         for step, batch in zip(range(start_step, end_step), loader.epoch(epoch, start_step), strict=False):
             factor = learning_rate_factor(
@@ -194,12 +198,6 @@ def run_steps(config: TrainConfig, steps_per_epoch: int) -> int:
 def epoch_steps(config: TrainConfig, steps_per_epoch: int, epoch: int) -> int:
     """The steps of an epoch, counted from 0: all of it, or what is left in a last epoch that ends early."""
     return min(steps_per_epoch, run_steps(config, steps_per_epoch) - epoch * steps_per_epoch)
-
-
-def unwrap(model: nn.Module) -> nn.Module:
-    """The network within what `torch.compile` and several processes wrap around it; any other is itself."""
-    model = getattr(model, "_orig_mod", model)  # torch.compile's name
-    return model.module if isinstance(model, DistributedDataParallel) else model
 
 
 def set_patch_drop(model: nn.Module, rate: float) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vit.config import TrainConfig
 from vit.device import autocast
-from vit.eval_mode import eval_mode
+from vit.modules import eval_mode
 from vit.progress import progress_bar
 from vit.training.distributed import ALONE, World
 
@@ -69,7 +69,8 @@ def evaluate(
     augmentation = test_time_augmentation or config.test_time_augmentation
     if augmentation not in ("none", "flip"):
         raise ValueError(f"test_time_augmentation={augmentation!r} is not a choice; allowed: none, flip")
-    device = next(model.parameters()).device
+    weight = next(model.parameters())
+    device = weight.device
     bar = progress_bar(
         loader.epoch(0, 0),
         total=len(loader) if hasattr(loader, "__len__") else None,
@@ -87,7 +88,7 @@ def evaluate(
             count = len(batch_labels)
             sharing = world if count >= world.size else ALONE  # too few to share: each computes all
             images = images[sharing.part(count)]
-            images = images.to(device)  # the model may have been trained elsewhere than the loader's default
+            images = images.to(weight)  # the model may be elsewhere than the loader's default, or of another precision
             logits = model(images)  # (B, K)
             check_num_classes(logits, loader)
             batch = logits.float().log_softmax(dim=1)  # (B, K)

@@ -16,7 +16,7 @@ from torch import nn
 
 from vit.config import TrainConfig
 from vit.device import resolve_device
-from vit.eval_mode import keeping_modes
+from vit.modules import keeping_modes
 from vit.progress import progress_bar
 from vit.training.averaging import AveragedWeights
 from vit.training.checks import check_fit, check_same, try_evaluation

@@ -9,7 +9,8 @@ Regularization", ICLR 2019.
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -71,7 +72,11 @@ class Muon(torch.optim.Optimizer):
                     )
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
         world, same_shape = current_world(), defaultdict(list)
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
@@ -91,6 +96,7 @@ class Muon(torch.optim.Optimizer):
                 of_rate, targets = zip(*pairs, strict=True)
                 torch._foreach_mul_(targets, 1 - lr * weight_decay)
                 torch._foreach_add_(targets, of_rate, alpha=-lr * math.sqrt(max(1, shape[0] / shape[1])))
+        return loss
 
     def _momentum_updates(self, params: list[Tensor], momentum: float) -> list[Tensor]:
         for p in params:

@@ -85,7 +85,7 @@ def write_json(path: str | Path, values: dict[str, Any]) -> None:
 
 
 def write_summary(run_dir: str | Path, config: TrainConfig, **results: Any) -> dict[str, Any]:
-    """Writes `summary.json`: the results given, and where they come from (seed, device, torch version, commit)."""
+    """Writes `summary.json`: the results given, and where they come from (seed, threads, torch version, commit)."""
     summary = results | {
         "test_time_augmentation": config.test_time_augmentation,
         "epochs": config.epochs,

@@ -91,7 +91,7 @@ def search(
     """Trains again and again with values from `space`, more and more of them near the best validation accuracy.
 
     Ctrl-C, as in `fit`, ends the search with the trials so far. A combination that the configs refuse is drawn anew; a
-    training that fails counts as one, and the search goes on.
+    training that fails counts as one, and the search goes on; what fails before any training has worked is raised.
 
     Args:
         train: called as `train(model_config, train_config, **watch)`; builds a model and loaders and returns
@@ -134,7 +134,8 @@ def search(
                 trial = Trial(asked.number, changes, "refused", str(error), History())
             else:
                 watch = Watch(asked, should_stop, functools.partial(make_bar, disable=True))
-                state, reason = watch.train(train, configs)
+                is_proven = any(trial.state in ("complete", "pruned") for trial in trials)
+                state, reason = watch.train(train, configs, is_proven=is_proven)
                 trial = Trial(asked.number, changes, state, reason, watch.history)
             trials.append(trial)
             _tell(study, asked, trial)

@@ -17,7 +17,8 @@ class Trial:
     Attributes:
         changes: the value of each name in the space.
         state: "complete"; "pruned", behind the others after an epoch; "refused", the configs do not allow it; "failed",
-            the loss was not finite or the memory too small; "stopped", by the user.
+            the loss was not finite, the memory too small, or, once a training has worked, another error; "stopped", by
+            the user.
         reason: what refused it or made it fail, else empty.
         history: of its training as far as it came.
     """
@@ -43,15 +44,18 @@ class Watch:
         self.num_reported = 0
         self.is_pruned = False
 
-    def train(self, train: Callable[..., History], configs: tuple[ViTConfig, TrainConfig]) -> tuple[str, str]:
-        """State and reason of the trial."""
+    def train(
+        self, train: Callable[..., History], configs: tuple[ViTConfig, TrainConfig], *, is_proven: bool
+    ) -> tuple[str, str]:
+        """State and reason of the trial. Once `is_proven`, by a training that came to its end, an error is one of the
+        values that were suggested, and not of the code."""
         watch = {"history": self.history, "should_stop": self.should_stop, "make_bar": self.make_bar}
         try:
             history = train(*configs, **watch)
         except KeyboardInterrupt:
             return "stopped", ""
-        except (FloatingPointError, RuntimeError, MemoryError) as error:
-            if not isinstance(error, FloatingPointError) and not is_out_of_memory(error):
+        except (FloatingPointError, RuntimeError, MemoryError, ValueError) as error:
+            if not (is_proven or isinstance(error, FloatingPointError) or is_out_of_memory(error)):
                 raise
             return "failed", str(error) or type(error).__name__
         if not isinstance(history, History):

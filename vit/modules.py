@@ -1,9 +1,17 @@
-"""A model in evaluation mode for as long as somebody looks, and then as it was."""
+"""Any network, out of what wraps it, and in evaluation mode for as long as somebody looks."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The network within what `torch.compile`, which hides hooks from its code, and several processes wrap around it;
+    any other is itself."""
+    model = getattr(model, "_orig_mod", model)  # torch.compile's name
+    return model.module if isinstance(model, DistributedDataParallel) else model
 
 
 @contextmanager
