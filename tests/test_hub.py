@@ -84,6 +84,13 @@ def test_our_own_repositories_and_folders(monkeypatch, tmp_path, model, images):
         assert loaded.config == model.config
 
 
+def test_other_forms_than_safetensors_are_not_fetched(monkeypatch, tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="hf-hub:old/vit has no single model.safetensors, and nothing else is"):
+        vit.load("hf-hub:old/vit")
+
+
 def test_a_folder_of_transformers_is_for_load_weights(tmp_path, model, images):
     linear = randomize(VisionTransformer(replace(model.config, head="linear")))
     with pytest.raises(ValueError, match="was not written by vit.save; vit.pretrained.load_weights"):

@@ -175,6 +175,20 @@ def test_arguments_that_make_no_ramp_are_refused(model):
     assert LearningRateCurve([1.0], [2.0], [2.0], 3.0).scaled(CONFIG).learning_rate == 3 * CONFIG.learning_rate
 
 
+def test_only_loaders_with_batches_are_taken(model):
+    class Empty:
+        def __len__(self):
+            return 0
+
+        def epoch(self, epoch, start_step):
+            return iter(())
+
+    with pytest.raises(TypeError, match=r"train_loader is a list without epoch\(epoch, start_step\): see make_loaders"):
+        find_learning_rate(model, [], CONFIG)
+    with pytest.raises(ValueError, match="train_loader has no batch"):
+        find_learning_rate(model, Empty(), CONFIG)
+
+
 def test_the_finder_trains_as_fit_does_whatever_the_mode(shapes, model):
     config, modes = replace(CONFIG, label_smoothing=0.3), []
     loader = make_loaders(shapes, config)[0]

@@ -370,8 +370,9 @@ def test_intermediate_layers(config):
     row, column = config.grid_size[0] - 1, 1
     token = config.num_prefix_tokens + row * config.grid_size[1] + column
     assert torch.equal(maps[:, :, row, column], last[:, token])
-    for layers in (0, 3, [2], [-1], []):
-        with pytest.raises(ValueError, match=r"must be a count in 1..2 or indices in 0..1"):
+    assert torch.equal(model.get_intermediate_layers(images, layers=[-1])[0], last)
+    for layers in (0, 3, -1, [2], [-3], []):
+        with pytest.raises(ValueError, match=r"must be a count in 1..2, or indices in 0..1, -1 being the last"):
             model.get_intermediate_layers(images, layers)
 
 

@@ -14,6 +14,7 @@ import vit
 from vit.config import ViTConfig
 from vit.device import resolve_device
 from vit.model.vision_transformer import VisionTransformer
+from vit.pretrained import HubModel, to_timm, to_transformers
 from vit.tasks import lora, prompts
 
 
@@ -93,11 +94,16 @@ def test_a_model_that_could_not_be_loaded_is_not_written(saved, tmp_path):
     before = path.read_bytes()
     adapted = lora.add(model, rank=2)
     with pytest.raises(
-        ValueError, match=r"vit.load would refuse them; merge LoRA first: vit.tasks.lora.merge\(model\)"
+        ValueError, match=r"not what its config says, .*; merge LoRA first: vit.tasks.lora.merge\(model\)"
     ):
         vit.save(adapted, path)
     with pytest.raises(ValueError, match=r"a model with prompts is kept by torch.save\(model.state_dict"):
         vit.save(prompts.add(model, 2), path)
+    others = [to_timm, to_transformers, lambda model, _: HubModel.of(model), lambda model, _: model.resized(16)]
+    for other in (*others, lambda model, _: prompts.add(model)):
+        with pytest.raises(ValueError, match="merge LoRA first"):
+            other(adapted, tmp_path / "folder")
+    assert not (tmp_path / "folder").exists()
     wider = randomize(VisionTransformer(model.config))
     wider.head = torch.nn.Linear(16, 11)
     with pytest.raises(

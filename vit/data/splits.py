@@ -14,7 +14,7 @@ from torch import Tensor
 from vit.data.arguments import as_integer
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Split:
     """Images (N, C, H, W) uint8, labels (N,) int64 and, where the truth is known, object masks (N, H, W) bool."""
 
@@ -54,7 +54,7 @@ class Split:
         return Split(choose(self.images), choose(self.labels), None if self.masks is None else choose(self.masks))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class DataSplits:
     """A dataset: train, val (cut from train) and test, with what a model must know about it.
 

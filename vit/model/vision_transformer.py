@@ -143,14 +143,16 @@ class VisionTransformer(nn.Module):
         """The tokens after some blocks, for probes, segmentation or detection on top.
 
         Args:
-            layers: how many of the last blocks, or which blocks, counted from 0.
+            layers: how many of the last blocks, or which blocks, counted from 0, or from the last as -1.
             norm: whether to apply the encoder's final LayerNorm to each.
             reshape: return only the patches, as maps (B, D, rows, columns), instead of all tokens (B, T, D).
         """
         depth = self.config.depth
         wanted = list(range(depth - layers, depth)) if isinstance(layers, int) else list(layers)
-        if not wanted or any(not 0 <= i < depth for i in wanted):
-            raise ValueError(f"layers={layers!r} must be a count in 1..{depth} or indices in 0..{depth - 1}")
+        if not wanted or any(not -depth <= i < depth for i in wanted) or (isinstance(layers, int) and layers > depth):
+            raise ValueError(
+                f"layers={layers!r} must be a count in 1..{depth}, or indices in 0..{depth - 1}, -1 being the last"
+            )
         outputs = self.encoder.block_outputs(*self.embed(images))
         chosen = [self.encoder.norm(outputs[i]) if norm else outputs[i] for i in wanted]  # (B, T, D)
         if reshape:
@@ -161,18 +163,43 @@ class VisionTransformer(nn.Module):
     def resized(self, image_size: int | tuple[int, int]) -> "VisionTransformer":
         """A copy for another image size: the same weights, frozen where these are, and learned positions resampled to
         the new grid."""
+        check_plain(self)
         config = replace(self.config, image_size=image_size)
         state = self.state_dict()
         if self.pos_embed is not None:
             grids = self.config.grid_size, config.grid_size
             state["pos_embed"] = resample_pos_embed(state["pos_embed"], *grids, config.pos_resampling)
         reference = self.patch_embed.proj.weight
-        model = VisionTransformer(config).to(device=reference.device, dtype=reference.dtype)
-        model.load_state_dict(state)
+        with torch.device("meta"):  # no numbers are drawn that would be overwritten
+            model = VisionTransformer(config)
+        model.build_positions()
+        model.load_state_dict({name: tensor.clone() for name, tensor in state.items()}, assign=True)
+        model.to(reference)  # the fixed tables too
         for parameter, own in zip(model.parameters(), self.parameters(), strict=True):
             parameter.requires_grad_(own.requires_grad)
         model.metadata = dict(self.metadata)
         return model.train(self.training)
+
+
+def check_plain(model: VisionTransformer, *, except_head: bool = False) -> None:
+    """Raises ValueError for a network with parts that its config does not know, such as LoRA or prompts: it cannot be
+    saved, converted, resized, or built again in any other way. `except_head` takes any head."""
+    with torch.device("meta"):
+        expected = {name: tensor.shape for name, tensor in VisionTransformer(model.config).state_dict().items()}
+    found = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    odd = [name for name in expected | found if expected.get(name) != found.get(name)]
+    if except_head:
+        odd = [name for name in odd if not name.startswith("head.")]
+    if odd:
+        remedy = "its layers were changed after it was built"
+        if any(name.endswith((".A", ".B")) for name in found):
+            remedy = "merge LoRA first: vit.tasks.lora.merge(model)"
+        elif "encoder.gate" in found:
+            remedy = "a model with prompts is kept by torch.save(model.state_dict(), path) only"
+        raise ValueError(
+            f"the model is not what its config says, by which it would be built again; {remedy}. "
+            f"Not as the config says: {', '.join(odd[:4])}{', ...' if len(odd) > 4 else ''}"
+        )
 
 
 def learned_from(metadata: Mapping[str, Any]) -> list[dict[str, Any]]:

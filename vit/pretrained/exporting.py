@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from vit.config import ViTConfig
 from vit.files import replacing
-from vit.model.vision_transformer import VisionTransformer
+from vit.model.vision_transformer import VisionTransformer, check_plain
 from vit.pretrained import names
 from vit.pretrained.assembly import mlp_ratio
 from vit.pretrained.conversions import Tensors
@@ -37,6 +37,7 @@ def to_timm(model: VisionTransformer, folder: str | Path) -> Path:
         ValueError: timm's VisionTransformer cannot be this model; the message names the field.
     """
     model = check_own(model)
+    check_plain(model)
     c = model.config
     is_gated = c.act == "swiglu"
     _refuse("timm", c, {
@@ -95,6 +96,7 @@ def to_transformers(model: VisionTransformer, folder: str | Path) -> Path:
     cut one to it.
     """
     model, folder = check_own(model), Path(folder).expanduser()
+    check_plain(model)
     c = model.config
     _refuse("transformers' ViT", c, {
         "head": c.head == "linear",

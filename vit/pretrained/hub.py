@@ -19,6 +19,7 @@ def fetch(name: str) -> Source:
     Raises:
         ImportError: the package that fetches it is not installed; the message says how to.
         ConnectionError: it could not be fetched, or does not exist.
+        FileNotFoundError: it has its weights in another form.
     """
     return _from_timm(name) if name.startswith("timm/") else _from_hugging_face(name)
 
@@ -43,6 +44,11 @@ def _from_hugging_face(name: str) -> Source:
         folder = snapshot_download(repository, allow_patterns=_FILES)
     except Exception as error:
         raise _not_fetched(name, error) from error
+    if not (Path(folder) / "model.safetensors").is_file():
+        raise FileNotFoundError(
+            f"{name} has no single model.safetensors, and nothing else is fetched: download its weights yourself, and "
+            "vit.pretrained.load_weights(None, folder) reads a pytorch_model.bin too"
+        )
     return read_source(folder)
 
 

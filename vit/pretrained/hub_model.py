@@ -10,7 +10,8 @@ from typing import Self
 import torch
 
 from vit.config import ViTConfig
-from vit.model.vision_transformer import VisionTransformer
+from vit.model.vision_transformer import VisionTransformer, check_plain
+from vit.pretrained.loading import check_own
 from vit.pretrained.weights import load, save
 
 try:
@@ -29,6 +30,8 @@ class HubModel(
     @classmethod
     def of(cls, model: VisionTransformer) -> Self:
         """The same weights, not copied, in a model with the Hub's verbs."""
+        model = check_own(model)
+        check_plain(model)
         with torch.device("meta"):
             hub_model = cls(model.config)
         hub_model.build_positions()

@@ -6,21 +6,19 @@ files are for `vit.pretrained.load_weights`. Optimizer state is kept elsewhere, 
 """
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
 
 from vit.config import ViTConfig
 from vit.device import resolve_device
 from vit.files import REPOSITORY, plain_number, replacing
-from vit.model.vision_transformer import VisionTransformer
+from vit.model.vision_transformer import VisionTransformer, check_plain
 from vit.pretrained.hub import is_hub_name
-from vit.pretrained.loading import blank_model, check_own, check_values, fill, load_weights
+from vit.pretrained.loading import check_own, check_values, fill, load_weights
 from vit.pretrained.reading import checksum, url_hint
 from vit.pretrained.sources import read_source
 
@@ -40,8 +38,10 @@ def save(model: VisionTransformer, path: str | Path, **metadata: Any) -> Path:
     """
     path = Path(path).expanduser()
     model = check_own(model)
+    check_plain(model)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    _check_loadable(model.config, tensors)
+    for name, tensor in tensors.items():
+        check_values(name, tensor)
     described = model.metadata | metadata
     for name, fact in described.items():
         try:
@@ -53,24 +53,6 @@ def save(model: VisionTransformer, path: str | Path, **metadata: Any) -> Path:
     with replacing(path) as temporary:
         save_file(tensors, temporary, metadata=facts)
     return path
-
-
-def _check_loadable(config: ViTConfig, tensors: Mapping[str, Tensor]) -> None:
-    """Raises ValueError for tensors that are not those of the config's model, or not finite numbers."""
-    expected = {name: tensor.shape for name, tensor in blank_model(config).state_dict().items()}
-    names = [n for n in expected | tensors if n not in expected or n not in tensors or tensors[n].shape != expected[n]]
-    if names:
-        remedy = "its layers were changed after it was built"
-        if any(name.endswith((".A", ".B")) for name in tensors):
-            remedy = "merge LoRA first: vit.tasks.lora.merge(model)"
-        elif "encoder.gate" in tensors:
-            remedy = "a model with prompts is kept by torch.save(model.state_dict(), path) only"
-        raise ValueError(
-            f"the weights are not those of model.config, so vit.load would refuse them; {remedy}. "
-            f"Not as the config says: {', '.join(names[:4])}{', ...' if len(names) > 4 else ''}"
-        )
-    for name, tensor in tensors.items():
-        check_values(name, tensor)
 
 
 def list_weights() -> list[str]:

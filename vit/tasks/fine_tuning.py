@@ -15,7 +15,7 @@ from torch import nn
 from vit.config import TrainConfig
 from vit.data import DataSplits, make_loaders
 from vit.data.loader import normalization_of
-from vit.model.vision_transformer import VisionTransformer, learned_from
+from vit.model.vision_transformer import VisionTransformer, check_plain, learned_from
 from vit.pictures import PREPROCESSING
 from vit.training import History, build_optimizers, fit
 
@@ -26,6 +26,7 @@ def with_new_head(model: VisionTransformer, data: DataSplits) -> VisionTransform
     Its metadata names the new classes, says as before how pictures are prepared, and lists under "pretrained_on" what
     the weights have learned from so far; accuracies and the rest were true of the old network only.
     """
+    check_plain(model, except_head=True)
     copy = VisionTransformer(replace(model.config, num_classes=data.num_classes, head="linear"))
     body = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("head.")}
     copy.load_state_dict(body | {f"head.{name}": tensor for name, tensor in copy.head.state_dict().items()})

@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vit.model import Encoder, VisionTransformer
+from vit.model import Encoder
 from vit.model.transformer import Rope
+from vit.model.vision_transformer import VisionTransformer, check_plain
 
 _CLOSED = 1e-12  # a gate's start: nothing in float32, and yet its logarithm has a slope
 
@@ -57,6 +58,7 @@ def add(model: VisionTransformer, num_prompts: int = 8) -> VisionTransformer:
         raise ValueError(f"num_prompts={num_prompts!r} must be an integer of 1 or more; try 8")
     if isinstance(model.encoder, PromptedEncoder):
         raise ValueError("the model has prompts already: add them to the network they were made from")
+    check_plain(model)
     first = model.config.num_prefix_tokens
     prompted = VisionTransformer(replace(model.config, num_registers=model.config.num_registers + num_prompts))
     reference = next(model.parameters())

@@ -18,7 +18,7 @@ from vit.training.distributed import ALONE, World
 NORMALIZATION_TOLERANCE = 0.01  # of a channel's mean and deviation; less moves no answer to speak of
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Evaluation:
     """What a model says of a whole split: mean loss, accuracy in percent, probabilities (N, K), labels (N,)."""
 

@@ -19,6 +19,7 @@ from vit.device import forked_random, resolve_device
 from vit.progress import progress_bar
 from vit.training.distributed import ALONE
 from vit.training.epoch import LossFn, add_gradients, classification_loss, explaining_memory, set_patch_drop
+from vit.training.evaluation import check_loaders
 from vit.training.optim import build_optimizers, set_learning_rate
 
 MAX_RISE = 3  # the ramp ends where the loss is above its lowest value by more than so many times that value
@@ -77,6 +78,9 @@ def find_learning_rate(
         raise ValueError(f"low={low} and high={high} must be positive, and low the lower one")
     if num_steps < 10:
         raise ValueError(f"num_steps={num_steps} must be 10 or more")
+    check_loaders(train_loader)
+    if not len(train_loader):
+        raise ValueError("train_loader has no batch: there is nothing to train on")
     loss_fn = loss_fn or classification_loss(config.label_smoothing)
     device = resolve_device(config.device)
     factors = [low * (high / low) ** (i / (num_steps - 1)) for i in range(num_steps)]
