@@ -178,6 +178,12 @@ def test_data_of_several_shapes_or_with_a_mean_of_other_pixels_are_refused():
         DataSplits("x", good, last, good, ("a",), (0.5,) * 3, (0.2,) * 3)
 
 
+def test_a_crop_beyond_the_image_is_refused_before_any_batch(shapes):
+    with pytest.raises(ValueError, match="crop_padding=16 must be less than a side of the images, 16 pixels"):
+        make_loaders(shapes, TrainConfig(crop_padding=16))
+    make_loaders(shapes, TrainConfig(crop_padding=15))[0].batch(0, 0)
+
+
 def test_arrays_and_floats_are_refused_with_the_remedy():
     images, labels = torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.zeros(4, dtype=torch.int64)
     with pytest.raises(TypeError, match="images must be a torch tensor, got ndarray; use torch.from_numpy"):

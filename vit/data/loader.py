@@ -214,6 +214,8 @@ def make_loaders(data: DataSplits, config: TrainConfig) -> tuple[Loader, Loader]
     _check_data(data)
     if not isinstance(config, TrainConfig):
         raise TypeError(f"config={config!r} must be a TrainConfig, such as TrainConfig.preset('quick')")
+    if config.crop_padding >= (side := min(data.train.images.shape[2:])):
+        raise ValueError(f"crop_padding={config.crop_padding} must be less than a side of the images, {side} pixels")
     train = Loader(
         data.train,
         batch_size=config.batch_size,
