@@ -191,8 +191,7 @@ def _accuracy(claim: dict | None) -> str:
 
 def _note_source(sources: dict[str, list[str]], claim: dict) -> None:
     of_machine = sources.setdefault(f"{claim['hardware']}; {claim['versions']}; {claim['date']}", [])
-    if claim["commit"] not in of_machine:
-        of_machine.append(claim["commit"])
+    of_machine += [commit for commit in claim["commit"].split(", ") if commit not in of_machine]
 
 
 def _source_lines(sources: dict[str, list[str]]) -> list[str]:
