@@ -158,7 +158,7 @@ def test_what_cannot_be_is_refused():
             measure_rate(model, batch_size)
     with pytest.raises(ValueError, match="seconds=0 must be more than 0"):
         measure_rate(model, 4, seconds=0)
-    with pytest.raises(TypeError, match="no Vision Transformer of this library or of timm"):
+    with pytest.raises(TypeError, match="no plain Vision Transformer of this library or of timm"):
         training_memory(torch.nn.Linear(3, 3), 4)
 
 

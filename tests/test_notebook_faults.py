@@ -17,7 +17,7 @@ def test_a_cell_that_comes_too_early_names_what_is_missing(tmp_path):
     notebook.cells = [cell for cell in notebook.cells if cell.cell_type == "code" and "vit.fit(" in cell.source]
     assert len(notebook.cells) == 1
     client = NotebookClient(notebook, kernel_name="python3", timeout=60, extra_arguments=["--log-level=ERROR"])
-    with pytest.raises(CellExecutionError, match="NameError.* name 'vit' is not defined"):
+    with pytest.raises(CellExecutionError, match="NameError.* name 'torch' is not defined"):
         client.execute(env=os.environ | {"VIT_RUNS": str(tmp_path)})
     assert not list(tmp_path.iterdir())
 
