@@ -143,6 +143,13 @@ def test_a_loader_that_gives_less_than_it_says_is_refused(shapes):
         fit(make_model(), Short(loader), val_loader, QUICK)
 
 
+def test_a_history_of_another_training_is_refused(shapes):
+    history = fit(make_model(), *make_loaders(shapes, QUICK), QUICK)
+    with pytest.raises(ValueError, match="history holds 1 epochs already: give an empty one"):
+        fit(make_model(), *make_loaders(shapes, QUICK), QUICK, history=history)
+    assert len(history) == 1
+
+
 @pytest.mark.parametrize("ends_by", ["stop", "error"])
 @pytest.mark.parametrize("is_training", [True, False])
 def test_the_model_is_left_as_it_was_found(shapes, ends_by, is_training):

@@ -173,6 +173,12 @@ def test_what_their_class_does_not_compute_is_refused_by_name(write, changes, na
     assert not (tmp_path / "folder").exists()
 
 
+def test_onnx_is_of_float32(tmp_path):
+    with pytest.raises(ValueError, match=r"the model is in torch.float64, .*: use model.float\(\)"):
+        to_onnx(make({}).double(), tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("name", FOR_GRAPHS)
 @torch.no_grad()
 def test_graphs_give_our_logits_at_any_batch_size(name, tmp_path):

@@ -1,5 +1,7 @@
 """Batches: each sample once, a pure function of seed, epoch and step, and val never touched."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -176,6 +178,11 @@ def test_data_of_several_shapes_or_with_a_mean_of_other_pixels_are_refused():
         build(train=last, val=last)
     with pytest.raises(ValueError, match=r"must have one shape .*'val': \(8, 6, 3\)"):
         DataSplits("x", good, last, good, ("a",), (0.5,) * 3, (0.2,) * 3)
+
+
+def test_two_classes_of_one_name_are_refused(shapes):
+    with pytest.raises(ValueError, match="class_names holds b more than once"):
+        replace(shapes, class_names=tuple("abcdefghib"))
 
 
 def test_a_crop_beyond_the_image_is_refused_before_any_batch(shapes):

@@ -61,7 +61,8 @@ class DataSplits:
     `mean` and `std` are per channel, of the train images scaled to [0, 1].
 
     Raises:
-        ValueError: splits of different shapes, labels without a class, or a mean or std that no such images have.
+        ValueError: splits of different shapes, labels without a class, two classes of one name, or a mean or std that
+            no such images have.
     """
 
     name: str
@@ -79,6 +80,8 @@ class DataSplits:
                 f"the images of all splits must have one shape (C, H, W), got {shapes}; see vit.data.resize"
             )
         check_statistics(self.mean, self.std, shapes["train"])
+        if twice := {name for name in self.class_names if self.class_names.count(name) > 1}:
+            raise ValueError(f"class_names holds {', '.join(sorted(twice))} more than once: give each class a name")
         for name in ("train", "val", "test"):
             check_labels(getattr(self, name).labels, len(self.class_names), name)
 

@@ -30,10 +30,13 @@ def to_onnx(model: VisionTransformer, path: str | Path) -> Path:
 
     Raises:
         TypeError: a model of another class.
+        ValueError: a model that is not in float32.
         ImportError: onnx, onnxscript or onnxruntime is missing; the message says how to get them.
         RuntimeError: onnxruntime's logits are not the model's; the file is not written then.
     """
     model = check_own(model)
+    if (dtype := model.patch_embed.proj.weight.dtype) != torch.float32:
+        raise ValueError(f"the model is in {dtype}, of which onnxruntime computes a part only: use model.float()")
     try:
         import onnx  # noqa: F401
         import onnxruntime

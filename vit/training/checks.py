@@ -20,6 +20,7 @@ from vit.modules import unwrap
 from vit.training.checkpoint import describe_data
 from vit.training.distributed import World
 from vit.training.evaluation import check_is_model, check_loaders, check_metadata, evaluate
+from vit.training.history import History
 from vit.training.run_files import refuse_existing
 from vit.training.run_lock import being_written
 
@@ -46,6 +47,7 @@ def check_fit(
     run_dir: str | Path | None,
     resume: bool,
     is_classifier: bool,
+    history: History | None,
     world: World,
 ) -> None:
     """Raises for arguments of `fit` that do not belong together, or a folder that holds another run.
@@ -62,6 +64,8 @@ def check_fit(
             "within `with vit.training.distributed.processes():`"
         )
     check_loaders(train_loader, val_loader)
+    if history:
+        raise ValueError(f"history holds {len(history)} epochs already: give an empty one, which resume=True fills too")
     for name, loader in (("train_loader", train_loader), ("val_loader", val_loader)):
         if loader is not None and not len(loader):
             raise ValueError(f"{name} has no batch: there is nothing to {'train on' if name[0] == 't' else 'measure'}")

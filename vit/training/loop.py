@@ -97,7 +97,7 @@ def fit(
     world = current_world()
     run_dir = None if run_dir is None else Path(run_dir).expanduser()
     options = {"run_dir": run_dir, "resume": resume, "is_classifier": loss_fn is None, "world": world}
-    check_fit(model, train_loader, val_loader, config, **options)
+    check_fit(model, train_loader, val_loader, config, history=history, **options)
     if is_sharded(model):
         check_sharded(config)
     if world.size > 1:
