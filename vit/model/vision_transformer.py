@@ -170,9 +170,7 @@ class VisionTransformer(nn.Module):
             grids = self.config.grid_size, config.grid_size
             state["pos_embed"] = resample_pos_embed(state["pos_embed"], *grids, config.pos_resampling)
         reference = self.patch_embed.proj.weight
-        with torch.device("meta"):  # no numbers are drawn that would be overwritten
-            model = VisionTransformer(config)
-        model.build_positions()
+        model = blank_model(config)
         model.load_state_dict({name: tensor.clone() for name, tensor in state.items()}, assign=True)
         model.to(reference)  # the fixed tables too
         for parameter, own in zip(model.parameters(), self.parameters(), strict=True):
@@ -181,11 +179,18 @@ class VisionTransformer(nn.Module):
         return model.train(self.training)
 
 
+def blank_model(config: ViTConfig) -> VisionTransformer:
+    """A model whose weights take neither memory nor time yet; `load_state_dict(..., assign=True)` brings them."""
+    with torch.device("meta"):
+        model = VisionTransformer(config)
+    model.build_positions()
+    return model
+
+
 def check_plain(model: VisionTransformer, *, except_head: bool = False) -> None:
     """Raises ValueError for a network with parts that its config does not know, such as LoRA or prompts: it cannot be
     saved, converted, resized, or built again in any other way. `except_head` takes any head."""
-    with torch.device("meta"):
-        expected = {name: tensor.shape for name, tensor in VisionTransformer(model.config).state_dict().items()}
+    expected = {name: tensor.shape for name, tensor in blank_model(model.config).state_dict().items()}
     found = {name: tensor.shape for name, tensor in model.state_dict().items()}
     odd = [name for name in expected | found if expected.get(name) != found.get(name)]
     if except_head:

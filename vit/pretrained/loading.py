@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from vit.config import ViTConfig
 from vit.model.pos_embed import resample_pos_embed
-from vit.model.vision_transformer import VisionTransformer, build_head, init_head, learned_from
+from vit.model.vision_transformer import VisionTransformer, blank_model, build_head, init_head, learned_from
 from vit.modules import unwrap
 from vit.pictures import PREPROCESSING
 from vit.pretrained.agreement import agree
@@ -103,14 +103,6 @@ def fill(
     else:
         model.load_state_dict(state)
     model.metadata = metadata
-    return model
-
-
-def blank_model(config: ViTConfig) -> VisionTransformer:
-    """A model whose weights take neither memory nor time yet; `load_state_dict(..., assign=True)` brings them."""
-    with torch.device("meta"):
-        model = VisionTransformer(config)
-    model.build_positions()
     return model
 
 
