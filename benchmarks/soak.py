@@ -42,21 +42,23 @@ def kill_until(end: float, root: Path, rng: random.Random) -> dict[str, int]:
     counts = {"runs": 0, "kills": 0, "wrong": int(process.exitcode != COMPLETE)}
     while not counts["runs"] or time.monotonic() < end:
         folder = root / "run"
-        exit_code = None
+        exit_code, patience = None, seconds / 3
         while exit_code != COMPLETE:
             process = start(folder, CONFIG)
-            process.join(rng.uniform(0, seconds / 3))
+            process.join(rng.uniform(0, patience))
+            patience *= 1.03  # a machine that has become slower since must get to the end too
             if process.is_alive():
                 os.kill(process.pid, rng.choice(SIGNALS))
                 counts["kills"] += 1
                 process.join()
             exit_code = process.exitcode
-        is_right = same(final_state(folder), expected) and {path.name for path in folder.iterdir()} == FILES
+        faults = [] if same(final_state(folder), expected) else ["other bits"]
+        if odd := {path.name for path in folder.iterdir()} ^ FILES:
+            faults.append(f"files missing or left behind: {sorted(odd)}")
         counts["runs"] += 1
-        counts["wrong"] += not is_right
-        print(
-            f"run {counts['runs']}, {counts['kills']} kills so far: {'same bits' if is_right else 'WRONG'}", flush=True
-        )
+        counts["wrong"] += bool(faults)
+        what = f"WRONG, {'; '.join(faults)}" if faults else "same bits"
+        print(f"run {counts['runs']}, {counts['kills']} kills so far: {what}", flush=True)
         shutil.rmtree(folder)
     return counts
 

@@ -301,7 +301,8 @@ def test_a_run_is_never_overwritten_and_one_that_is_complete_says_so(data, tmp_p
 
 def test_what_killed_saves_have_left_is_removed(data, tmp_path):
     loaders = make_loaders(data, QUICK)
-    ours = [f".{name}.abcd_123.tmp" for name in ("state.pt", "state.previous.pt", "state.best.pt", "history.csv")]
+    names = ("state.pt", "state.previous.pt", "state.best.pt", "history.csv", "config.json")
+    ours = [f".{name}.abcd_123.tmp" for name in names]
     for resume in (False, True):
         for name in [*ours, ".model.safetensors.abcd_123.tmp"]:  # the last may be somebody's who writes it now
             (tmp_path / name).write_text("half")

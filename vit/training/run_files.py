@@ -111,7 +111,8 @@ class RunFiles:
         """Removes what a training that was killed while it saved has left behind."""
         if self.folder is not None and self.world.is_first:
             state = self.folder / STATE_FILE
-            for path in (state, previous_of(state), best_of(state), self.folder / HISTORY_FILE):
+            beside = (self.folder / HISTORY_FILE, self.folder / CONFIG_FILE)
+            for path in (state, previous_of(state), best_of(state), *beside):
                 remove_leftovers(path)
 
     def _save_history(self) -> None:
