@@ -354,7 +354,7 @@ class TrainConfig(_Config):
         "cpu_5min": {"epochs": 7, "warmup_epochs": 0.7, **_DROP_HALF},
         "cpu_10min": {"epochs": 10, "warmup_epochs": 1.0, **_DROP_HALF},
         "cpu_20min": {"epochs": 23, "warmup_epochs": 2.3, "crop_padding": 4, **_DROP_HALF},
-        "cpu_2h": {"epochs": 30, "warmup_epochs": 3.0, "crop_padding": 4, **_DROP_HALF},
+        "cpu_2h": {"epochs": 24, "warmup_epochs": 2.4, "crop_padding": 4, **_DROP_HALF},
         "quick": {"epochs": 2, "batch_size": 50, "warmup_epochs": 0.2},
         # For one GPU and the networks "vit_gpu_...". A starting point that no run has tested yet; `for_budget` makes
         # the number of epochs that of your GPU. The batch divides 45,000 and 50,000: compiled for one size only.
