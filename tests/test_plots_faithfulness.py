@@ -1,10 +1,12 @@
 """Faithfulness figures show the numbers they were given, the best first, with chance beside them."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
 
-from vit.plots.faithfulness import plot_deletion_insertion, plot_scores
+from vit.plots.faithfulness import plot_deletion_insertion, plot_randomization, plot_scores
 from vit.plots.style import GREY
 
 X = np.linspace(0, 1, 5)
@@ -74,3 +76,32 @@ def test_what_does_not_fit_is_refused():
         plot_scores({"a": {"rollout": 0.1}}, {"b": 0.1})
     with pytest.raises(ValueError, match=r"scores of 'a' must lie between 0 and 1, got 40 to 40"):
         plot_scores({"a": {"rollout": 40.0}}, {"a": 0.1})
+
+
+def test_lost_weights_are_named_from_the_output_down():
+    curves = {"attention": [1, 1, 0.1, 0.0, -0.1], "random": torch.tensor([1.0, -0.3, 0.0, 0.0, 0.0])}
+    [ax] = plot_randomization(curves).axes
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["none", "head", "block 1", "block 0", "all"]
+    for line, (name, curve) in zip(ax.lines, curves.items(), strict=False):  # the last line is 0
+        np.testing.assert_allclose(line.get_ydata(), curve)
+        assert line.get_label().startswith(name)
+    assert ax.get_ylim()[0] < -0.3, "all points are seen"
+
+
+def test_many_blocks_have_room_for_their_names():
+    for depth in (6, 7, 12, 24, 40):
+        figure = plot_randomization({"relevance": np.linspace(1, 0, depth + 3)})
+        figure.canvas.draw()
+        boxes = [label.get_window_extent() for label in figure.axes[0].get_xticklabels()]
+        if figure.axes[0].get_xticklabels()[0].get_rotation() == 0:
+            assert all(a.x1 < b.x0 for a, b in pairwise(boxes)), depth
+        assert len(boxes) <= 13
+
+
+def test_curves_of_lost_weights_must_be_correlations_of_one_model():
+    with pytest.raises(ValueError, match="different numbers of stages: {'a': 5, 'b': 6}"):
+        plot_randomization({"a": np.ones(5), "b": np.ones(6)})
+    with pytest.raises(ValueError, match="the curve of 'a' must lie between -1 and 1, got 0 to 2"):
+        plot_randomization({"a": [0, 0, 0, 2]})
+    with pytest.raises(ValueError, match=r"the curve of 'a' must be \(L \+ 3,\) correlations, got shape \(2, 4\)"):
+        plot_randomization({"a": np.ones((2, 4))})

@@ -48,6 +48,7 @@ from vit.analysis.representations import (
     token_norms,
     token_pca,
 )
+from vit.analysis.sanity import randomization_curve, rank_correlation
 from vit.analysis.statistics import attention_entropy, head_similarity, mean_attention_distance
 
 __all__ = [
@@ -97,6 +98,8 @@ __all__ = [
     "pointing_game",
     "pos_embed_similarity",
     "predict",
+    "randomization_curve",
+    "rank_correlation",
     "record_attention",
     "relevance",
     "reliability",

@@ -12,7 +12,7 @@ from vit.plots.evaluation import (
     plot_reliability,
     plot_robustness,
 )
-from vit.plots.faithfulness import plot_deletion_insertion, plot_scores
+from vit.plots.faithfulness import plot_deletion_insertion, plot_randomization, plot_scores
 from vit.plots.images import plot_images, plot_predictions
 from vit.plots.inside import (
     plot_attention_distance,
@@ -68,6 +68,7 @@ __all__ = [
     "plot_predictions",
     "plot_progress",
     "plot_queries",
+    "plot_randomization",
     "plot_reliability",
     "plot_robustness",
     "plot_runs",

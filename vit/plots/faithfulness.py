@@ -1,7 +1,9 @@
-"""Which heat map says best what a model needs: deletion and insertion curves, and scores beside their chance level."""
+"""Which heat map says best what a model needs: deletion and insertion curves, scores beside their chance level, and
+what is left of a map when the weights are lost."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -24,9 +26,7 @@ def plot_deletion_insertion(curves: Mapping[str, tuple[ArrayLike, ArrayLike]], *
         curves: for each method the mean deletion curve and the mean insertion curve, (S + 1,) in [0, 1] each; the
             method "random" is drawn as the level to beat.
     """
-    if not curves or len(curves.keys() - {RANDOM}) > len(_LOOKS):
-        raise ValueError(f"curves has {len(curves)} methods; between 1 and {len(_LOOKS)} can be told apart")
-    looks = dict(zip([name for name in curves if name != RANDOM], _LOOKS, strict=False))
+    looks = _looks(curves)
     figure, axes = new_figure(1, 2, height=3.5 + 0.2 * len(curves))
     panels = (("Deletion: lower is better", "patches removed"), ("Insertion: higher is better", "patches shown"))
     for i, (ax, (heading, what)) in enumerate(zip(axes, panels, strict=True)):
@@ -64,6 +64,40 @@ def plot_scores(scores: Mapping[str, Mapping[str, float]], chance: Mapping[str, 
     return figure
 
 
+def plot_randomization(curves: Mapping[str, ArrayLike]) -> Figure:
+    """How alike the maps of each method stay as the model loses its weights, the head first, then block by block.
+
+    Args:
+        curves: for each method the mean rank correlation (L + 3,) in [-1, 1] with the maps of the model itself: of
+            that model, without its head's weights, without those of each of the L blocks too, and without any.
+    """
+    looks = _looks(curves)
+    of_method = {name: _check_correlations(name, curve) for name, curve in curves.items()}
+    lengths = {name: len(y) for name, y in of_method.items()}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"curves must be of one model, got different numbers of stages: {lengths}")
+    [num_stages] = set(lengths.values())
+    figure, ax = new_figure(1, 1, height=3.6)
+    for name, y in of_method.items():
+        style, color = looks.get(name, ("--", GREY))
+        ax.plot(y, style, color=color, marker="o", markersize=4, label=_spoken(name), zorder=2 if style == "-" else 3)
+    ax.axhline(0, color="black", linestyle="--", linewidth=1.5, zorder=1)
+    labels = ["none", "head", *(f"block {i}" for i in reversed(range(num_stages - 3))), "all"]
+    step = max(1, math.ceil(num_stages / 12))  # labels that have room
+    ax.set_xticks(range(0, num_stages, step), labels[::step], rotation=0 if num_stages <= 9 else 45)
+    ax.set(xlabel="weights lost so far, from the output down", ylabel="rank correlation with the whole model's map")
+    ax.set(ylim=(min(-0.2, *(y.min() - 0.05 for y in of_method.values())), 1.05))
+    ax.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return figure
+
+
+def _looks(curves: Mapping[str, object]) -> dict[str, tuple[str, str]]:
+    """The style and color of each method but the random order."""
+    if not curves or len(curves.keys() - {RANDOM}) > len(_LOOKS):
+        raise ValueError(f"curves has {len(curves)} methods; between 1 and {len(_LOOKS)} can be told apart")
+    return dict(zip([name for name in curves if name != RANDOM], _LOOKS, strict=False))
+
+
 def _plot_bars(ax: Axes, measure: str, of_method: Mapping[str, float], chance: float) -> None:
     names = list(of_method)[::-1]  # the first on top
     values = 100 * _check_range(f"the scores of {measure!r}", np.array([of_method[name] for name in names]))
@@ -89,6 +123,15 @@ def _check_curve(name: str, curve: ArrayLike) -> NDArray:
     if curve.ndim != 1 or len(curve) < 2:
         raise ValueError(f"the curves of {name!r} must be (S + 1,) probabilities, got shape {curve.shape}")
     return _check_range(f"the curves of {name!r}", curve)
+
+
+def _check_correlations(name: str, curve: ArrayLike) -> NDArray:
+    curve = np.asarray(curve)
+    if curve.ndim != 1 or len(curve) < 4:
+        raise ValueError(f"the curve of {name!r} must be (L + 3,) correlations, got shape {curve.shape}")
+    if not (np.abs(curve) <= 1 + 1e-6).all():
+        raise ValueError(f"the curve of {name!r} must lie between -1 and 1, got {curve.min():.3g} to {curve.max():.3g}")
+    return curve
 
 
 def _check_range(what: str, values: NDArray) -> NDArray:
