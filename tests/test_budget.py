@@ -80,6 +80,29 @@ def test_steps_that_drop_patches_are_timed_apart(shapes, model):
     assert watched.patch_drop.rate == 0
 
 
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_steps_are_timed_for_as_many_epochs_as_the_config_has(shapes, model, monkeypatch, epochs):
+    asked, config = [], replace(CONFIG, epochs=epochs, warmup_epochs=0.0)
+    train, _ = make_loaders(shapes, config)
+    epoch = train.epoch
+    monkeypatch.setattr(train, "epoch", lambda number, start: asked.append(number) or epoch(number, start))
+    budget._step_seconds(model, train, config, 60.0, None)
+    assert asked == list(range(epochs))
+    asked.clear()
+    budget._step_seconds(model, train, config, 0.0, None)
+    assert asked == [0], "the seconds are over"
+
+
+@pytest.mark.parametrize(("device", "epochs"), [("cpu", [1, 1]), ("meta", [5, 5])])
+def test_only_a_cpu_is_timed_for_no_longer_than_an_epoch(shapes, model, monkeypatch, device, epochs):
+    timed = []
+    monkeypatch.setattr(budget, "resolve_device", lambda _: torch.device(device))
+    monkeypatch.setattr(budget, "_step_seconds", lambda probe, loader, config, *_: timed.append(config.epochs) or 1.0)
+    config = replace(CONFIG, patch_drop_rate=0.5, patch_drop_until=0.75)  # both kinds of steps
+    for_budget(config, model, make_loaders(shapes, config)[0], minutes=10)
+    assert timed == epochs
+
+
 def test_nothing_else_changes(shapes, model):
     train, val = make_loaders(shapes, CONFIG)
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}

@@ -286,6 +286,10 @@ def test_short_epochs_need_not_be_saved(shapes, monkeypatch, tmp_path, save_seco
     config = replace(QUICK, epochs=4)
     fit(make_model(), *make_loaders(shapes, config), config, run_dir=tmp_path, save_seconds=save_seconds)
     assert len(saved) == num_saves and saved[0] == 0 and saved[-1] == 4
+    saved.clear()  # every step takes longer than the five minutes that an epoch may go without a save
+    monkeypatch.setattr(run_files, "SAVE_SECONDS", 0.0)
+    fit(make_model(), *make_loaders(shapes, config), config, run_dir=tmp_path / "slow", save_seconds=save_seconds)
+    assert (len(saved) == num_saves) == (save_seconds > 0)
 
 
 def test_a_stop_is_saved_however_short_the_epochs_are(shapes, tmp_path):
@@ -324,7 +328,9 @@ def test_the_best_state_is_the_best_that_was_saved(shapes, monkeypatch, tmp_path
     """Of accuracies 50, 90, 70, 60 the 90 is not saved; 70 is the best that is."""
     accuracies, is_due, nothing = iter((50.0, 90.0, 70.0, 60.0)), iter((True, False, True)), torch.zeros(0)
     monkeypatch.setattr(loop, "evaluate", lambda *_, **__: Evaluation(1.0, next(accuracies), nothing, nothing))
-    monkeypatch.setattr(run_files.RunFiles, "is_save_due", lambda run, s=None: s is not None and next(is_due))
+    monkeypatch.setattr(
+        run_files.RunFiles, "is_save_due", lambda run, s, within_epoch=False: not within_epoch and next(is_due)
+    )
     config = replace(QUICK, epochs=4)
     fit(make_model(), *make_loaders(shapes, config), config, run_dir=tmp_path, save_seconds=1.0)
     assert load_state_weights(tmp_path / "state.best.pt", make_model())["val_accuracy"] == 70

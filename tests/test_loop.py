@@ -416,9 +416,24 @@ def test_bf16_trains_close_to_fp32(shapes):
     assert losses[0] != losses[1] and losses[1] == pytest.approx(losses[0], abs=0.05)
 
 
+def test_the_loss_of_bf16_logits_is_computed_in_fp32():
+    """On a GPU autocast leaves the logits in bf16, and the loss would be, too."""
+    values = torch.linspace(-3, 3, 10).to(torch.bfloat16)
+    labels = torch.tensor([1, 8])
+    loss, _ = classification_loss(0.1)(lambda images: values.expand(2, 10), (torch.zeros(2, 3, 2, 2), labels))
+    logits = values.double().expand(2, 10)
+    exact = torch.nn.functional.cross_entropy(logits, labels, label_smoothing=0.1)
+    assert loss.dtype == torch.float32 and float(loss) == pytest.approx(float(exact), rel=1e-6)
+    in_bf16 = torch.nn.functional.cross_entropy(values.expand(2, 10), labels, label_smoothing=0.1)
+    assert float(in_bf16) != pytest.approx(float(exact), rel=1e-4)
+    of_double, _ = classification_loss()(lambda images: logits, (torch.zeros(2, 3, 2, 2), labels))
+    assert of_double.dtype == torch.float64
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 def test_training_on_a_gpu(shapes):
     config = replace(QUICK, device="cuda", compile=True, auto_augment="trivial", cutmix_alpha=1.0)
+    config = replace(config, batch_size=50)  # divides the images: a batch of another size is compiled anew
     model = make_model()
     history = fit(model, *make_loaders(shapes, config), config)
     assert history.is_complete and next(model.parameters()).is_cuda

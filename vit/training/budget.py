@@ -68,6 +68,8 @@ def for_budget(
     world, device = current_world(), resolve_device(config.device)
     if device.type == "cpu":
         keep_freed_memory()
+    # A card is slower once it is warm, and an epoch may be a second there; on a CPU one is enough.
+    num_epochs = 1 if device.type == "cpu" else max(1, int(config.epochs))
     shares = {0.0: 1.0}
     if config.patch_drop_rate:
         shares = {1.0: config.patch_drop_until, 0.0: 1 - config.patch_drop_until}
@@ -76,7 +78,7 @@ def for_budget(
         step = 0.0  # seconds of a mean step of the run
         for until, share in shares.items():
             if share:
-                timed = replace(config, epochs=1, warmup_epochs=0.0, patch_drop_until=until)
+                timed = replace(config, epochs=num_epochs, warmup_epochs=0.0, patch_drop_until=until)
                 step += share * _step_seconds(probe, train_loader, timed, probe_seconds / len(shares), loss_fn)
         started = time.perf_counter()
         if val_loader is not None:
@@ -98,23 +100,27 @@ def _epochs_that_fit(seconds: float, epoch: float, val: float) -> float:
 
 
 def _step_seconds(model: nn.Module, loader: Any, config: TrainConfig, seconds: float, loss_fn: LossFn | None) -> float:
-    """Mean duration of a step, over so many seconds or an epoch, whichever ends first."""
+    """Mean duration of a step, over so many seconds or the epochs of the config, whichever ends first."""
     world, optimizers = current_world(), build_optimizers(model, config)
     network = world.wrap(model)
     network = torch.compile(network) if config.compile else network
     ema = AveragedWeights(model, config.ema_decay) if config.ema_decay else None
-    count, warm_up = 0, min(WARM_UP_STEPS, len(loader) - 1)
+    count, warm_up, is_over = 0, min(WARM_UP_STEPS, len(loader) - 1), False
 
     def should_stop() -> bool:
-        nonlocal count, started
+        nonlocal count, started, is_over
         count += 1
         if count == warm_up:
             wait_for_device()
             started = time.perf_counter()
-        return world.any(count > warm_up and time.perf_counter() - started > seconds)
+        is_over = world.any(count > warm_up and time.perf_counter() - started > seconds)
+        return is_over
 
     started = time.perf_counter()
     options = {"loss_fn": loss_fn, "ema": ema, "should_stop": should_stop, "world": world}
-    train_one_epoch(network, loader, optimizers, config, bar=progress_bar(disable=True), **options)
+    for epoch in range(int(config.epochs)):
+        train_one_epoch(network, loader, optimizers, config, epoch=epoch, bar=progress_bar(disable=True), **options)
+        if is_over:
+            break
     wait_for_device()
     return (time.perf_counter() - started) / (count - warm_up)

@@ -38,6 +38,7 @@ def classification_loss(label_smoothing: float = 0.0, loader: Any = None) -> Los
         images, labels = batch
         logits = model(images)  # (B, K)
         check_num_classes(logits, loader)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # autocast on a GPU leaves bf16
         loss = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
         hard_labels = labels if labels.ndim == 1 else labels.argmax(dim=1)  # (B,)
         return loss, {"correct": (logits.detach().argmax(dim=1) == hard_labels).sum()}

@@ -124,9 +124,9 @@ class RunFiles:
         except PermissionError as error:
             say(f"{self.folder / HISTORY_FILE} could not be written ({error}): the state holds it, a resume writes it")
 
-    def is_save_due(self, seconds: float | None = None) -> bool:
-        """Whether the last save is longer ago, by default than a crash in a long epoch may cost."""
-        longest = SAVE_SECONDS if seconds is None else seconds
+    def is_save_due(self, seconds: float, *, within_epoch: bool = False) -> bool:
+        """Whether the last save is longer ago than that; within an epoch, than a crash in a long one may cost too."""
+        longest = max(seconds, SAVE_SECONDS) if within_epoch else seconds
         return self.folder is not None and time.perf_counter() - self.saved > longest
 
     def save(self, epoch: int, step: int, sums: Sums, *, is_last: bool, may_be_best: bool = False) -> None:
