@@ -1,4 +1,5 @@
-"""How much of a GPU a train step uses, and what the rest of the time goes into; `record.py --ceiling` runs it.
+"""How much of a GPU a train step uses, and what the rest of the time goes into; `record.py --ceiling` runs it, and the
+comparison with timm by `record.py --timm`.
 
 The card's own bf16 matrix products are the measure. Epochs are those of `train_one_epoch` on CIFAR-10, compiled, with
 all augmentation; the batches alone, and the optimizers alone, are timed beside them. The step against timm is of the
@@ -20,7 +21,7 @@ from vit.analysis.cost import forward_flops
 from vit.data import DataSplits
 from vit.training.optim import build_optimizers
 
-COMMAND = "python benchmarks/record.py --ceiling"
+COMMAND = "python benchmarks/record.py --{}"
 # Each with the share of the patches that is dropped.
 NETWORKS = {
     "patch4": (vit.ViTConfig.preset("vit_gpu_patch4_32"), 0.0),
@@ -93,8 +94,10 @@ def measure_epochs(data: DataSplits, device: torch.device, *, quick: bool) -> li
             found["optimizer_share"].append(100 * update / step)
         facts = {"images": len(data.train), "batch": recipe.batch_size, "train_gflop_per_image": epochs.flops / 1e9}
         units = {"seconds_per_epoch": "s"}
-        claims += [claim(f"{name}.{key}", values, units.get(key, "%"), facts) for key, values in found.items()]
-    return [claim("matrix_product", products, "TFLOP/s", {"precision": precision}), *claims]
+        claims += [
+            claim(f"{name}.{key}", values, units.get(key, "%"), facts, "ceiling") for key, values in found.items()
+        ]
+    return [claim("matrix_product", products, "TFLOP/s", {"precision": precision}, "ceiling"), *claims]
 
 
 def measure_against_timm(device: torch.device, *, quick: bool) -> list[dict]:
@@ -112,10 +115,10 @@ def measure_against_timm(device: torch.device, *, quick: bool) -> list[dict]:
     measures = {name: (lambda c=c: 1000 * batch / c.rate("train", turn)) for name, c in contenders.items()}
     milliseconds = in_turns(measures, rounds)
     facts = {"batch": batch, "precision": precision, "compiled": not quick, "network": config.to_dict()}
-    claims = [claim(f"step.{name}", values, "ms", facts) for name, values in milliseconds.items()]
+    claims = [claim(f"step.{name}", values, "ms", facts, "timm") for name, values in milliseconds.items()]
     for name in names[:2]:
         ratios = [ours / theirs for ours, theirs in zip(milliseconds[name], milliseconds["timm"], strict=True)]
-        claims.append(claim(f"step.{name}/timm", ratios, "x", facts))
+        claims.append(claim(f"step.{name}/timm", ratios, "x", facts, "timm"))
     return claims
 
 
@@ -131,6 +134,6 @@ def in_turns(measures: dict[str, Callable[[], float]], rounds: int) -> dict[str,
     return values
 
 
-def claim(name: str, values: list[float], unit: str, facts: dict) -> dict:
+def claim(name: str, values: list[float], unit: str, facts: dict, flag: str) -> dict:
     """A claim whose value is the median."""
-    return report.claim(name, values, unit, COMMAND, is_median=True) | facts
+    return report.claim(name, values, unit, COMMAND.format(flag), is_median=True) | facts

@@ -3,6 +3,7 @@
 On a GPU, in this order. A command ends before --minutes-per-command are over, with exit status 75 while something is
 left: start the same one again, and it goes on.
 
+    python -m pytest tests -k "wait_for_the_gpu or training_on_a_gpu"     0. the path itself, in small
     python benchmarks/record.py --ceiling            1. what the card can do, and how much of it a step uses
     python benchmarks/record.py --probe              2. 90 seconds each: patches of 2 pixels, half of them, or of 4?
     python benchmarks/record.py --minutes 10 --val   3. settings, on 5,000 images left out of the training
@@ -10,18 +11,24 @@ left: start the same one again, and it goes on.
     python benchmarks/record.py --minutes 30         5. the control of the next
     python benchmarks/record.py --minutes 30 --pretrain mae     6. a third of the time without labels first
     python benchmarks/speedrun.py                    7. seconds to 90, 93, 95 and 96 %
+    python benchmarks/record.py --timm               8. the time of a step beside timm's
     python benchmarks/record.py --quick              seconds, on a CPU, with the built-in set; stores nothing
 
 The minutes are all: from the start of each process until it stops or the accuracy is known, imports, compiling,
-planning, saving and the test included. How many epochs fit is measured once, when a stage begins, and the learning rate
+planning, saving and the test included. A seed is a process of its own; the first of a recipe compiles, later ones find
+on disk what it has compiled. How many epochs fit is measured once, when a stage begins, and the learning rate
 is zero at their end. What is tested, once for a seed, is the last step's average of the weights, with the mean over an
-image and its mirror image, and plain beside it. No teacher, no other data. One file, long for its protocol; what
---ceiling measures is in ceiling.py.
+image and its mirror image, and plain beside it. No teacher, no other data. Each result is stored at once, in
+results/record_runs/, which may be carried from machine to machine; weights stay in the folder of the run. One file,
+long for its protocol; what --ceiling and --timm measure is in ceiling.py.
+
+On a machine without this package installed, `PYTHONPATH=$PWD`; without git, the commit in `VIT_COMMIT`.
 """
 
 import argparse
 import json
 import math
+import os
 import shutil
 import sys
 import time
@@ -36,7 +43,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import ceiling
 import libraries
 import report
-from speedrun import STOPPING, UNFINISHED, load, process_start
+from speedrun import STOPPING, UNFINISHED, is_stored, load, process_start, stored_seeds
 
 import vit
 from vit.data import DataSplits, Split
@@ -47,13 +54,13 @@ from vit.training.epoch import LossFn
 from vit.training.run_folder import runs_root, write_json
 
 RUNS = runs_root() / "benchmark-record"
+KEPT = report.RESULTS / "record_runs"
 PROBE_SECONDS = 90.0  # of training
 # Seconds kept free when epochs are planned: for the test, and for every command that will have to start anew.
 TEST_RESERVE, COMMAND_RESERVE = 20.0, 45.0
 PLANNING = 120.0  # seconds that have to be left in a command for a stage to begin
-SAVE_SECONDS = 300.0  # a stop saves as well
 # Of the seconds that are left for epochs; the rest is for saves, and for a card that gets slower as it gets warm.
-PLANNED_SHARE = 0.96
+PLANNED_SHARE = 0.94
 STARTED = process_start()
 
 # Each with the share of the patches that is dropped in the first part of the training.
@@ -104,32 +111,35 @@ class Run:
         self.folder = RUNS / kind / f"{self.name}-{options.network}-seed{seed}"
         settings = {"network": self.network.to_dict(), "stages": [stage.config.to_dict() for stage in self.stages]}
         self.settings = json.loads(json.dumps(settings))
-        self.began = STARTED
+
+    def path(self, file: str) -> Path:
+        """Where a file is: the result of a GPU's test beside those of other machines, all else in the folder."""
+        is_kept = file == "result.json" and is_stored(self.options)
+        return KEPT / f"{self.folder.name}.json" if is_kept else self.folder / file
 
     def stored(self, file: str) -> dict | None:
-        """What a file of the folder holds, if it is of these settings."""
-        path = self.folder / file
+        """What a file holds, if it is of these settings."""
+        path = self.path(file)
         found = json.loads(path.read_text()) if path.exists() else {}
         return found["values"] if found.get("settings") == self.settings else None
 
     def store(self, file: str, values: dict | list) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_json(self.folder / file, {"settings": self.settings, "values": values})
+        write_json(self.path(file), {"settings": self.settings, "values": values})
 
     @property
     def seconds(self) -> float:
         """What the run has taken so far, in all its commands."""
-        return sum(self.stored("clock.json") or []) + time.time() - self.began
+        return sum(self.stored("clock.json") or []) + time.time() - STARTED
 
     def advance(self, deadline: float) -> bool:
         """Goes on until it is over or, in seconds since the epoch, has to stop; whether it is over."""
         if self.stored("running.json"):
             sys.exit(f"a command of {self.name} was killed and its time is lost: delete {self.folder} and start again")
-        self.store("running.json", {"since": self.began})
+        self.store("running.json", {"since": STARTED})
         try:
             return self._advance(deadline)
         finally:
-            self.store("clock.json", [*(self.stored("clock.json") or []), time.time() - self.began])
+            self.store("clock.json", [*(self.stored("clock.json") or []), time.time() - STARTED])
             (self.folder / "running.json").unlink()
 
     def _advance(self, deadline: float) -> bool:
@@ -175,7 +185,7 @@ class Run:
             loss_fn=stage.loss_fn,
             make_optimizers=partial(build_optimizers, layer_decay=stage.layer_decay),
             should_stop=lambda: time.time() > deadline,
-            save_seconds=SAVE_SECONDS,
+            save_seconds=float("inf"),  # a command that is killed is lost anyway, since its time is
         )
         return config if history.is_complete else None
 
@@ -187,7 +197,7 @@ class Run:
         if planned is None:
             shutil.rmtree(self.folder / stage.name, ignore_errors=True)  # of other settings
             loader = vit.make_loaders(data, stage.config)[0]
-            probe = {"minutes": 60, "probe_seconds": 0.1 if self.options.quick else 8.0, "loss_fn": stage.loss_fn}
+            probe = {"minutes": 60, "probe_seconds": 0.1 if self.options.quick else 10.0, "loss_fn": stage.loss_fn}
             an_hour = vit.for_budget(stage.config, model, loader, **probe).epochs
             seconds = PLANNED_SHARE * stage.share * self.seconds_to_train()
             epochs = 2.0 if self.options.quick else math.floor(100 * an_hour * seconds / 3600) / 100
@@ -289,6 +299,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--ceiling", action="store_true", help="measure the card and a step, train nothing")
+    what.add_argument("--timm", action="store_true", help="time a step of the same network in timm beside it")
     what.add_argument("--probe", action="store_true", help="train two networks for 90 seconds each")
     parser.add_argument("--minutes", type=float, default=10.0, help="of everything, for a seed")
     parser.add_argument("--pretrain", choices=("none", "mae"), default="none")
@@ -305,7 +316,7 @@ def parse() -> argparse.Namespace:
 
 def publish(benchmark: str, claims: list[dict], options: argparse.Namespace) -> None:
     """Prints; on a GPU puts the claims beside the stored ones of other runs."""
-    store = resolve_device().type == "cuda" and not options.quick and not options.val
+    store = is_stored(options)
     is_there = (report.RESULTS / f"{benchmark}.json").exists()
     known = report.load(benchmark) if store and is_there else {}
     report.publish(benchmark, list((known | {c["name"]: c for c in claims}).values()), store=store)
@@ -313,25 +324,34 @@ def publish(benchmark: str, claims: list[dict], options: argparse.Namespace) -> 
 
 def main() -> None:
     options = parse()
+    os.environ.setdefault("VIT_PROGRESS", "none")  # a bar makes the card wait where it shows the loss
     device = torch.device("cpu") if options.quick else resolve_device()
     if options.ceiling:
         data, _ = load(quick=options.quick, val=True)
-        claims = ceiling.measure_epochs(data, device, quick=options.quick)
-        publish("record_ceiling", claims + ceiling.measure_against_timm(device, quick=options.quick), options)
+        publish("record_ceiling", ceiling.measure_epochs(data, device, quick=options.quick), options)
+        return
+    if options.timm:
+        if claims := ceiling.measure_against_timm(device, quick=options.quick):
+            publish("record_ceiling", claims, options)
         return
     if options.probe:
         publish("record_probe", probe(options), options)
         return
     deadline = STARTED + 60 * options.minutes_per_command - STOPPING
     runs = [Run(seed, options) for seed in options.seeds]
-    for run in runs:
-        if run.stored("result.json") is None:
-            if not run.advance(deadline):
-                print(f"{run.name}, seed {run.seed} goes on: start the same command again")
-                sys.exit(UNFINISHED)
-            for later in runs:
-                later.began = time.time()
-    publish("record", claims_of(runs, options), options)
+    if left := [run for run in runs if run.stored("result.json") is None]:
+        run = left[0]
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(RUNS / "compiled" / f"{run.name}-{options.network}"))
+        is_done = run.advance(deadline)
+        left = left[1:] if is_done else left
+    # With what earlier commands have stored of other seeds.
+    seeds = {*options.seeds, *stored_seeds(KEPT, f"{runs[0].name}-{options.network}", options)}
+    runs = [Run(seed, options) for seed in sorted(seeds)]
+    if done := [run for run in runs if run.stored("result.json") is not None]:
+        publish("record", claims_of(done, options), options)
+    if left:
+        print(f"{left[0].name}, seed {left[0].seed} is to come: start the same command again")
+        sys.exit(UNFINISHED)
 
 
 if __name__ == "__main__":

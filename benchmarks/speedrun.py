@@ -6,12 +6,14 @@
     python benchmarks/speedrun.py --quick                    seconds, on a CPU, with the built-in set; stores nothing
 
 A command ends before --minutes-per-command are over, with exit status 75 while something is left: start it again to go
-on. The results are stored once every target has five seeds or more, on a GPU.
+on. On a GPU each run is stored as soon as it is tested, in results/speedrun_runs/, which may be carried from machine to
+machine; the claims are made of all that are there, and whole with five seeds.
 
 What is timed. Each seed has a process and two clocks, and both end when the accuracy on all test images is known.
 "from_process_start" begins with the process: imports, reading the data, compiling, training, test. "from_first_step"
 begins, as in Jordan's airbench, with new weights and the data on the GPU, after the same steps have been compiled and
-run on weights that are thrown away. A run that is longer than a command is kept in parts; saving them is on the clock.
+run on weights that are thrown away. The first seed of a target compiles, later ones find on disk what it has compiled.
+A run that is longer than a command is kept in parts; saving them is on the clock.
 A target is reached if the mean over all seeds is at least that accuracy; every seed that was started counts.
 
 What is trained. `RECIPES`, below. Settings are chosen with --val, which trains on 45,000 images and measures on the
@@ -43,10 +45,11 @@ from vit.device import resolve_device, wait_for_device
 from vit.training.run_folder import runs_root, write_json
 
 RUNS = runs_root() / "benchmark-speedrun"
+KEPT = report.RESULTS / "speedrun_runs"
 MIN_SEEDS = 5
 UNFINISHED = 75  # exit status of a command that has to be started again
 WARM_UP_STEPS = 3  # of each phase
-STARTUP = 120.0  # seconds that a process may take beside its training, compiling included
+STARTUP = 180.0  # seconds that a process may take beside its training, compiling included
 STOPPING = 15.0  # seconds that a stop may take, its save included
 
 
@@ -179,13 +182,15 @@ class Run:
         self.recipe = QUICK if options.quick else RECIPES[target]
         kind = "quick" if options.quick else "val" if options.val else "test"
         self.folder = RUNS / kind / f"{target}-seed{seed}"
+        # The result: of a GPU's test beside those of other machines.
+        name = f"{target}-seed{seed}.json"
+        self.file = KEPT / name if is_stored(options) else self.folder / "result.json"
         settings = {"model": self.recipe.model.to_dict(), "train": self.recipe.train.to_dict(), "seed": seed}
         self.settings = json.loads(json.dumps(settings))
 
     def result(self) -> dict | None:
         """What is stored, if it is of these settings."""
-        path = self.folder / "result.json"
-        found = json.loads(path.read_text()) if path.exists() else {}
+        found = json.loads(self.file.read_text()) if self.file.exists() else {}
         return found["result"] if found.get("settings") == self.settings else None
 
     def start(self, seconds_left: float) -> bool:
@@ -193,7 +198,8 @@ class Run:
         command = [sys.executable, __file__, "--child", "--targets", str(self.target)]
         command += ["--seeds", str(self.seed), "--minutes-per-command", str(seconds_left / 60)]
         command += [flag for flag in ("--quick", "--val") if getattr(self.options, flag[2:])]
-        status = subprocess.run(command, env={"VIT_PROGRESS": "none", **os.environ}, check=False).returncode
+        env = {"VIT_PROGRESS": "none", "TORCHINDUCTOR_CACHE_DIR": str(RUNS / "compiled" / str(self.target))}
+        status = subprocess.run(command, env=env | os.environ, check=False).returncode
         if status not in (0, UNFINISHED):
             sys.exit(f"target {self.target}, seed {self.seed} ended with status {status}")
         return status == 0
@@ -214,9 +220,27 @@ class Run:
         result = train_and_test(self.recipe, self.seed, self.folder, self.options, should_stop)
         if result is None:
             sys.exit(UNFINISHED)
-        write_json(self.folder / "result.json", {"settings": self.settings, "result": result})
+        write_json(self.file, {"settings": self.settings, "result": result})
         for state in self.folder.glob("state*.pt"):
             state.unlink()
+
+
+def is_stored(options: argparse.Namespace) -> bool:
+    """Whether results are to be kept: those of a GPU's tests."""
+    return resolve_device().type == "cuda" and not options.quick and not options.val
+
+
+def stored_seeds(folder: Path, name: str, options: argparse.Namespace) -> set[int]:
+    """The seeds of which there is a result, also of other machines."""
+    found = {int(path.stem.split("-seed")[1]) for path in folder.glob(f"{name}-seed*.json")}
+    return found if is_stored(options) else set()
+
+
+def runs_done(target: int, options: argparse.Namespace) -> list[Run]:
+    """The runs of a target that have a result, of all seeds: those asked for, and those that are stored."""
+    seeds = {*options.seeds, *stored_seeds(KEPT, str(target), options)}
+    runs = [Run(target, seed, options) for seed in sorted(seeds)]
+    return [run for run in runs if run.result() is not None]
 
 
 def claims_of(runs: list[Run]) -> list[dict]:
@@ -226,6 +250,7 @@ def claims_of(runs: list[Run]) -> list[dict]:
     facts = {
         "target": runs[0].target,
         "is_reached": accuracy >= runs[0].target,
+        "is_whole": len(runs) >= MIN_SEEDS,
         "mean_accuracy": round(accuracy, 4),
         "epochs": recipe.train.epochs,
         "test_time_augmentation": recipe.train.test_time_augmentation,
@@ -282,19 +307,23 @@ def main() -> None:
     if options.child:
         runs[options.targets[0]][0].be_child()
         return
+    unfinished = None
     for run in (of_target[i] for i in range(len(options.seeds)) for of_target in runs.values()):  # seed after seed
         if run.result() is not None and not options.quick:
             continue
         left = 60 * options.minutes_per_command - (time.time() - process_start())
         needed = STARTUP + (0 if run.recipe.in_parts else run.recipe.seconds)
         if left < needed or not run.start(left):
-            print(f"target {run.target}, seed {run.seed} is to come: start the same command again")
-            sys.exit(UNFINISHED)
-    claims = [c for of_target in runs.values() for c in claims_of(of_target)]
-    is_whole = set(options.targets) == set(RECIPES) and len(set(options.seeds)) >= MIN_SEEDS
-    is_record = is_whole and resolve_device().type == "cuda" and not options.quick and not options.val
-    report.publish("speedrun", claims, store=is_record)
-    print("", table(claims), sep="\n")
+            unfinished = run
+            break
+    targets = RECIPES if is_stored(options) else options.targets
+    claims = [c for target in targets if (done := runs_done(target, options)) for c in claims_of(done)]
+    if claims:
+        report.publish("speedrun", claims, store=is_stored(options))
+        print("", table(claims), sep="\n")
+    if unfinished:
+        print(f"target {unfinished.target}, seed {unfinished.seed} is to come: start the same command again")
+        sys.exit(UNFINISHED)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import ceiling
 import libraries
 import pytest
 import record
+import report
 import speedrun
 import torch
 
@@ -153,8 +154,12 @@ def test_the_probe_and_the_ceiling_in_small(quick_names, monkeypatch):
     assert set(by_name) == {
         "matrix_product",
         *(f"pico_half.{n}" for n in ("seconds_per_epoch", "share_of_matrix_product", "data_share", "optimizer_share")),
-        *(f"step.{n}" for n in ("vit", "vit_every_token", "timm", "vit/timm", "vit_every_token/timm")),
     }
+    claims.clear()
+    quick_names(record, "--timm")
+    steps = {c["name"]: c for c in claims}
+    assert set(steps) == {f"step.{n}" for n in ("vit", "vit_every_token", "timm", "vit/timm", "vit_every_token/timm")}
+    assert {c["command"] for c in claims} == {"python benchmarks/record.py --timm"}
     seconds, share, product = (
         by_name[name]["value"]
         for name in ("pico_half.seconds_per_epoch", "pico_half.share_of_matrix_product", "matrix_product")
@@ -163,8 +168,8 @@ def test_the_probe_and_the_ceiling_in_small(quick_names, monkeypatch):
     config = ceiling.QUICK_NETWORKS["pico_half"][0]
     operations = 3 * vit.analysis.cost.forward_flops(vit.VisionTransformer(config), patch_drop_rate=0.5)
     assert share / 100 * product * 1e12 == pytest.approx(operations * 400 / seconds, rel=0.02)
-    ratio = by_name["step.vit"]["value"] / by_name["step.timm"]["value"]
-    assert by_name["step.vit/timm"]["value"] == pytest.approx(ratio, rel=0.01)
+    ratio = steps["step.vit"]["value"] / steps["step.timm"]["value"]
+    assert steps["step.vit/timm"]["value"] == pytest.approx(ratio, rel=0.01)
 
 
 def test_turns_rotate_and_the_first_round_is_not_counted():
@@ -293,3 +298,50 @@ def test_settings_that_have_changed_begin_anew(monkeypatch, tmp_path, capsys):
     other = record.Run(0, chosen)
     assert other.stored("result.json") is None and other.advance(time.time() + 600)
     assert other.stored("result.json") is not None and record.Run(0, chosen).stored("result.json") is not None
+
+
+# Results of several seeds, commands and machines
+
+
+def test_a_record_has_a_process_for_each_seed_and_claims_all_that_are_stored(quick_names, monkeypatch, tmp_path):
+    published = []
+    for module in (record, speedrun):
+        monkeypatch.setattr(module, "is_stored", lambda options: True)
+    monkeypatch.setattr(record, "KEPT", tmp_path / "kept")
+    monkeypatch.setattr(record, "publish", lambda name, claims, options: published.append(claims[0]["seeds"]))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    assert quick_names(record, "--seeds", "0", "1", *FOREVER) == speedrun.UNFINISHED
+    assert quick_names(record, "--seeds", "0", "1", *FOREVER) == []
+    for path in (tmp_path / "quick").rglob("*"):  # as on another machine
+        path.unlink() if path.is_file() else None
+    assert quick_names(record, "--seeds", "2", *FOREVER) == []
+    assert published == [[0], [0, 1], [0, 1, 2]]
+    assert len(list((tmp_path / "kept").glob("supervised.10min-vit_gpu_patch2_32-seed?.json"))) == 3
+
+
+def test_a_speedrun_claims_what_there_is(monkeypatch, tmp_path, capsys):
+    published, room = [], iter([True, False])
+    monkeypatch.setattr(speedrun, "is_stored", lambda options: True)
+    monkeypatch.setattr(speedrun, "KEPT", tmp_path)
+    monkeypatch.setattr(speedrun, "process_start", time.time)
+    facts = {"accuracy_plain": 90.0, "parameters": 5, "train_flops": 2e15, "hardware": "a card", "torch": "2"}
+    result = facts | {"accuracy": 90.5, "from_first_step": 18.0, "from_process_start": 80.0}
+
+    def start(run, seconds_left):
+        if is_done := next(room):
+            run.file.write_text(json.dumps({"settings": run.settings, "result": result}))
+        return is_done
+
+    monkeypatch.setattr(speedrun.Run, "start", start)
+    monkeypatch.setattr(report, "publish", lambda name, claims, store: published.append((claims, store)))
+    for seeds, expected in (("3", None), ("0", speedrun.UNFINISHED)):
+        monkeypatch.setattr(sys, "argv", ["speedrun", "--targets", "90", "--seeds", seeds])
+        try:
+            speedrun.main()
+        except SystemExit as end:
+            assert end.code == expected
+    assert "target 90, seed 0 is to come" in capsys.readouterr().out
+    for claims, store in published:
+        assert store and {c["name"].split(".")[0] for c in claims} == {"90"}
+        assert claims[0]["seeds"] == [3] and not claims[0]["is_whole"] and claims[0]["is_reached"]
+    assert len(published) == 2
