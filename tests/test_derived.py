@@ -57,7 +57,7 @@ def test_masks_follow_their_images(shapes):
     assert torch.equal(part.test.masks, shapes.test.masks[shapes.test.labels == 2])
 
 
-@pytest.mark.parametrize("classes", [["f"], [5], [-1], [], "ab", ["a", None]])
+@pytest.mark.parametrize("classes", [["f"], [5], [-1], [], "ab", ["a", None], [False, np.True_]])
 def test_unknown_classes_are_refused(data, classes):
     with pytest.raises(ValueError, match=r"classes=.* must be some of a, b, c, d, e, or of 0\.\.4"):
         keep_classes(data, classes)
@@ -105,6 +105,11 @@ def test_every_image_is_drawn_about_as_often_as_any_other(data):
 def test_bad_shots_are_refused(data, options, message):
     with pytest.raises(ValueError, match=message):
         sample_shots(data.train, **options)
+
+
+def test_an_empty_split_has_no_shots(data):
+    with pytest.raises(ValueError, match="split holds no image"):
+        sample_shots(data.train.subset(slice(0)), 1)
 
 
 def test_another_size_is_that_of_torchvision(shapes):

@@ -13,6 +13,8 @@ from PIL import Image
 import vit
 from vit.config import TrainConfig
 from vit.data import load_data, load_image_folder, make_shapes, save_image_folder
+from vit.data.cifar10 import CIFAR10_CLASSES
+from vit.data.fashion_mnist import FASHION_CLASSES
 from vit.data.splits import Split, check_disjoint
 
 
@@ -200,6 +202,32 @@ def test_what_is_saved_is_loaded(tmp_path):
     assert sorted(tmp_path.rglob("*.png")) == before
     saved = np.asarray(Image.open(next((tmp_path / "grey" / names[split.labels[7]]).glob("00007.png"))))
     np.testing.assert_array_equal(saved, split.images[7, :1].permute(1, 2, 0).expand(-1, -1, 3).numpy())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({1: "../escaped"}, r"class_names\[1\]='../escaped' cannot name a class folder"),
+        ({0: "T-shirt/top"}, r"class_names\[0\]='T-shirt/top' .* without / and"),
+        *(({1: name}, r"class_names\[1\]=.* cannot name") for name in ("..", ".hid", "", "a\\b", "__MACOSX", "\0", 1)),
+        ({1: "class 0"}, "names a class twice"),
+        ({2: None}, r"with these class_names labels must lie in 0..1; record \d+ has label 2"),
+        ({"channels": 4}, "images of 4 channels: pictures are gray or RGB"),
+    ],
+)
+def test_what_could_not_be_loaded_is_not_saved(tmp_path, changes, message):
+    names = [name for k in range(3) if (name := changes.get(k, f"class {k}")) is not None]
+    split = Split(torch.zeros(9, changes.get("channels", 3), 4, 4, dtype=torch.uint8), torch.arange(9) % 3)
+    with pytest.raises(ValueError, match=message):
+        save_image_folder(split, names, tmp_path / "in" / "it")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("names", [FASHION_CLASSES, CIFAR10_CLASSES])
+def test_classes_of_the_library_come_back(tmp_path, names):
+    images = torch.randint(256, (40, 3, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    save_image_folder(Split(images, torch.arange(40) % 10), names, tmp_path)
+    assert load_image_folder(tmp_path, image_size=4).class_names == tuple(sorted(names))
 
 
 # Split already
@@ -403,6 +431,11 @@ def test_pipes_are_not_waited_for(photos):
 def test_bad_arguments_are_refused_before_any_file_is_read(tmp_path, options, message):
     with pytest.raises(ValueError, match=message):
         load_image_folder(tmp_path / "missing", **options)
+
+
+def test_numpys_fractions_are_fractions(photos):
+    by_numpy = load_image_folder(photos, val_fraction=np.float32(0.25), test_fraction=np.float64(0.2))
+    assert same(by_numpy, load_image_folder(photos, val_fraction=0.25, test_fraction=0.2))
 
 
 def test_what_is_no_path_is_refused(monkeypatch, photos):

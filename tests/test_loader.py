@@ -1,5 +1,6 @@
 """Batches: each sample once, a pure function of seed, epoch and step, and val never touched."""
 
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -7,7 +8,16 @@ import pytest
 import torch
 
 from vit.config import TrainConfig
-from vit.data import Split, denormalize, make_loaders, normalize
+from vit.data import (
+    Split,
+    channel_statistics,
+    denormalize,
+    keep_classes,
+    make_eval_loader,
+    make_loaders,
+    normalize,
+    resize,
+)
 from vit.data.loader import Loader, make_augment, make_mix
 from vit.data.splits import DataSplits, check_disjoint, make_val_split
 
@@ -111,8 +121,85 @@ def test_normalize_equals_numpy_and_denormalize_inverts_it():
     assert torch.equal(denormalize(normalize(images, mean, std), mean, std), images)
     with pytest.raises(TypeError, match="uint8 images with values 0..255, got torch.float32"):
         normalize(images.float(), mean, std)
-    with pytest.raises(ValueError, match="one value for each of 3 channels"):
-        normalize(images, (0.5,), (0.2,))
+    with pytest.raises(TypeError, match="denormalize takes the floats that normalize returns, got torch.uint8"):
+        denormalize(images, mean, std)
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "message"),
+    [
+        ((0.5,), (0.2,), "one value for each of the 3 channels"),
+        ((0.5,) * 3, (0.2,) * 2, "one value for each of the 3 channels"),
+        ((0.5,) * 3, (0.2, 0.2, 0.0), r"std=.* in \(0, 1\]"),
+        (0.5, 0.2, r"mean=0.5 and std=0.2 must be sequences of numbers"),
+    ],
+)
+def test_both_directions_refuse_the_same_statistics(mean, std, message):
+    images = torch.zeros(2, 3, 4, 5)
+    for function, given in ((normalize, images.to(torch.uint8)), (denormalize, images)):
+        with pytest.raises(ValueError, match=message):
+            function(given, mean, std)
+    with pytest.raises(ValueError, match="one value for each of the 1 channels"):
+        denormalize(images[:, :1], (0.5,) * 3, (0.2,) * 3)
+
+
+def test_arrays_of_statistics_and_names_are_what_their_tuples_are(shapes):
+    pixels = shapes.train.images.numpy() / 255
+    mean, std = pixels.mean((0, 2, 3)), pixels.std((0, 2, 3))
+    arrays = replace(shapes, mean=tuple(mean), std=std, class_names=np.array(shapes.class_names))
+    tuples = replace(shapes, mean=tuple(mean.tolist()), std=tuple(std.tolist()))
+    assert arrays.metadata == tuples.metadata
+    assert {type(value) for value in (*arrays.mean, *arrays.std)} == {float}
+    assert type(arrays.class_names) is tuple and type(arrays.class_names[0]) is str
+    images = shapes.test.images[:4]
+    for by_arrays, by_tuples in (
+        (normalize(images, mean, std), normalize(images, tuples.mean, tuples.std)),
+        (make_loaders(arrays, TrainConfig())[0].batch(0, 0)[0], make_loaders(tuples, TrainConfig())[0].batch(0, 0)[0]),
+    ):
+        assert by_arrays.dtype == torch.float32 and torch.equal(by_arrays, by_tuples)
+
+
+def test_many_classes_take_no_time(shapes):
+    """Comparing every name with every other one took 10 s."""
+    started = time.perf_counter()
+    replace(shapes, class_names=[f"class {k}" for k in range(20_000)])
+    assert time.perf_counter() - started < 1
+
+
+@pytest.mark.parametrize(
+    ("images", "found"),
+    [
+        (torch.rand(2, 3, 4, 4), r"torch.float32 \(2, 3, 4, 4\).*to\(torch.uint8\)"),
+        (torch.zeros(0, 3, 4, 4, dtype=torch.uint8), r"torch.uint8 \(0, 3, 4, 4\)"),
+    ],
+)
+def test_statistics_are_of_pixels(images, found):
+    with pytest.raises(ValueError, match=rf"images must be uint8 \(N, C, H, W\) and hold a pixel, got {found}"):
+        channel_statistics(images)
+
+
+def test_a_split_of_other_images_than_the_data_is_refused(shapes):
+    part = keep_classes(shapes, [3, 4])
+    with pytest.raises(ValueError, match=r"split labels must lie in 0..1; record \d+ has label"):
+        make_eval_loader(part, shapes.test)
+    with pytest.raises(ValueError, match=r"split has images of \(3, 8, 8\) \(C, H, W\), data of \(3, 16, 16\)"):
+        make_eval_loader(shapes, resize(shapes, 8).test)
+    assert len(make_eval_loader(shapes, part.test).split) == len(part.test)
+
+
+def test_a_run_without_images_names_the_split(shapes):
+    empty = shapes.val.subset(slice(0))
+    for name in ("train", "val"):
+        with pytest.raises(ValueError, match=f"data.{name} holds no image: .*make_val_split"):
+            make_loaders(replace(shapes, **{name: empty}), TrainConfig())
+
+
+def test_devices_are_taken_by_name_number_or_as_such(shapes):
+    for device in ("cpu", "cpu:0", torch.device("cpu"), torch.device("cpu", 0)):
+        assert make_eval_loader(shapes, shapes.val, device=device).device == torch.device(device)
+    for device in ("gpu", "gpu:0", torch.device("meta")):
+        with pytest.raises(ValueError, match="device='(gpu|meta)' is not a choice; allowed: auto, cuda, mps, cpu"):
+            make_eval_loader(shapes, shapes.val, device=device)
 
 
 def test_the_val_split_is_cut_by_seed():
@@ -149,6 +236,14 @@ def test_bad_splits_are_refused():
             Split(images, labels.to(dtype))
     with pytest.raises(ValueError, match="holds no image"):
         make_loader(Split(images[:0], labels[:0]))
+    for masks, found in (
+        (torch.zeros(4), r"torch.float32 \(4,\)"),
+        (torch.zeros(4, 8, 8), "torch.float32"),
+        (torch.zeros(4, 8, 7, dtype=torch.bool), r"torch.bool \(4, 8, 7\)"),
+        (np.zeros((4, 8, 8), dtype=bool), "ndarray"),
+    ):
+        with pytest.raises(ValueError, match=rf"masks must be a bool tensor .*= \(4, 8, 8\), got {found}"):
+            Split(images, labels, masks)
     good = Split(images, labels)
     for label in (10, -1, -100):
         wrong = Split(images, torch.tensor([0, 1, label, 3]))

@@ -26,7 +26,8 @@ def keep_classes(data: DataSplits, classes: Sequence[str | int]) -> DataSplits:
     """
     names = data.class_names
     known = {**{name: i for i, name in enumerate(names)}, **{i: i for i in range(len(names))}}
-    if isinstance(classes, str) or not len(classes) or any(c not in known for c in classes):
+    is_wrong = [c not in known or isinstance(c, (bool, np.bool_)) for c in classes]  # True would pass for 1
+    if isinstance(classes, str) or not is_wrong or any(is_wrong):
         raise ValueError(f"classes={classes!r} must be some of {', '.join(names)}, or of 0..{len(names) - 1}")
     kept = [known[c] for c in classes]
     if len(set(kept)) < len(kept):
@@ -54,6 +55,8 @@ def sample_shots(split: Split, shots: int, *, draw: int = 0, seed: int = 0) -> S
         draw, seed: which random choice, each 0 or more.
     """
     shots, draw, seed = as_integer("shots", shots, 1), as_integer("draw", draw), as_integer("seed", seed)
+    if not len(split):
+        raise ValueError("split holds no image: there is nothing to draw from")
     counts = torch.bincount(split.labels)
     fewest = int(counts[counts > 0].min())
     if shots > fewest:

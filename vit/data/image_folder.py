@@ -11,6 +11,7 @@ scored from memory. What a file may be, and how it is brought to size, is the co
 import hashlib
 import os
 from collections import defaultdict
+from numbers import Real
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from vit.data.arguments import as_integer, as_size
-from vit.data.splits import DataSplits, Split, channel_statistics
+from vit.data.splits import DataSplits, Split, channel_statistics, check_labels
 from vit.pictures import SUFFIXES, picture_to_tensor
 from vit.progress import progress_bar, say
 
@@ -82,9 +83,26 @@ def load_image_folder(
 def save_image_folder(split: Split, class_names: tuple[str, ...], path: str | Path) -> Path:
     """Writes a split as `path/<class>/<number>.png`, the form that `load_image_folder` reads; returns the folder.
 
+    Args:
+        split: images of 1 or 3 channels.
+        class_names: one for each label; each becomes the name of a folder.
+
     Raises:
         FileExistsError: there is something in the folder, with which the pictures would mix.
+        ValueError: names that are too few or can be no folder of their own, or images of other channels.
     """
+    check_labels(split.labels, len(class_names), "with these class_names")
+    for i, name in enumerate(class_names):
+        is_plain = isinstance(name, str) and name and not set(name) & set("/\\\0")
+        if not is_plain or name.startswith(".") or name in _LEFTOVERS:  # which the loader skips, and ".." leads outside
+            raise ValueError(
+                f"class_names[{i}]={name!r} cannot name a class folder: use a text without / and \\ and without a dot "
+                "in front"
+            )
+    if len(set(class_names)) < len(class_names):
+        raise ValueError("class_names names a class twice: their pictures would mix in one folder")
+    if (channels := split.images.shape[1]) not in (1, 3):
+        raise ValueError(f"split has images of {channels} channels: pictures are gray or RGB, of 1 or 3")
     root = Path(path).expanduser()
     if root.exists() and any(root.iterdir()):
         raise FileExistsError(f"{root} is not empty: take a new folder for these pictures")
@@ -98,7 +116,7 @@ def save_image_folder(split: Split, class_names: tuple[str, ...], path: str | Pa
 
 def _check_fractions(val_fraction: float, test_fraction: float) -> None:
     for name, value in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):
-        if not isinstance(value, float) or not 0 < value < 1:
+        if not isinstance(value, Real) or not 0 < value < 1:
             raise ValueError(f"{name}={value!r} must be a number between 0 and 1, neither included; try 0.15")
     if val_fraction + test_fraction >= 1:
         raise ValueError(f"val_fraction={val_fraction} and test_fraction={test_fraction} leave nothing to train on")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from vit.config import TrainConfig
 from vit.data.augment import alternating_flips, crop_and_flip, crop_offsets, cutmix_mixup, random_erase, random_flips
 from vit.data.auto_augment import rand_augment, trivial_augment
-from vit.data.splits import DataSplits, Split, check_statistics
+from vit.data.splits import DataSplits, Split, as_statistics, check_labels
 from vit.device import resolve_device
 
 Batch = tuple[Tensor, Tensor]
@@ -26,21 +26,26 @@ def normalize(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -
     """uint8 images (B, C, H, W) to float32, with `mean` and `std` per channel of pixels scaled to [0, 1]."""
     if images.dtype != torch.uint8:
         raise TypeError(f"normalize takes uint8 images with values 0..255, got {images.dtype}")
-    if len(mean) != images.shape[1] or len(std) != images.shape[1]:
-        raise ValueError(f"mean and std need one value for each of {images.shape[1]} channels, got {mean} and {std}")
-    shift, scale = _shift_and_scale(mean, std, images.device)
+    shift, scale = _shift_and_scale(*as_statistics(mean, std, images.shape[1:]), images.device)
     return torch.addcmul(shift, images.float(), scale)  # (B, C, H, W)
 
 
 def _shift_and_scale(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
     """(x / 255 - mean) / std as shift + x * scale, both (C, 1, 1)."""
-    mean_, std_ = (torch.tensor(values, device=device)[:, None, None] for values in (mean, std))
+    mean_, std_ = _per_channel(mean, std, device)
     return -mean_ / std_, 1 / (255 * std_)
+
+
+def _per_channel(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> list[Tensor]:
+    """Both as float32 (C, 1, 1)."""
+    return [torch.tensor(values, dtype=torch.float32, device=device)[:, None, None] for values in (mean, std)]
 
 
 def denormalize(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
     """The inverse of `normalize`, for showing images."""
-    mean_, std_ = (torch.tensor(values, device=images.device)[:, None, None] for values in (mean, std))
+    if not images.is_floating_point():
+        raise TypeError(f"denormalize takes the floats that normalize returns, got {images.dtype}")
+    mean_, std_ = _per_channel(*as_statistics(mean, std, images.shape[-3:]), images.device)
     return ((images * std_ + mean_) * 255).round().clamp(0, 255).to(torch.uint8)  # (B, C, H, W)
 
 
@@ -81,7 +86,7 @@ class Loader:
             raise ValueError("the split holds no image: a loader needs at least one")
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size} must be 1 or more")
-        check_statistics(mean, std, split.images.shape[1:])
+        mean, std = as_statistics(mean, std, split.images.shape[1:])
         self.split = split
         self.device = torch.device(device)
         self.images = split.images.to(self.device)
@@ -214,6 +219,12 @@ def make_loaders(data: DataSplits, config: TrainConfig) -> tuple[Loader, Loader]
     _check_data(data)
     if not isinstance(config, TrainConfig):
         raise TypeError(f"config={config!r} must be a TrainConfig, such as TrainConfig.preset('quick')")
+    for name, split in (("train", data.train), ("val", data.val)):
+        if not len(split):
+            raise ValueError(
+                f"data.{name} holds no image: a run needs some in train and in val; vit.data.splits.make_val_split "
+                "makes two of one"
+            )
     if config.crop_padding >= (side := min(data.train.images.shape[2:])):
         raise ValueError(f"crop_padding={config.crop_padding} must be less than a side of the images, {side} pixels")
     train = Loader(
@@ -234,30 +245,49 @@ def make_loaders(data: DataSplits, config: TrainConfig) -> tuple[Loader, Loader]
 
 
 def make_eval_loader(
-    data: DataSplits, split: Split, *, device: str = "auto", batch_size: int = 500, model: nn.Module | None = None
+    data: DataSplits,
+    split: Split,
+    *,
+    device: torch.device | str = "auto",
+    batch_size: int = 500,
+    model: nn.Module | None = None,
 ) -> Loader:
     """A split in its own order, never augmented.
 
     Args:
+        split: one of `data`, or another with images of the same shape and the same classes.
         model: normalizes as its metadata says (or the `pretrained_cfg` of a network of timm), for one that was trained
             on other data; by default with the mean and deviation of `data`.
 
     Raises:
-        ValueError: the model does not say how its images were normalized.
+        ValueError: the split is not of these classes and shape, or the model does not say how its images were
+            normalized.
     """
     _check_data(data)
     if not isinstance(split, Split):
         raise TypeError(f"split is a {type(split).__name__} and must be a Split, such as data.val or data.test")
+    if split not in (data.train, data.val, data.test):  # which were checked when `data` was made
+        shape, expected = tuple(split.images.shape[1:]), tuple(data.train.images.shape[1:])
+        if shape != expected:
+            raise ValueError(f"split has images of {shape} (C, H, W), data of {expected}; see vit.data.resize")
+        check_labels(split.labels, data.num_classes, "split")
     mean, std = (data.mean, data.std) if model is None else normalization_of(model)
     return Loader(
         split,
         batch_size=batch_size,
         mean=mean,
         std=std,
-        device=resolve_device(device),
+        device=_resolved(device),
         num_classes=data.num_classes,
         class_names=data.class_names,
     )
+
+
+def _resolved(device: torch.device | str) -> torch.device:
+    """As `resolve_device`, which takes names of kinds, with the number that "cuda:1" may have."""
+    kind, _, number = str(device).partition(":")
+    resolved = resolve_device(kind)
+    return torch.device(f"{kind}:{number}") if number else resolved
 
 
 def normalization_of(model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:

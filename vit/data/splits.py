@@ -5,6 +5,7 @@ Validation is cut from train by a seed, so the test split is untouched until the
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -37,6 +38,12 @@ class Split:
             raise ValueError(f"labels must have shape ({len(self.images)},), got {tuple(self.labels.shape)}")
         if self.labels.dtype != torch.int64:
             raise ValueError(f"labels must be int64, got {self.labels.dtype}; convert with labels.long()")
+        if (masks := self.masks) is not None:
+            shape = (len(self.images), *self.images.shape[2:])
+            if not isinstance(masks, Tensor) or masks.dtype != torch.bool or masks.shape != shape:
+                is_tensor = isinstance(masks, Tensor)
+                found = f"{masks.dtype} {tuple(masks.shape)}" if is_tensor else type(masks).__name__
+                raise ValueError(f"masks must be a bool tensor of shape (N, H, W) = {shape}, got {found}")
 
     def __len__(self) -> int:
         return len(self.images)
@@ -58,7 +65,8 @@ class Split:
 class DataSplits:
     """A dataset: train, val (cut from train) and test, with what a model must know about it.
 
-    `mean` and `std` are per channel, of the train images scaled to [0, 1].
+    `mean` and `std` are per channel, of the train images scaled to [0, 1]. Arrays of them or of `class_names` become
+    tuples.
 
     Raises:
         ValueError: splits of different shapes, labels without a class, two classes of one name, or a mean or std that
@@ -79,8 +87,11 @@ class DataSplits:
             raise ValueError(
                 f"the images of all splits must have one shape (C, H, W), got {shapes}; see vit.data.resize"
             )
-        check_statistics(self.mean, self.std, shapes["train"])
-        if twice := {name for name in self.class_names if self.class_names.count(name) > 1}:
+        mean, std = as_statistics(self.mean, self.std, shapes["train"])
+        class_names = tuple(map(str, self.class_names))
+        for name, value in (("mean", mean), ("std", std), ("class_names", class_names)):
+            object.__setattr__(self, name, value)  # as the class is frozen
+        if twice := [name for name, count in Counter(class_names).items() if count > 1]:
             raise ValueError(f"class_names holds {', '.join(sorted(twice))} more than once: give each class a name")
         for name in ("train", "val", "test"):
             check_labels(getattr(self, name).labels, len(self.class_names), name)
@@ -99,11 +110,19 @@ class DataSplits:
         return {"dataset": self.name, "class_names": self.class_names, "mean": self.mean, "std": self.std}
 
 
-def check_statistics(mean: Sequence[float], std: Sequence[float], shape: Sequence[int]) -> None:
-    """Raises ValueError unless there are one mean in [0, 1] and one std in (0, 1] for each channel of images of `shape`
-    (C, H, W): one mean for all would make gray images RGB, and those of pixels up to 255 would make noise."""
+def as_statistics(
+    mean: Sequence[float], std: Sequence[float], shape: Sequence[int]
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Both as Python's floats; ValueError unless there are one mean in [0, 1] and one std in (0, 1] for each channel of
+    images of `shape` (C, H, W): one mean for all would make gray images RGB, and those of pixels up to 255 would make
+    noise."""
+    try:
+        mean, std = (tuple(map(float, values)) for values in (mean, std))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"mean={mean} and std={std} must be sequences of numbers, one for each channel") from error
     if not len(mean) == len(std) == shape[0]:
-        last = "; if the channels come last, use images.permute(0, 3, 1, 2)" if shape[0] > 4 >= shape[2] else ""
+        is_last = len(shape) == 3 and shape[0] > 4 >= shape[2]
+        last = "; if the channels come last, use images.permute(0, 3, 1, 2)" if is_last else ""
         raise ValueError(
             f"mean={mean} and std={std} need one value for each of the {shape[0]} channels of images "
             f"{tuple(shape)} (C, H, W){last}"
@@ -113,6 +132,7 @@ def check_statistics(mean: Sequence[float], std: Sequence[float], shape: Sequenc
             f"mean={mean} must lie in [0, 1] and std={std} in (0, 1]: they are of pixels divided by 255; "
             "vit.data.channel_statistics(images) computes both"
         )
+    return mean, std
 
 
 def check_labels(labels: Tensor, num_classes: int, name: str) -> None:
@@ -158,6 +178,11 @@ def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, 
 
     The deviation is at least one level, 1/255: a channel that never changes must not be divided by 0.
     """
+    if images.dtype != torch.uint8 or images.ndim != 4 or not images.numel():
+        raise ValueError(
+            f"images must be uint8 (N, C, H, W) and hold a pixel, got {images.dtype} {tuple(images.shape)}; for floats "
+            "in 0..1 use (255 * images).round().to(torch.uint8)"
+        )
     levels = torch.arange(256, dtype=torch.float64) / 255
     mean, std = [], []
     for channel in images.unbind(1):
