@@ -622,6 +622,99 @@ def test_other_groups_of_parameters_are_refused_before_anything_is_changed(data,
     assert fit(make_model(), *make_loaders(data, QUICK), QUICK, resume=True, **with_decay(0.5)).is_complete
 
 
+def frozen(name: str, **changes) -> VisionTransformer:
+    model = make_model(**changes)
+    model.get_parameter(name).requires_grad_(False)
+    return model
+
+
+def as_of_old(path) -> None:
+    """The state as earlier versions wrote it."""
+    state = read_state(path)
+    del state["network"], state["optimized_names"], state["data"]["mean"], state["data"]["std"]
+    write_state(path, state)
+
+
+@pytest.mark.parametrize("is_old", [False, True])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_moments_go_to_the_parameter_they_are_of(data, tmp_path, optimizer, is_old):
+    """With another matrix frozen the groups are as large as before, but a fused step writes past a moment's end."""
+    config, calls = replace(QUICK, optimizer=optimizer), iter(range(99))
+    loaders = make_loaders(data, config)
+    first, other = "encoder.blocks.0.attn.proj.weight", "encoder.blocks.1.mlp.fc1.weight"
+    fit(frozen(first), *loaders, config, run_dir=tmp_path, should_stop=lambda: next(calls) >= STEPS + 1)
+    message = rf"encoder.blocks.0.mlp.fc1.weight trained in the place of {first}"
+    if is_old:
+        as_of_old(tmp_path / STATE_FILE)
+        message = rf"of shape \(32, 16\) for {first} \(16, 16\)"
+    model = frozen(other)
+    with pytest.raises(ValueError, match=f"state.pt has .*{message}: freeze the same parameters as before"):
+        fit(model, *loaders, config, run_dir=tmp_path, resume=True)
+    assert same_weights(model, make_model())
+    assert fit(frozen(first), *loaders, config, run_dir=tmp_path, resume=True).is_complete
+
+
+def test_moments_of_other_shapes_are_for_their_optimizer_to_judge(data, tmp_path):
+    """Adafactor keeps a row and a column of each matrix."""
+
+    def factored(model, config):
+        return [torch.optim.Adafactor(model.parameters(), lr=1e-2)]
+
+    loaders, calls = make_loaders(data, QUICK), iter(range(99))
+    options = {"run_dir": tmp_path, "make_optimizers": factored}
+    fit(make_model(), *loaders, QUICK, should_stop=lambda: next(calls) >= STEPS + 1, **options)
+    as_of_old(tmp_path / STATE_FILE)
+    assert fit(make_model(), *loaders, QUICK, resume=True, **options).is_complete
+
+
+ROPE = {"pos_embed": "rope", "pool": "mean", "layer_scale": 1e-2}
+
+
+@pytest.mark.parametrize(
+    ("change", "is_resumed", "is_loaded"),
+    [
+        ({"num_heads": 4}, False, False),
+        ({"norm_eps": 1e-5}, False, False),
+        ({"act": "quick_gelu"}, False, False),
+        ({"image_size": (8, 32)}, False, False),
+        ({"drop_rate": 0.1}, False, True),  # a setting of the training, for a network that is not trained on
+        ({"layer_scale": 1.0, "pos_resampling": "bicubic"}, True, True),
+    ],
+)
+def test_a_network_of_the_same_shapes_may_be_another(data, tmp_path, change, is_resumed, is_loaded):
+    loaders = make_loaders(data, QUICK)
+    fit(make_model(**ROPE), loaders[0], None, QUICK, run_dir=tmp_path)
+    for is_taken, use in (
+        (is_loaded, lambda model: load_state_weights(tmp_path / STATE_FILE, model)),
+        (is_resumed, lambda model: fit(model, loaders[0], None, QUICK, run_dir=tmp_path, resume=True)),
+    ):
+        model = make_model(seed=3, **(ROPE | change))
+        if is_taken:
+            assert use(model)
+            continue
+        name = next(iter(change))
+        saved, now = (re.escape(repr(config.to_dict()[name])) for config in (make_model(**ROPE).config, model.config))
+        with pytest.raises(ValueError, match=f"with weights of the same shapes: {name}: saved {saved}, now {now}"):
+            use(model)
+        assert same_weights(model, make_model(seed=3, **(ROPE | change)))
+    as_of_old(tmp_path / STATE_FILE)  # which does not say what its network was
+    assert load_state_weights(tmp_path / STATE_FILE, make_model(**(ROPE | change)))
+
+
+def test_data_with_another_normalization_is_other_data(data, tmp_path):
+    fit(make_model(), *make_loaders(data, QUICK), QUICK, run_dir=tmp_path)
+    last_digit = replace(data, mean=tuple(value + 1e-12 for value in data.mean))
+    fit(make_model(), *make_loaders(last_digit, QUICK), QUICK, run_dir=tmp_path, resume=True)
+    for name in ("mean", "std"):
+        other = make_loaders(replace(data, **{name: (0.1, 0.2, 0.3)}), QUICK)
+        with pytest.raises(
+            ValueError, match=rf"written with other training data: {name}: saved .*now \[0.1, 0.2, 0.3\]"
+        ):
+            fit(make_model(), *other, QUICK, run_dir=tmp_path, resume=True)
+    as_of_old(tmp_path / STATE_FILE)
+    assert fit(make_model(), *other, QUICK, run_dir=tmp_path, resume=True).is_complete
+
+
 def test_the_best_of_a_resumed_run_is_the_best_that_was_saved(data, tmp_path):
     """An epoch that was too soon after a save is neither kept nor, after a resume, the one to beat."""
     model, loader, history = make_model(), make_loaders(data, QUICK)[0], History()

@@ -20,6 +20,7 @@ from vit.device import resolve_precision
 from vit.modules import unwrap
 from vit.progress import say
 from vit.training.distributed import ALONE, World
+from vit.training.same_run import check_fits, describe_network, differences, optimized_names
 from vit.training.sharding import is_sharded, part_like, parts_of_state, whole
 from vit.training.state_file import read_newest_state, read_state, write_state
 
@@ -60,7 +61,9 @@ def save_training_state(
         "config": asdict(config),
         "surroundings": _surroundings(model, config),
         "data": data,
+        "network": describe_network(model),
         "parameter_names": [name for name, _ in model.named_parameters()],
+        "optimized_names": optimized_names(model, optimizers),
         "model": weights,
         "optimizer_kinds": [type(optimizer).__name__ for optimizer in optimizers],
         "optimizers": moments,
@@ -96,16 +99,16 @@ def load_training_state(
     path = Path(path)
     state = world.share(read_newest_state(path) if world.is_first else None)
     # A setting that did not exist yet had no effect, which is what defaults have.
-    differing = _differences(asdict(TrainConfig()) | state["config"], asdict(config))
+    differing = differences(asdict(TrainConfig()) | state["config"], asdict(config))
     forbidden = [text for name, text in differing.items() if name not in FREE_ON_RESUME]
     if forbidden:
         raise ValueError(f"{path} was written with other settings; resume with the same ones: {'; '.join(forbidden)}")
     known = {name: value for name, value in data.items() if None not in (value, state["data"].get(name))}
-    if other := _differences({name: state["data"][name] for name in known}, known):
+    if other := differences({name: state["data"][name] for name in known}, known):
         raise ValueError(f"{path} was written with other training data: {'; '.join(other.values())}")
-    _check_fits(path, state, model, optimizers)
+    check_fits(path, state, model, optimizers)
     surroundings = _surroundings(model, config)
-    differing |= _differences(surroundings | state["surroundings"], surroundings)  # older states say less
+    differing |= differences(surroundings | state["surroundings"], surroundings)  # older states say less
     if "precision" in differing:
         differing["precision"] += " (more than the last bits)"
     random_states = [state["random"], *state.get("random_of_others", [])]
@@ -138,7 +141,7 @@ def load_state_weights(path: str | Path, model: nn.Module) -> dict[str, float]:
     """
     path, model = Path(path).expanduser(), unwrap(model)
     state = read_state(path)
-    _check_fits(path, state, model, None)
+    check_fits(path, state, model, None)
     weights = state["model"]
     if state["ema"] is not None:
         prefix = "module."
@@ -149,56 +152,13 @@ def load_state_weights(path: str | Path, model: nn.Module) -> dict[str, float]:
 
 
 def describe_data(loader: Any) -> dict[str, Any]:
-    """What tells the data of a train loader from other data: steps an epoch and, where it has one, its fingerprint."""
-    return {"steps_per_epoch": len(loader), "fingerprint": getattr(loader, "fingerprint", None)}
-
-
-def _check_fits(
-    path: Path, state: dict[str, Any], model: nn.Module, optimizers: list[torch.optim.Optimizer] | None
-) -> None:
-    """Raises ValueError unless the state is of this network and these optimizers, and finite."""
-    names = [name for name, _ in model.named_parameters()]
-    odd = sorted(set(state["parameter_names"]) ^ set(names))
-    # Optimizers know parameters by their place only: in another order the moments would be those of others.
-    moved = [f"{a} in the place of {b}" for a, b in zip(names, state["parameter_names"], strict=False) if a != b]
-    forms, saved_forms = (
-        {name: f"{tuple(tensor.shape)} {tensor.dtype}" for name, tensor in tensors.items()}
-        for tensors in (model.state_dict(), state["model"])
-    )
-    reshaped = _differences(saved_forms, forms)
-    if odd or moved or reshaped:
-        examples = ", ".join((odd or moved)[:4]) or "; ".join(list(reshaped.values())[:4])
-        raise ValueError(f"{path} belongs to another network: its parameters differ, for example {examples}")
-    for name, tensor in state["model"].items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise ValueError(f"{path} holds values in {name} that are not finite: go on from an earlier state")
-    if optimizers is not None:
-        kinds = [type(optimizer).__name__ for optimizer in optimizers]
-        if kinds != state["optimizer_kinds"]:
-            raise ValueError(f"{path} holds the state of {state['optimizer_kinds']}, the run has {kinds}")
-        saved_groups = _groups([saved["param_groups"] for saved in state["optimizers"]])
-        if other := _differences(saved_groups, _groups([optimizer.param_groups for optimizer in optimizers])):
-            raise ValueError(
-                f"{path} has other groups of parameters or other rates for them (another layer_decay?), here as "
-                f"(parameters, peak rate): {'; '.join(other.values())}"
-            )
-
-
-def _groups(of_optimizers: list[list[dict[str, Any]]]) -> dict[str, list[tuple[int, float | None]]]:
-    """How many parameters each group of each optimizer has, and its peak rate."""
-    return {
-        f"optimizer {number}": [(len(group["params"]), group.get("peak_lr")) for group in groups]
-        for number, groups in enumerate(of_optimizers, 1)
-    }
-
-
-def _differences(saved: dict[str, Any], current: dict[str, Any]) -> dict[str, str]:
-    """The entries that differ, each in words."""
-    return {
-        name: f"{name}: saved {saved.get(name)!r}, now {current.get(name)!r}"
-        for name in sorted(saved.keys() | current.keys())
-        if saved.get(name) != current.get(name)
-    }
+    """What tells the data of a train loader from other data: steps an epoch and, where it has them, its fingerprint and
+    its mean and std, without last digits that are another machine's."""
+    facts = {"steps_per_epoch": len(loader), "fingerprint": getattr(loader, "fingerprint", None)}
+    for name in ("mean", "std"):
+        values = getattr(loader, name, None)
+        facts[name] = [round(float(v), 6) for v in values] if isinstance(values, (tuple, list)) else None
+    return facts
 
 
 def _surroundings(model: nn.Module, config: TrainConfig) -> dict[str, Any]:
