@@ -330,6 +330,19 @@ def test_a_recorder_that_saw_nothing_says_so():
 # Memory
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [(torch.bfloat16, torch.float32), (torch.float32, torch.float32), (torch.float64, torch.float64)],
+)
+def test_maps_are_of_a_type_that_arrays_have(given, expected):
+    model = our_model().to(given)
+    maps = attention_maps(model, random_images())
+    with record_attention(model) as recorded:
+        model(random_images().to(given))
+    assert maps.dtype == expected and torch.equal(maps[0], recorded[0].to(expected))
+    assert maps.numpy().shape == maps.shape
+
+
 def test_the_warning_of_large_maps_names_their_size_before_any_work(monkeypatch):
     model = our_model()
     images = random_images(count=100)

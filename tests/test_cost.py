@@ -65,6 +65,21 @@ def test_dropped_patches_are_not_counted_in_the_encoder(pos_embed):
     assert train_flops(model, 10, patch_drop_rate=0.75) == 30 * few
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_images": -10}, "num_images=-10 must be a number of 0 or more"),
+        ({"num_images": float("nan")}, "num_images=nan must be"),
+        ({"patch_drop_rate": 3.0}, r"patch_drop_rate=3.0 must be in \[0, 1\)"),
+        ({"patch_drop_rate": -0.5}, r"patch_drop_rate=-0.5 must be in \[0, 1\)"),
+        ({"patch_drop_rate": 0.5, "patch_drop_until": 5}, r"patch_drop_until=5 must be in \[0, 1\]"),
+    ],
+)
+def test_work_that_cannot_be_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        train_flops(VisionTransformer(ViTConfig(depth=1)), **{"num_images": 10, **options})
+
+
 def test_a_model_without_a_config_is_refused():
     for count in (forward_flops, lambda model: train_flops(model, 10)):
         with pytest.raises(TypeError, match="as a VisionTransformer of this library has; Linear has none"):

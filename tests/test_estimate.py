@@ -4,6 +4,7 @@ import gc
 import time
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -133,6 +134,9 @@ def test_timm_models_are_measured_too():
     memory, expected = training_memory(theirs, 8), training_memory(ours, 8)
     assert memory.gradients == expected.gradients
     assert memory.activations == pytest.approx(expected.activations, rel=0.02)
+    theirs.forward = None  # no step is measured in vain
+    with pytest.raises(TypeError, match="as a VisionTransformer of this library has; VisionTransformer has none"):
+        measure_rate(theirs, 8)
 
 
 def test_the_rate_is_the_operations_over_the_time():
@@ -149,6 +153,13 @@ def test_the_rate_is_the_operations_over_the_time():
     assert 0.5 * most < rate <= most
 
 
+def test_numpys_batch_sizes_are_numbers():
+    model = VisionTransformer(CONFIG)
+    memory = training_memory(model, np.int64(4))
+    assert memory == training_memory(model, 4) and type(memory.total) is int
+    assert measure_rate(model, np.int64(4), seconds=0.01) > 0
+
+
 def test_what_cannot_be_is_refused():
     model = VisionTransformer(CONFIG)
     for batch_size in (0, 2.0):
@@ -158,6 +169,11 @@ def test_what_cannot_be_is_refused():
             measure_rate(model, batch_size)
     with pytest.raises(ValueError, match="seconds=0 must be more than 0"):
         measure_rate(model, 4, seconds=0)
+    with torch.device("meta"):
+        nowhere = VisionTransformer(CONFIG)
+    for function in (training_memory, measure_rate):
+        with pytest.raises(ValueError, match=r'model is on "meta".*model.to_empty\(device="cpu"\)'):
+            function(nowhere, 4)
     with pytest.raises(TypeError, match="no plain Vision Transformer of this library or of timm"):
         training_memory(torch.nn.Linear(3, 3), 4)
 

@@ -229,6 +229,14 @@ def test_an_even_map_points_at_no_corner():
     assert not pointing_game(torch.ones(4, 8, 8), masks).any()
 
 
+def test_numpys_number_of_steps_is_a_number():
+    model, maps = KnownModel(torch.arange(6.0).view(2, 3)), random_maps(2, (2, 3))
+    for curve in CURVES:
+        assert torch.equal(
+            curve(model, ones(model, 2), maps, 0, steps=np.int64(3)), curve(model, ones(model, 2), maps, 0, steps=3)
+        )
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

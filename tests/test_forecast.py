@@ -80,6 +80,20 @@ def test_it_leaves_random_numbers_to_a_training_that_runs_beside(monkeypatch):
     assert 0.7 * real.total < told.memory.total < real.total  # less the masks of dropout
 
 
+def test_a_measured_speed_leaves_the_random_state_alone(monkeypatch):
+    monkeypatch.setattr(importlib.import_module("vit.analysis.forecast"), "measure_rate", lambda *_, **__: 1e9)
+    state = torch.get_rng_state()
+    measure_speed(TRAIN)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_images_that_there_cannot_be_are_refused():
+    with pytest.raises(ValueError, match="num_images=-100 must be a number of 0 or more"):
+        forecast(MODEL, TRAIN, -100)
+    with pytest.raises(ValueError, match="num_val_images=-1 must be"):
+        forecast(MODEL, TRAIN, 100, num_val_images=-1)
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_precision_is_that_of_the_config(monkeypatch, precision):
     """For the memory, and for the steps that are timed."""

@@ -189,6 +189,18 @@ def test_arrays_and_tensors_of_any_kind_are_taken():
         )
 
 
+def test_numpys_integers_are_integers():
+    p, y = split(50)
+    for call in (
+        lambda n: metrics.most_confused_pairs(p, y, n),
+        lambda n: metrics.worst_errors(p, y, n).tolist(),
+        lambda n: metrics.confusion_cell(p, y, n, n).tolist(),
+        lambda n: [values.nan_to_num().tolist() for values in metrics.reliability(p, y, n)],
+        lambda n: metrics.expected_calibration_error(p, y, n),
+    ):
+        assert call(np.int64(3)) == call(np.uint8(3)) == call(3)
+
+
 @pytest.mark.parametrize(
     ("probabilities", "labels", "error", "message"),
     [

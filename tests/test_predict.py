@@ -9,6 +9,7 @@ import timm
 import torch
 from conftest import randomize
 from PIL import Image
+from torch import nn
 
 import vit
 from vit.analysis.inputs import picture_options, prepare_images
@@ -157,6 +158,19 @@ def test_a_model_of_gray_images_takes_pictures_of_any_kind(tiny, tmp_path):
     assert vit.predict(model, []).shape == (0, 10)
     with pytest.raises(ValueError, match="takes 1 channels: for a gray one of RGB use .*rgb_to_grayscale"):
         vit.predict(model, torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
+
+
+def test_a_network_without_convolutions_takes_tensors_of_any_channels():
+    """As `evaluate` gives them to it, since nothing tells how many channels it takes."""
+    for channels in (1, 2, 3):
+        model = nn.Sequential(nn.Flatten(), nn.Linear(channels * 16, 4))
+        images = torch.randn(5, channels, 4, 4)
+        torch.testing.assert_close(vit.predict(model, images), model(images).softmax(1))
+
+
+def test_a_network_without_parameters_is_refused():
+    with pytest.raises(ValueError, match="Flatten has no parameters, whose device and type"):
+        vit.predict(nn.Flatten(), torch.zeros(2, 3, 8, 8))
 
 
 def test_many_images_are_given_to_the_model_in_parts_that_do_not_show(model, monkeypatch):

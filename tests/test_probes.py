@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -33,8 +34,6 @@ def test_neighbors_are_those_of_a_float64_loop(points, k, temperature):
 
 def test_neighbors_are_those_of_scikit_learn(points):
     neighbors = pytest.importorskip("sklearn.neighbors")
-    import numpy as np
-
     train, labels, others = (x.numpy() for x in points)
     weigh = lambda distances: np.exp((1 - distances) / 0.07)  # noqa: E731
     theirs = neighbors.KNeighborsClassifier(7, metric="cosine", weights=weigh).fit(train, labels)
@@ -113,13 +112,42 @@ def test_features_that_do_not_fit_are_refused(points, probe):
         probe(train, labels[1:], others)
     with pytest.raises(ValueError, match="there must be one or more"):
         probe(train[:0], labels[:0], others)
+    for wrong, message in (
+        (labels - 1, "torch.int64 from -1 on"),
+        (labels.float(), "torch.float32"),
+        (labels > 0, "bool"),
+    ):
+        with pytest.raises(ValueError, match=f"train_labels must be integers of 0 or more, .* got .*{message}"):
+            probe(train, wrong, others)
+
+
+@pytest.mark.parametrize("probe", [analysis.knn, analysis.linear_probe])
+def test_features_and_labels_of_any_kind_are_taken(points, probe):
+    train, labels, others = points
+    expected = probe(*points)
+    for given in (
+        (train, labels.to(torch.uint8), others),
+        (train, labels.to(torch.int16), others.double()),
+        (train.double(), labels, others),
+        (train.numpy(), labels.numpy().astype(np.int32), others.numpy()),
+        (train.tolist(), labels.tolist(), others.tolist()),
+    ):
+        torch.testing.assert_close(probe(*given).float(), expected, rtol=0, atol=1e-5)
+    assert probe(train, labels, others[:0]).shape == (0, 4)
+    whole = (10 * train).round().int()
+    torch.testing.assert_close(probe(whole, labels, whole), probe(whole.float(), labels, whole.float()))
+
+
+def test_numpys_numbers_of_neighbors_are_numbers(points):
+    assert torch.equal(analysis.knn(*points, k=np.int64(7)), analysis.knn(*points, k=7))
 
 
 def test_bad_settings_are_refused(points):
     train, labels, others = points
-    with pytest.raises(ValueError, match=r"k=0 must be 1 or more and temperature=0\.07"):
-        analysis.knn(*points, k=0)
-    with pytest.raises(ValueError, match=r"temperature=0\.0 more than 0"):
+    for k in (0, 2.5, True):
+        with pytest.raises(ValueError, match=rf"k={k} must be an integer of 1 or more"):
+            analysis.knn(*points, k=k)
+    with pytest.raises(ValueError, match=r"temperature=0\.0 must be more than 0"):
         analysis.knn(*points, temperature=0.0)
     with pytest.raises(ValueError, match=r"strength=-1\.0 must be more than 0"):
         analysis.linear_probe(*points, strength=-1.0)

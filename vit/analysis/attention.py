@@ -33,7 +33,8 @@ def record_attention(
         maps[0]  # first layer, (B, h, T, T)
 
     A second pass replaces the maps of the first. Probabilities are those before dropout, also in training mode; there,
-    other dropout still changes what later layers are given.
+    other dropout still changes what later layers are given. Passes of another thread are recorded too: let one thread
+    at a time use a model, and give each of several a `copy.deepcopy` of its own.
 
     Args:
         layers: which, counted from 0, or from the last as -1; default all.
@@ -68,7 +69,7 @@ def attention_maps(
     *,
     to: torch.device | str = "cpu",
 ) -> Tensor:
-    """Attention probabilities (L, B, h, T, T) of the model in evaluation mode; every row sums to 1.
+    """Attention probabilities (L, B, h, T, T) of the model in evaluation mode, at least float32; every row sums to 1.
 
     Args:
         images: anything `prepare_images` takes: a uint8 or normalized batch (B, C, H, W), or pictures.
@@ -85,7 +86,8 @@ def attention_maps(
     head_indices = layer_indices(heads, num_heads, "heads")
     images = prepare_images(model, images)
     num_tokens = token_layout(model).num_tokens
-    size = len(indices) * len(images) * num_heads * num_tokens**2 * images.element_size()
+    dtype = torch.promote_types(images.dtype, torch.float32)  # bfloat16 is a type that no array can have
+    size = len(indices) * len(images) * num_heads * num_tokens**2 * dtype.itemsize
     if size > LARGE_MAPS:
         warnings.warn(
             f"{len(indices)} layers x {len(images)} images x {num_heads} heads of {num_tokens}x{num_tokens} tokens "
@@ -93,7 +95,7 @@ def attention_maps(
             stacklevel=2,
         )
     maps = maps_of_prepared(model, images, indices)
-    return torch.stack([maps[i][:, head_indices].to(to) for i in indices])  # (L, B, h, T, T)
+    return torch.stack([maps[i][:, head_indices].to(to, dtype) for i in indices])  # (L, B, h, T, T)
 
 
 @torch.no_grad()

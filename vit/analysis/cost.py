@@ -5,8 +5,10 @@ of the inputs, once for that of the weights). Counted by torch on the real forwa
 attention, not the element-wise rest.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from numbers import Real
 from typing import Any
 
 import torch
@@ -28,17 +30,14 @@ def forward_flops(model: nn.Module, *, patch_drop_rate: float = 0.0) -> int:
     """Operations of the forward pass for one image of the model's own size.
 
     Args:
-        patch_drop_rate: share of the patches that the encoder is not shown, as in training with `PatchDrop`.
+        patch_drop_rate: share of the patches that the encoder is not shown, as in training with `PatchDrop`; in [0, 1).
 
     Raises:
         TypeError: a model without a `config`.
     """
-    config = getattr(model, "config", None)
-    if not hasattr(config, "in_chans"):
-        raise TypeError(
-            f"model must have a `config` that says the size of its images, as a VisionTransformer of this library has; "
-            f"{type(model).__name__} has none: use torch.utils.flop_counter.FlopCounterMode on its forward pass"
-        )
+    config = config_of(model)
+    if not 0 <= patch_drop_rate < 1:
+        raise ValueError(f"patch_drop_rate={patch_drop_rate} must be in [0, 1)")
     reference = next(model.parameters())
     image = torch.zeros(1, config.in_chans, *config.image_size, device=reference.device, dtype=reference.dtype)
     # Some releases of torch do not count the fused attention of a CPU. Counting plain attention instead would switch
@@ -48,6 +47,17 @@ def forward_flops(model: nn.Module, *, patch_drop_rate: float = 0.0) -> int:
     with _dropping(model, patch_drop_rate), counter:
         model(image)
     return counter.get_total_flops()
+
+
+def config_of(model: nn.Module) -> Any:
+    """What says the size of the model's images; TypeError where nothing does."""
+    config = getattr(model, "config", None)
+    if not hasattr(config, "in_chans"):
+        raise TypeError(
+            f"model must have a `config` that says the size of its images, as a VisionTransformer of this library has; "
+            f"{type(model).__name__} has none: use torch.utils.flop_counter.FlopCounterMode on its forward pass"
+        )
+    return config
 
 
 def _attention_flops(queries: torch.Size, keys: torch.Size, *_: Any, **__: Any) -> int:
@@ -62,14 +72,25 @@ def train_flops(
     """Operations to train on `num_images` images, repeats counted.
 
     Args:
+        num_images: 0 or more, also of epochs that are no whole ones.
         patch_drop_rate, patch_drop_until: which share of the patches is dropped, for which share of the images; the
             fields of `TrainConfig` of the same names.
     """
+    check_num_images(num_images=num_images)
+    if not 0 <= patch_drop_until <= 1:
+        raise ValueError(f"patch_drop_until={patch_drop_until} must be in [0, 1]")
     whole = forward_flops(model)
     if not patch_drop_rate:
         return 3 * whole * num_images
     mean = patch_drop_until * forward_flops(model, patch_drop_rate=patch_drop_rate) + (1 - patch_drop_until) * whole
     return round(3 * mean * num_images)
+
+
+def check_num_images(**counts: float) -> None:
+    """Raises ValueError for a number of images that there cannot be."""
+    for name, value in counts.items():
+        if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value < math.inf:
+            raise ValueError(f"{name}={value!r} must be a number of 0 or more")
 
 
 @contextmanager

@@ -10,12 +10,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from numbers import Integral
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vit.analysis.cost import train_flops
+from vit.analysis.cost import config_of, train_flops
 from vit.analysis.layout import token_layout
 from vit.device import forked_random, wait_for_device
 from vit.modules import eval_mode, unwrap
@@ -61,7 +62,7 @@ def training_memory(
         make_optimizers: default AdamW on everything. Counted as two numbers a weight where there are `betas`, one
             where there is a momentum, none elsewhere.
     """
-    _check_batch_size(batch_size)
+    batch_size = _checked_batch_size(batch_size, model)
     one, two = (_saved_bytes(model, count) for count in (1, 2))
     tensors = [*model.parameters(), *model.buffers()]
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -106,10 +107,14 @@ def measure_rate(
         batch_size: images per step; random ones, so that loading and augmenting are not in it.
         make_optimizers: what makes the step after the backward pass; default nothing.
         seconds: how long to measure; at least one step, after a short warm-up.
+
+    Raises:
+        TypeError: a model without a `config`, such as one of timm, whose operations `train_flops` cannot count.
     """
-    _check_batch_size(batch_size)
+    batch_size = _checked_batch_size(batch_size, model)
     if not seconds > 0:
         raise ValueError(f"seconds={seconds} must be more than 0")
+    config_of(unwrap(model))  # before a measurement that nothing could be said of
     probe = copy.deepcopy(unwrap(model))
     optimizers = [] if make_optimizers is None else make_optimizers(probe)
     images = _images(probe, batch_size)
@@ -128,9 +133,12 @@ def measure_rate(
     return count * train_flops(probe, batch_size) / elapsed
 
 
-def _check_batch_size(batch_size: int) -> None:
-    if not isinstance(batch_size, int) or batch_size < 1:
+def _checked_batch_size(batch_size: int, model: nn.Module) -> int:
+    if isinstance(batch_size, bool) or not isinstance(batch_size, Integral) or batch_size < 1:
         raise ValueError(f"batch_size={batch_size!r} must be an integer of 1 or more")
+    if any(p.is_meta for p in model.parameters()):
+        raise ValueError('model is on "meta", where nothing is kept or timed: use model.to_empty(device="cpu")')
+    return int(batch_size)
 
 
 @contextmanager

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from vit.analysis.cost import count_parameters, forward_flops, train_flops
+from vit.analysis.cost import check_num_images, count_parameters, forward_flops, train_flops
 from vit.analysis.estimate import TrainingMemory, measure_rate, training_memory
 from vit.config import TrainConfig, ViTConfig
-from vit.device import autocast, resolve_device, resolve_precision
+from vit.device import autocast, forked_random, resolve_device, resolve_precision
 from vit.model.vision_transformer import VisionTransformer
 from vit.training.memory import keep_freed_memory
 from vit.training.optim import build_optimizers
@@ -88,7 +88,8 @@ def measure_speed(config: TrainConfig, *, seconds: float = 1.5) -> Speed:
                 depth=_PROBE_DEPTH,
                 patch_size=probe["patch_size"],
             )
-            model = VisionTransformer(model_config).to(device)
+            with forked_random(torch.device("cpu")):
+                model = VisionTransformer(model_config).to(device)
             with autocast(config, device):
                 rate = measure_rate(
                     model,
@@ -117,9 +118,10 @@ def forecast(
     """The cost of training a network of `model_config` as `train_config` says.
 
     Args:
-        num_images, num_val_images: of the training and validation splits.
+        num_images, num_val_images: of the training and validation splits, 0 or more.
         speed: of this machine, from `measure_speed`; without it no time is told.
     """
+    check_num_images(num_images=num_images, num_val_images=num_val_images)
     rate, until = train_config.patch_drop_rate, train_config.patch_drop_until
     held = math.ceil(train_config.batch_size / train_config.accumulation_steps)  # images at a time
     precision = resolve_precision(train_config.precision, resolve_device(train_config.device))

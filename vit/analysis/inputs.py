@@ -78,7 +78,12 @@ def num_images(images: Tensor | Picture | Sequence[Picture]) -> int:
 
 
 def _converted(images: Tensor, model: nn.Module) -> Tensor:
-    reference = next(model.parameters())
+    reference = next(model.parameters(), None)
+    if reference is None:
+        raise ValueError(
+            f"{type(model).__name__} has no parameters, whose device and type the images could be brought to: call it "
+            "on normalized images yourself"
+        )
     images = images.to(reference.device)
     images = _normalize(images, model) if images.dtype == torch.uint8 else images
     return images.to(reference.dtype)  # (B, C, H, W)
@@ -92,7 +97,7 @@ def picture_options(model: nn.Module) -> dict[str, Any]:
         "interpolation": facts.get("interpolation", "bicubic"),
         "crop": facts.get("crop", facts.get("crop_pct", 1.0)),
         "squash": facts.get("squash", facts.get("crop_mode") == "squash"),
-        "channels": _num_channels(unwrap(model)),
+        "channels": _num_channels(unwrap(model)) or 3,
     }
 
 
@@ -147,7 +152,7 @@ def _check_images(images: Tensor, model: nn.Module) -> None:
         remedy = "; add the batch axis with images[None]" if images.ndim == 3 else ""
         raise ValueError(f"images must have shape (B, C, H, W), got {tuple(images.shape)}{remedy}")
     channels = _num_channels(model)
-    if images.shape[1] != channels:
+    if channels is not None and images.shape[1] != channels:
         if images.shape[3] == channels:
             remedy = "the channels come last; use images.permute(0, 3, 1, 2)"
         elif channels == 1 and images.shape[1] == 3:
@@ -169,9 +174,9 @@ def _check_images(images: Tensor, model: nn.Module) -> None:
         _check_values(images, _facts(model))
 
 
-def _num_channels(model: nn.Module) -> int:
-    """Of the model's images: what its first convolution takes."""
-    return next((part.in_channels for part in model.modules() if isinstance(part, nn.Conv2d)), 3)
+def _num_channels(model: nn.Module) -> int | None:
+    """Of the model's images: what its first convolution takes; None where it has none, and nobody can tell."""
+    return next((part.in_channels for part in model.modules() if isinstance(part, nn.Conv2d)), None)
 
 
 def _check_values(images: Tensor, facts: Mapping[str, Any]) -> None:

@@ -7,8 +7,12 @@ with the settings of Caron et al., "Emerging Properties in Self-Supervised Visio
 weighted neighbors of DINO); Alain & Bengio, "Understanding intermediate layers using linear classifier probes", 2016.
 """
 
+from numbers import Integral
+
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 _CHUNK = 1000  # rows of similarities at once
@@ -22,7 +26,7 @@ def pixels(images: Tensor) -> Tensor:
 
 
 def knn(
-    train_features: Tensor, train_labels: Tensor, features: Tensor, *, k: int = 20, temperature: float = 0.07
+    train_features: ArrayLike, train_labels: ArrayLike, features: ArrayLike, *, k: int = 20, temperature: float = 0.07
 ) -> Tensor:
     """Probabilities (B, K) by the vote of the `k` most similar labeled images.
 
@@ -34,21 +38,25 @@ def knn(
         k: neighbors, 1 or more.
         temperature: more than 0; the smaller it is, the more the nearest decide.
     """
-    _check(train_features, train_labels, features)
-    if k < 1 or not temperature > 0:
-        raise ValueError(f"k={k} must be 1 or more and temperature={temperature} more than 0")
+    train_features, train_labels, features = _checked(train_features, train_labels, features)
+    if isinstance(k, bool) or not isinstance(k, Integral) or k < 1:
+        raise ValueError(f"k={k!r} must be an integer of 1 or more")
+    if not temperature > 0:
+        raise ValueError(f"temperature={temperature} must be more than 0")
     num_classes = int(train_labels.max()) + 1
     unit = F.normalize(train_features, dim=1)  # (M, D)
     votes = []
     for part in features.split(_CHUNK):
-        similarity, neighbors = (F.normalize(part, dim=1) @ unit.T).topk(min(k, len(unit)), dim=1)  # (b, k)
+        similarity, neighbors = (F.normalize(part, dim=1) @ unit.T).topk(min(int(k), len(unit)), dim=1)  # (b, k)
         weights = (similarity / temperature).softmax(dim=1)  # (b, k)
         empty = weights.new_zeros(len(part), num_classes)
         votes.append(empty.scatter_add_(1, train_labels[neighbors], weights))
     return torch.cat(votes)  # (B, K)
 
 
-def linear_probe(train_features: Tensor, train_labels: Tensor, features: Tensor, *, strength: float = 0.1) -> Tensor:
+def linear_probe(
+    train_features: ArrayLike, train_labels: ArrayLike, features: ArrayLike, *, strength: float = 0.1
+) -> Tensor:
     """Probabilities (B, K) by logistic regression on features brought to mean 0 and one common scale.
 
     Args:
@@ -63,12 +71,14 @@ def linear_probe(train_features: Tensor, train_labels: Tensor, features: Tensor,
         from sklearn.linear_model import LogisticRegression
     except ImportError as error:
         raise ImportError("linear_probe needs scikit-learn: pip install scikit-learn") from error
-    _check(train_features, train_labels, features)
+    train_features, train_labels, features = _checked(train_features, train_labels, features)
     if not strength > 0:
         raise ValueError(f"strength={strength} must be more than 0")
     classes = train_labels.unique()
     if len(classes) < 2 or not torch.equal(classes, torch.arange(len(classes))):
         raise ValueError(f"train_labels must hold the classes 0, 1, ... without a gap, got {classes.tolist()}")
+    if not len(features):
+        return torch.zeros(0, len(classes))
     # One scale for all axes: with one image a class, that of a single axis is mostly chance.
     mean = train_features.double().mean(dim=0)
     scale = (train_features.double() - mean).square().mean().sqrt().clamp_min(1e-12)
@@ -77,7 +87,11 @@ def linear_probe(train_features: Tensor, train_labels: Tensor, features: Tensor,
     return torch.from_numpy(probe.predict_proba(other.numpy())).float()  # (B, K)
 
 
-def _check(train_features: Tensor, train_labels: Tensor, features: Tensor) -> None:
+def _checked(train_features: ArrayLike, train_labels: ArrayLike, features: ArrayLike) -> tuple[Tensor, Tensor, Tensor]:
+    """All three as tensors: features of one floating type, labels int64."""
+    train_features, train_labels, features = (
+        x if isinstance(x, Tensor) else torch.tensor(np.asarray(x)) for x in (train_features, train_labels, features)
+    )
     if train_features.ndim != 2 or features.ndim != 2 or train_features.shape[1] != features.shape[1]:
         raise ValueError(
             f"train_features {tuple(train_features.shape)} and features {tuple(features.shape)} must be (M, D) and "
@@ -88,3 +102,11 @@ def _check(train_features: Tensor, train_labels: Tensor, features: Tensor) -> No
             f"train_labels {tuple(train_labels.shape)} must name the class of each of the {len(train_features)} "
             "train_features, of which there must be one or more"
         )
+    if train_labels.is_floating_point() or train_labels.dtype == torch.bool or train_labels.min() < 0:
+        raise ValueError(
+            f"train_labels must be integers of 0 or more, the numbers of classes, got {train_labels.dtype} from "
+            f"{train_labels.min()} on"
+        )
+    dtype = torch.promote_types(train_features.dtype, features.dtype)
+    dtype = dtype if dtype.is_floating_point else torch.float32
+    return train_features.to(dtype), train_labels.long(), features.to(dtype)
