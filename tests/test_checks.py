@@ -16,7 +16,7 @@ from vit import analysis, training
 from vit.config import TrainConfig, ViTConfig
 from vit.data import DataSplits, Loader, keep_classes, make_eval_loader, make_loaders
 from vit.model.vision_transformer import VisionTransformer
-from vit.training import evaluate, fit, for_budget, list_runs
+from vit.training import build_optimizers, evaluate, fit, for_budget, list_runs, train_one_epoch
 from vit.training.epoch import classification_loss
 from vit.training.run_files import STATE_FILE, RunFiles
 
@@ -181,8 +181,8 @@ def test_a_train_loader_is_not_measured_with(shapes):
             ValueError, match=r"augments or shuffles: measure with make_eval_loader\(data, data.train\)"
         ):
             evaluate(model, loader)
-    with pytest.raises(ValueError, match="augments or shuffles"):
-        fit(model, train, train, QUICK)
+    with pytest.raises(ValueError, match=r"val_loader is one for training.*make_eval_loader\(data, data.val\)"):
+        fit(model, train, train, QUICK, loss_fn=lambda *_: pytest.fail("a step has been taken"))
     for loader in (val, Loader(shapes.train, **norm), make_eval_loader(shapes, shapes.train)):
         assert evaluate(model, loader) is not None
 
@@ -400,6 +400,45 @@ def test_a_metric_cannot_take_the_place_of_what_fit_counts(shapes, name):
         fit(make_model(), make_loaders(shapes, QUICK)[0], None, QUICK, loss_fn=loss_fn)
 
 
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        (lambda loss: loss, r"returned Tensor instead of \(loss, metrics\): use `return loss, \{\}`"),
+        (lambda loss: None, "returned NoneType instead of"),
+        (lambda loss: (loss, None), "returned Tensor, NoneType instead of"),
+        (lambda loss: (loss, [loss]), "returned Tensor, list instead of"),
+        (lambda loss: (loss.item(), {}), r"returned the loss \d.*: it must be a tensor of one number"),
+        (lambda loss: (loss.expand(3), {}), r"returned the loss of shape \(3,\)"),
+        (
+            lambda loss: (loss, {"each": torch.ones(3)}),
+            r"returned the metric each of shape \(3,\): it must be one number",
+        ),
+        (lambda loss: (loss, {"each": np.ones(3)}), r"returned the metric each of shape \(3,\)"),
+        (lambda loss: (loss, {"each": None}), "returned the metric each None: it must be one number"),
+    ],
+)
+def test_what_a_loss_of_ones_own_returns_is_checked_before_it_is_learned(shapes, returned, message):
+    model, before = make_model(), make_model()
+    with pytest.raises(TypeError, match=f"loss_fn {message}"):
+        loss_fn = lambda model, batch: returned(model(batch[0]).square().mean() + 1)  # noqa: E731
+        fit(model, make_loaders(shapes, QUICK)[0], None, QUICK, loss_fn=loss_fn)
+    assert all(torch.equal(*pair) for pair in zip(model.parameters(), before.parameters(), strict=True))
+
+
+def test_sums_of_metrics_keep_no_graph(shapes):
+    """Whose activations of every step would stay in memory until the end of the epoch."""
+    model, loader, seen = make_model(), make_loaders(shapes, QUICK)[0], []
+
+    def loss_fn(model, batch):
+        total = model(batch[0]).exp().sum()
+        seen.append(float(total.detach()))
+        return total / len(batch[0]), {"total": total, "alone": total[None]}
+
+    _, sums = train_one_epoch(model, loader, build_optimizers(model, QUICK), QUICK, loss_fn=loss_fn)
+    assert float(sums["total"]) == pytest.approx(sum(seen)) == float(sums["alone"]) and len(seen) == len(loader)
+    assert not any(torch.is_tensor(value) and value.requires_grad for value in sums.values())
+
+
 @pytest.mark.parametrize("number", [2, 2.0, np.float64(2), np.int64(2), torch.tensor(2.0)])
 def test_a_metric_may_be_any_number_and_survives_a_stop(shapes, tmp_path, number):
     loader, calls = make_loaders(shapes, QUICK)[0], iter([False, True, *[False] * 20])
@@ -411,3 +450,91 @@ def test_a_metric_may_be_any_number_and_survives_a_stop(shapes, tmp_path, number
     assert not fit(make_model(), loader, None, QUICK, should_stop=lambda: next(calls), **options).is_complete
     history = fit(make_model(), loader, None, QUICK, resume=True, **options)
     assert history.last["train_twos"] == pytest.approx(2 * len(loader) / len(shapes.train))
+
+
+class Given:
+    """A loader of given batches, which remembers how many it has given."""
+
+    def __init__(self, *batches):
+        self.batches, self.num_given = batches, 0
+
+    def __len__(self):
+        return len(self.batches)
+
+    def epoch(self, epoch, start_step=0):
+        for batch in self.batches[start_step:]:
+            self.num_given += 1
+            yield batch
+
+
+class TakesBytes(nn.Module):
+    """Normalizes by itself."""
+
+    def __init__(self, model: nn.Module, mean: tuple, std: tuple) -> None:
+        super().__init__()
+        self.model, self.mean, self.std = model, mean, std
+
+    def forward(self, images):
+        assert images.dtype == torch.uint8
+        return self.model(vit.data.normalize(images, self.mean, self.std))
+
+
+def test_pixels_are_measured_as_they_are_trained_with(shapes):
+    """Bytes, turned into floats, would be images a hundred times as bright as any that the model has seen."""
+    model = randomize(make_model())
+    loader = Given((shapes.test.images, shapes.test.labels))
+    for use in (
+        lambda: evaluate(model, loader),
+        lambda: fit(model, loader, None, QUICK),
+        lambda: fit(model, make_loaders(shapes, QUICK)[0], loader, QUICK),
+    ):
+        with pytest.raises(TypeError, match=r"images are uint8; the model takes floats: vit.data.normalize\(images"):
+            use()
+    measured = evaluate(TakesBytes(model, shapes.mean, shapes.std), loader)
+    expected = evaluate(model, make_eval_loader(shapes, shapes.test))
+    torch.testing.assert_close(measured.probabilities, expected.probabilities)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.uint8])
+def test_labels_may_be_any_integers(shapes, dtype):
+    model = randomize(make_model())
+    images, labels = next(make_eval_loader(shapes, shapes.test).epoch(0))
+    expected, found = (evaluate(model, Given((images, y))) for y in (labels, labels.to(dtype)))
+    assert found.loss == expected.loss and torch.equal(found.labels, expected.labels)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (torch.Tensor.float, r"torch.float32 \(4,\)"),
+        (lambda labels: torch.eye(10)[labels], r"torch.float32 \(4, 10\)"),
+        (lambda labels: labels[:, None], r"torch.int64 \(4, 1\)"),
+        (torch.Tensor.tolist, "list"),
+    ],
+)
+def test_other_labels_are_refused_with_the_first_batch(change, message):
+    loader = Given(*[(torch.zeros(4, 3, 16, 16), change(torch.arange(4)))] * 3)
+    with pytest.raises(TypeError, match=f"loader gives labels of {message}: it must give a class number for each"):
+        evaluate(make_model(), loader)
+    assert loader.num_given == 1
+
+
+class Wraps(nn.Module):
+    def __init__(self, function, model: nn.Module | None = None) -> None:
+        super().__init__()
+        self.function, self.model = function, model
+
+    def forward(self, images):
+        return self.function(images if self.model is None else self.model(images))
+
+
+def test_networks_that_cannot_be_measured_are_refused():
+    loader = Given((torch.zeros(4, 3, 16, 16), torch.arange(4)))
+    with pytest.raises(ValueError, match="model has no parameter, which would say on what device to compute"):
+        evaluate(Wraps(lambda images: images.flatten(1)[:, :10]), loader)
+    pairs = Wraps(lambda logits: (logits, logits), make_model())
+    for use in (lambda: evaluate(pairs, loader), lambda: fit(pairs, loader, None, QUICK)):
+        with pytest.raises(
+            TypeError, match=r"the model returns a tuple instead of a tensor of logits \(B, num_classes\)"
+        ):
+            use()

@@ -163,7 +163,7 @@ def test_arguments_that_make_no_ramp_are_refused(model):
     for options, message in (
         ({"low": 0.0}, "low=0.0 and high=100.0 must be positive"),
         ({"low": 2.0, "high": 1.0}, "low=2.0 and high=1.0"),
-        ({"num_steps": 9}, "num_steps=9 must be 10 or more"),
+        ({"num_steps": 9}, "num_steps=9 must be an integer of 10 or more"),
     ):
         with pytest.raises(ValueError, match=message):
             find_learning_rate(model, Endless(), CONFIG, **options)
@@ -173,6 +173,30 @@ def test_arguments_that_make_no_ramp_are_refused(model):
     with pytest.raises(ValueError, match="patch_drop_rate=0.5: Linear has no `patch_drop.rate`"):
         find_learning_rate(nn.Linear(1, 1), Endless(), replace(CONFIG, patch_drop_rate=0.5))
     assert LearningRateCurve([1.0], [2.0], [2.0], 3.0).scaled(CONFIG).learning_rate == 3 * CONFIG.learning_rate
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "message"),
+    [
+        ({"model": None}, TypeError, "model=None must be a network"),
+        ({"config": None}, TypeError, "config=None must be a TrainConfig"),
+        ({"num_steps": 10.5}, ValueError, "num_steps=10.5 must be an integer of 10 or more"),
+        ({"num_steps": True}, ValueError, "num_steps=True must be an integer of 10 or more"),
+    ],
+)
+def test_arguments_of_another_kind_are_named(model, change, kind, message):
+    with pytest.raises(kind, match=message):
+        find_learning_rate(**({"model": model, "train_loader": Endless(), "config": CONFIG} | change))
+
+
+@pytest.mark.parametrize("outputs", [5, 50])
+def test_outputs_are_as_many_as_the_classes(shapes, outputs):
+    model = VisionTransformer(ViTConfig(image_size=16, embed_dim=16, depth=1, num_heads=2, num_classes=outputs))
+    loader = make_loaders(shapes, CONFIG)[0]
+    with pytest.raises(ValueError, match=rf"outputs of shape \({outputs},\) an image, the data has 10 classes"):
+        find_learning_rate(model, loader, CONFIG)
+    loss_fn = lambda model, batch: (model(batch[0]).square().mean(), {})  # noqa: E731
+    assert find_learning_rate(model, loader, CONFIG, num_steps=np.int64(10), loss_fn=loss_fn).losses, "no classes"
 
 
 def test_only_loaders_with_batches_are_taken(model):

@@ -1,5 +1,6 @@
 """Progressive image sizes: the two ends are plain training, bit for bit, and one schedule spans both sizes."""
 
+import contextlib
 from dataclasses import replace
 
 import pytest
@@ -81,3 +82,32 @@ def test_what_it_cannot_do_is_refused(shapes):
         train_progressively(new_model(), shapes, replace(CONFIG, ema_decay=0.9), start_size=8)
     with pytest.raises(ValueError, match="is not a multiple of patch_size=4"):
         train_progressively(new_model(), shapes, CONFIG, start_size=10)
+
+
+@pytest.mark.parametrize(
+    ("changes", "metadata", "message"),
+    [
+        ({"image_size": 32}, {}, r"of \(3, 32, 32\) and has num_classes=10, the data has \(3, 16, 16\) and 10 classes"),
+        ({"in_chans": 1}, {}, r"of \(1, 16, 16\) and has num_classes=10, the data has \(3, 16, 16\) and 10 classes"),
+        ({"num_classes": 5}, {}, r"of \(3, 16, 16\) and has num_classes=5, the data has \(3, 16, 16\) and 10 classes"),
+        ({}, {"mean": (0.1, 0.1, 0.1)}, r"metadata has mean=.*set model.metadata = data.metadata first"),
+        ({}, {"class_names": tuple("abcdefghij")}, r"metadata has class_names=.*set model.metadata = data.metadata"),
+    ],
+)
+def test_data_that_is_not_the_models_is_refused_before_any_work(shapes, monkeypatch, changes, metadata, message):
+    monkeypatch.setattr(progressive, "_train_steps", lambda *_: pytest.fail("a step has been taken"))
+    model = vit.VisionTransformer(replace(MODEL, **changes))
+    model.metadata = shapes.metadata | metadata
+    with pytest.raises(ValueError, match=message):
+        train_progressively(model, shapes, CONFIG, start_size=8)
+
+
+@pytest.mark.parametrize("is_training", [True, False])
+@pytest.mark.parametrize("rate", [1e-3, 1e30])
+def test_the_model_is_left_in_the_mode_it_was_found_in(shapes, is_training, rate):
+    config = replace(CONFIG, epochs=0.4, warmup_epochs=0, patch_drop_until=1.0, learning_rate=rate)
+    model = new_model().train(is_training)
+    model.head.train(not is_training)
+    with pytest.raises(FloatingPointError) if rate > 1 else contextlib.nullcontext():
+        train_progressively(model, shapes, config, start_size=8, until=0.0)
+    assert model.training is is_training is not model.head.training and model.patch_drop.rate == 0

@@ -16,7 +16,9 @@ from vit.device import resolve_device
 from vit.model import VisionTransformer
 from vit.model.pos_embed import resample_pos_embed
 from vit.progress import progress_bar
-from vit.training.epoch import run_steps, set_patch_drop, train_one_epoch
+from vit.training.epoch import run_steps, train_one_epoch
+from vit.training.evaluation import check_metadata
+from vit.training.loop import leaving_as_found
 from vit.training.memory import keeping_freed_memory
 from vit.training.optim import build_optimizers
 
@@ -34,28 +36,38 @@ def train_progressively(
         until: up to which share of the steps images are small, in [0, 1].
 
     Raises:
-        ValueError: `until` is no share, or the config asks for averaged weights, which would mix two image sizes.
+        ValueError: `until` is no share; the config asks for averaged weights, which would mix two image sizes; or the
+            model is for images or classes other than those of `data`, or its metadata names another normalization.
+        FloatingPointError: as in `fit`. The model is then in the mode it was found in, and trained as far as it came.
     """
     if not 0 <= until <= 1:
         raise ValueError(f"until={until} must be a share of the run in [0, 1]; try 0.5")
     if config.ema_decay:
         raise ValueError(f"ema_decay={config.ema_decay}: weights are not averaged over two image sizes; use 0")
+    loader, _ = make_loaders(data, config)
+    check_metadata(model, loader, "to train it for this data, set model.metadata = data.metadata first")
+    of_model = (model.config.in_chans, *model.config.image_size), model.config.num_classes
+    of_data = tuple(data.train.images.shape[1:]), data.num_classes
+    if of_model != of_data:
+        raise ValueError(
+            f"the model takes images (C, H, W) of {of_model[0]} and has num_classes={of_model[1]}, the data has "
+            f"{of_data[0]} and {of_data[1]} classes: build the model with the data's, or use vit.data.resize"
+        )
     device = resolve_device(config.device)
     model.to(device)
     small = model.resized(start_size)
     if model.config.pos_embed == "sincos2d":  # else a place of the picture would be named otherwise after the change
         small.pos_table.copy_(resample_pos_embed(model.pos_table, model.config.grid_size, small.config.grid_size))
-    loader, _ = make_loaders(data, config)
     total_steps = run_steps(config, len(loader))
     switch = round(until * total_steps)
     torch.manual_seed(config.seed)
-    with keeping_freed_memory(device), progress_bar(total=total_steps, unit="step") as bar:
+    bar = progress_bar(total=total_steps, unit="step")
+    with keeping_freed_memory(device), leaving_as_found(model), bar:
         if switch:
             small_loader, _ = make_loaders(resize(data, start_size), config)
             _train_steps(small, small_loader, config, range(switch), bar)
             model.load_state_dict(small.resized(model.config.image_size).state_dict())
         _train_steps(model, loader, config, range(switch, total_steps), bar)
-    set_patch_drop(model, 0.0)
 
 
 def _train_steps(model: VisionTransformer, loader: Loader, config: TrainConfig, steps: range, bar: Any) -> None:

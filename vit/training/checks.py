@@ -19,7 +19,14 @@ from vit.device import forked_random, resolve_device
 from vit.modules import unwrap
 from vit.training.checkpoint import describe_data
 from vit.training.distributed import World
-from vit.training.evaluation import check_is_model, check_loaders, check_metadata, evaluate
+from vit.training.evaluation import (
+    check_is_config,
+    check_is_model,
+    check_loaders,
+    check_metadata,
+    check_plain_loader,
+    evaluate,
+)
 from vit.training.history import History
 from vit.training.run_files import refuse_existing
 from vit.training.run_lock import being_written
@@ -56,8 +63,7 @@ def check_fit(
         is_classifier: whether classes are what is learned, and not something of the user's own.
     """
     check_is_model(model)
-    if not isinstance(config, TrainConfig):
-        raise TypeError(f"config={config!r} must be a TrainConfig, such as TrainConfig.preset('quick')")
+    check_is_config(config)
     if world.size == 1 and int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise RuntimeError(
             f"WORLD_SIZE={os.environ['WORLD_SIZE']} processes were started, but each would train alone: call fit "
@@ -77,6 +83,7 @@ def check_fit(
     check_metadata(unwrap(model), train_loader, remedy, compare_classes=is_classifier)
     if val_loader is not None:
         check_metadata(unwrap(model), val_loader, remedy)
+        check_plain_loader("val_loader", val_loader)
     _check_settings(train_loader, config)
     if resume and run_dir is None:
         raise ValueError("resume=True needs run_dir, the folder of the run to go on with")

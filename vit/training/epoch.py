@@ -1,7 +1,7 @@
 """One epoch of training, a step at a time: loss, gradients, a look whether they are finite, update.
 
-Knows nothing of files; `fit` in loop.py strings epochs together. What is learned is a
-`loss_fn(model, batch) -> (loss, metrics)`. Sums stay on the device.
+Knows nothing of files; `fit` in loop.py strings epochs together. What is learned is a `loss_fn`, see losses.py. Sums
+stay on the device.
 """
 
 import contextlib
@@ -10,7 +10,6 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -19,31 +18,11 @@ from vit.device import autocast
 from vit.modules import unwrap
 from vit.progress import progress_bar
 from vit.training.distributed import ALONE, World
-from vit.training.evaluation import check_num_classes
 from vit.training.finite import LAG, FiniteCheck
+from vit.training.losses import LossFn, classification_loss, loss_and_metrics, one_number
 from vit.training.optim import learning_rate_factor, note_peak_rates, set_learning_rate
 
-LossFn = Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, dict[str, Tensor]]]
 Sums = dict[str, Tensor]
-
-
-def classification_loss(label_smoothing: float = 0.0, loader: Any = None) -> LossFn:
-    """Cross-entropy on class numbers (B,) or soft labels (B, K), with the number of right answers beside it.
-
-    Args:
-        loader: refuses a model whose outputs are not as many as the classes of this loader.
-    """
-
-    def loss_fn(model: nn.Module, batch: tuple[Tensor, ...]) -> tuple[Tensor, dict[str, Tensor]]:
-        images, labels = batch
-        logits = model(images)  # (B, K)
-        check_num_classes(logits, loader)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # autocast on a GPU leaves bf16
-        loss = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
-        hard_labels = labels if labels.ndim == 1 else labels.argmax(dim=1)  # (B,)
-        return loss, {"correct": (logits.detach().argmax(dim=1) == hard_labels).sum()}
-
-    return loss_fn
 
 
 def train_one_epoch(
@@ -74,6 +53,7 @@ def train_one_epoch(
 
     Raises:
         FloatingPointError: loss or gradient is no longer finite.
+        TypeError: `loss_fn` returns something else than a loss and a dict of metrics, each one number.
         ValueError: the run has no such epoch, the loader gives fewer batches than it says, or the model not one output
             a class.
     """
@@ -157,14 +137,11 @@ def add_gradients(
         waits = number < num_parts and hasattr(model, "no_sync")
         with model.no_sync() if waits else contextlib.nullcontext():
             with autocast(config, device):
-                loss, metrics = loss_fn(model, part)
-            if odd := metrics.keys() & {"loss", "samples"}:
-                raise ValueError(f"loss_fn names a metric {', '.join(sorted(odd))}, which fit counts itself: rename it")
+                loss, metrics = loss_and_metrics(loss_fn(model, part))
             share = world.size * (stop - start) / samples  # of their sum, since they then take the mean
             (loss if share == 1 else loss * share).backward()
         for name, value in {"loss": loss.detach() * (stop - start), **metrics}.items():
-            if not torch.is_tensor(value):  # a plain number, or one of numpy
-                value = torch.tensor(float(value), device=device)
+            value = one_number(name, value, device)
             sums[name] = sums[name] + value if name in sums else value
     return world.total(sums)
 

@@ -42,7 +42,7 @@ def evaluate(
     """Runs a classifier over a loader once, in evaluation mode, and puts its mode back.
 
     Args:
-        loader: of `make_eval_loader`.
+        loader: of `make_eval_loader`, or one of your own that gives images as the model takes them and labels (B,).
         config: what was trained with, for its precision and test-time augmentation; by default those of
             `TrainConfig()`, so that a GPU computes in bfloat16 where it can.
         test_time_augmentation: "none" or "flip" (mean of the probabilities of an image and its mirror image);
@@ -52,7 +52,7 @@ def evaluate(
         show_progress: whether a bar is shown while it runs, if that is longer than a second.
 
     Raises:
-        TypeError: an argument is of another kind.
+        TypeError: an argument is of another kind, or what the model or the loader gives.
         ValueError: the loader augments or shuffles; or its classes or normalization are not those of the model.
     """
     check_is_model(model)
@@ -60,16 +60,14 @@ def evaluate(
         raise TypeError(f"loader is a {type(loader).__name__}: make it with vit.make_eval_loader(data, data.test)")
     if not isinstance(config, TrainConfig | None):
         raise TypeError(f"config={config!r} must be a TrainConfig, such as TrainConfig.preset('quick'), or None")
-    if any(getattr(loader, name, None) for name in ("augment", "mix", "shuffle")):
-        raise ValueError(
-            "loader is one for training, which augments or shuffles: measure with make_eval_loader(data, data.train)"
-        )
+    check_plain_loader("loader", loader)
     check_metadata(model, loader, "measure it with data of its classes, or train it for these")
     config = config or TrainConfig()
     augmentation = test_time_augmentation or config.test_time_augmentation
     if augmentation not in ("none", "flip"):
         raise ValueError(f"test_time_augmentation={augmentation!r} is not a choice; allowed: none, flip")
-    weight = next(model.parameters())
+    if (weight := next(model.parameters(), None)) is None:
+        raise ValueError("model has no parameter, which would say on what device to compute: give it one")
     device = weight.device
     bar = progress_bar(
         loader.epoch(0, 0),
@@ -85,10 +83,13 @@ def evaluate(
         for images, batch_labels in bar:
             if should_stop():
                 return None
+            _check_labels(batch_labels)
             count = len(batch_labels)
             sharing = world if count >= world.size else ALONE  # too few to share: each computes all
             images = images[sharing.part(count)]
-            images = images.to(weight)  # the model may be elsewhere than the loader's default, or of another precision
+            # The model may be elsewhere than the loader's default, or of another precision. Pixels that were not
+            # normalized stay what they are, for the model to refuse as it does in training.
+            images = images.to(weight) if images.is_floating_point() else images.to(device)
             logits = model(images)  # (B, K)
             check_num_classes(logits, loader)
             batch = logits.float().log_softmax(dim=1)  # (B, K)
@@ -96,7 +97,7 @@ def evaluate(
                 of_mirrored = model(images.flip(-1)).float().log_softmax(dim=1)
                 batch = torch.logaddexp(batch, of_mirrored) - math.log(2)
             log_probabilities.append(sharing.joined(batch, count))
-            labels.append(batch_labels)
+            labels.append(batch_labels.long())
     log_p, y = torch.cat(log_probabilities).cpu(), torch.cat(labels).cpu()  # (N, K), (N,)
     accuracy = 100 * (log_p.argmax(dim=1) == y).double().mean().item()
     return Evaluation(loss=F.nll_loss(log_p, y).item(), accuracy=accuracy, probabilities=log_p.exp(), labels=y)
@@ -107,6 +108,11 @@ def check_is_model(model: Any) -> None:
         raise TypeError(f"model={model!r} must be a network, such as vit.VisionTransformer(vit.ViTConfig())")
 
 
+def check_is_config(config: Any) -> None:
+    if not isinstance(config, TrainConfig):
+        raise TypeError(f"config={config!r} must be a TrainConfig, such as TrainConfig.preset('quick')")
+
+
 def check_loaders(train_loader: Any, val_loader: Any = None) -> None:
     """Raises TypeError for what is no loader; the val loader may be None."""
     for name, loader in (("train_loader", train_loader), ("val_loader", val_loader)):
@@ -114,8 +120,26 @@ def check_loaders(train_loader: Any, val_loader: Any = None) -> None:
             raise TypeError(f"{name} is a {type(loader).__name__} without epoch(epoch, start_step): see make_loaders")
 
 
+def check_plain_loader(name: str, loader: Any) -> None:
+    """Raises ValueError for a loader that shows other images than a split holds, or in another order."""
+    if any(getattr(loader, what, None) for what in ("augment", "mix", "shuffle")):
+        split = "data.val" if name == "val_loader" else "data.train"
+        raise ValueError(
+            f"{name} is one for training, which augments or shuffles: measure with make_eval_loader(data, {split})"
+        )
+
+
+def _check_labels(labels: Tensor) -> None:
+    if not torch.is_tensor(labels) or labels.ndim != 1 or labels.is_floating_point():
+        form = f"{labels.dtype} {tuple(labels.shape)}" if torch.is_tensor(labels) else type(labels).__name__
+        raise TypeError(f"loader gives labels of {form}: it must give a class number for each image, (B,) integers")
+
+
 def check_num_classes(logits: Tensor, loader: Any) -> None:
-    """Raises ValueError unless there is one logit for each class of the loader, if it says how many it has."""
+    """Raises TypeError unless there are logits, and ValueError unless there is one for each class of the loader, if it
+    says how many it has."""
+    if not torch.is_tensor(logits):
+        raise TypeError(f"the model returns a {type(logits).__name__} instead of a tensor of logits (B, num_classes)")
     num_classes = getattr(loader, "num_classes", None)
     if num_classes and logits.shape[1:] != (num_classes,):
         raise ValueError(

@@ -121,7 +121,7 @@ def fit(
     num_steps, total_steps = len(train_loader), run_steps(config, len(train_loader))
     num_epochs = math.ceil(total_steps / num_steps)
     make_bar = make_bar if world.is_first else partial(progress_bar, disable=True)
-    with being_written(run_dir if world.is_first else None), keeping_freed_memory(device), _leaving_as_found(model):
+    with being_written(run_dir if world.is_first else None), keeping_freed_memory(device), leaving_as_found(model):
         epoch, step, sums = run.resume(device, num_epochs) if resume else run.start()
         with (
             # One bar for the whole run, so that the time it says is left is the time until the result.
@@ -180,7 +180,7 @@ def fit(
 
 
 @contextlib.contextmanager
-def _leaving_as_found(model: nn.Module) -> Iterator[None]:
+def leaving_as_found(model: nn.Module) -> Iterator[None]:
     """Puts the modes of the model's parts back and lets it see all patches again, however the training ends."""
     with keeping_modes(model):
         try:

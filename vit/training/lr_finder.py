@@ -8,6 +8,7 @@ best loss, steepest descent as the suggestion).
 
 import copy
 import math
+import numbers
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,7 +20,7 @@ from vit.device import forked_random, resolve_device
 from vit.progress import progress_bar
 from vit.training.distributed import ALONE
 from vit.training.epoch import LossFn, add_gradients, classification_loss, explaining_memory, set_patch_drop
-from vit.training.evaluation import check_loaders
+from vit.training.evaluation import check_is_config, check_is_model, check_loaders
 from vit.training.optim import build_optimizers, set_learning_rate
 
 MAX_RISE = 3  # the ramp ends where the loss is above its lowest value by more than so many times that value
@@ -73,15 +74,22 @@ def find_learning_rate(
         low, high: first and last factor on the config's rates.
         num_steps: 10 or more; a step costs as much as one of the training.
         loss_fn: what is learned instead of classification, see `fit`.
+
+    Raises:
+        TypeError: an argument is of another kind.
+        ValueError: a factor or `num_steps` is out of its range, or the model's outputs are not as many as the classes.
+        FloatingPointError: the loss is not finite before the first step.
     """
+    check_is_model(model)
+    check_is_config(config)
     if not 0 < low < high < math.inf:
         raise ValueError(f"low={low} and high={high} must be positive, and low the lower one")
-    if num_steps < 10:
-        raise ValueError(f"num_steps={num_steps} must be 10 or more")
+    if isinstance(num_steps, bool) or not isinstance(num_steps, numbers.Integral) or num_steps < 10:
+        raise ValueError(f"num_steps={num_steps!r} must be an integer of 10 or more")
     check_loaders(train_loader)
     if not len(train_loader):
         raise ValueError("train_loader has no batch: there is nothing to train on")
-    loss_fn = loss_fn or classification_loss(config.label_smoothing)
+    loss_fn = loss_fn or classification_loss(config.label_smoothing, train_loader)
     device = resolve_device(config.device)
     factors = [low * (high / low) ** (i / (num_steps - 1)) for i in range(num_steps)]
     losses: list[float] = []
