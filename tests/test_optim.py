@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -116,6 +117,63 @@ def test_timms_models_are_grouped_the_same_way():
     model = timm.models.VisionTransformer(img_size=8, patch_size=4, embed_dim=8, depth=1, num_heads=2)
     muon = build_optimizers(model, TrainConfig())[1]
     assert sorted(len(group["params"]) for group in muon.param_groups) == [1, 3]
+
+
+class Convolutions(nn.Module):
+    """Kernels, and tables of as many axes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([nn.Conv1d(3, 4, 3), nn.Conv2d(3, 4, 3), nn.ConvTranspose3d(3, 4, 3)])
+        self.norm, self.head = nn.BatchNorm2d(4), nn.Linear(4, 2)
+        self.cls_token, self.pos_embed = nn.Parameter(torch.zeros(1, 1, 4)), nn.Parameter(torch.zeros(1, 2, 2, 4))
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_kernels_of_convolutions_decay_and_tables_do_not(optimizer):
+    model = Convolutions()
+    adam = build_optimizers(model, TrainConfig(optimizer=optimizer, weight_decay=0.05))
+    names = {p: name for name, p in model.named_parameters()}
+    decays = {names[p]: group["weight_decay"] for o in adam for group in o.param_groups for p in group["params"]}
+    decayed = {"head.weight", *(f"blocks.{i}.weight" for i in range(3))}
+    assert decays == {name: 0.05 if name in decayed else 0.0 for name in names.values()}
+
+
+def test_patches_are_all_that_is_a_kernel_in_a_transformer():
+    """In ours and timm's: what decays is what the names and axes say, so trainings stay what they were."""
+    import timm
+
+    theirs = timm.models.VisionTransformer(img_size=8, patch_size=4, embed_dim=8, depth=1, num_heads=2, reg_tokens=1)
+    for model in (VisionTransformer(ViTConfig(depth=1, num_registers=1, patch_norm=True)), theirs):
+        groups = build_optimizers(model, TrainConfig(optimizer="adamw", weight_decay=0.05))[0].param_groups
+        named = list(model.named_parameters())
+        matrices = [p for name, p in named if p.ndim == 2 or (p.ndim == 4 and "patch_embed" in name)]
+        rest = [p for _, p in named if not any(p is matrix for matrix in matrices)]
+        for group, decay, expected in zip(groups, (0.05, 0.0), (matrices, rest), strict=True):
+            assert group["weight_decay"] == decay
+            assert all(p is q for p, q in zip(group["params"], expected, strict=True))
+        assert {p.ndim for p in rest} == {1, 3}
+
+
+@pytest.mark.parametrize(
+    ("setting", "rule"),
+    [
+        ({"lr": -1}, "a number of 0 or more"),
+        ({"lr": float("nan")}, "a number of 0 or more"),
+        ({"momentum": 2}, r"in \[0, 1\)"),
+        ({"momentum": 1.0}, r"in \[0, 1\)"),
+        ({"weight_decay": -0.1}, "a number of 0 or more"),
+        ({"num_splits": 0}, "an integer of 1 or more"),
+        ({"num_splits": 1.5}, "an integer of 1 or more"),
+    ],
+)
+def test_muon_refuses_settings_out_of_their_range(setting, rule):
+    ((name, value),) = setting.items()
+    for group in ({}, setting):  # of all groups, or of one
+        options = {"lr": 0.1} | ({} if group else setting)
+        with pytest.raises(ValueError, match=f"Muon: {name}={value} must be {rule}"):
+            Muon([{"params": [nn.Parameter(torch.zeros(4, 4))], **group}], **options)
+    assert Muon([nn.Parameter(torch.zeros(4, 4))], lr=0.0, momentum=0.0, num_splits=np.int64(2))
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])

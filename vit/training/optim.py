@@ -7,6 +7,7 @@ Regularization", ICLR 2019.
 """
 
 import math
+import numbers
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable
@@ -55,6 +56,9 @@ class Muon(torch.optim.Optimizer):
         lr: each update has singular values near lr * sqrt(max(1, rows / columns)).
         momentum: of the Nesterov kind, in [0, 1).
         weight_decay: decoupled.
+
+    Raises:
+        ValueError: one of these is not in its range, or a parameter no such matrix.
     """
 
     def __init__(
@@ -64,6 +68,7 @@ class Muon(torch.optim.Optimizer):
             params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "num_splits": num_splits}
         )
         for group in self.param_groups:
+            _check_muon(group)
             for p in group["params"]:
                 if p.ndim != 2 or p.shape[0] % group["num_splits"]:
                     raise ValueError(
@@ -108,11 +113,22 @@ class Muon(torch.optim.Optimizer):
         return torch._foreach_lerp(grads, buffers, momentum)
 
 
+def _check_muon(group: dict[str, Any]) -> None:
+    for name, is_allowed, rule in (
+        ("lr", lambda value: 0 <= value < math.inf, "a number of 0 or more, such as 0.008"),
+        ("momentum", lambda value: 0 <= value < 1, "in [0, 1), such as 0.95"),
+        ("weight_decay", lambda value: 0 <= value < math.inf, "a number of 0 or more, such as 0.05"),
+        ("num_splits", lambda value: isinstance(value, numbers.Integral) and value >= 1, "an integer of 1 or more"),
+    ):
+        if not is_allowed(group[name]):
+            raise ValueError(f"Muon: {name}={group[name]!r} must be {rule}")
+
+
 def build_optimizers(model: nn.Module, config: TrainConfig, *, layer_decay: float = 1.0) -> list[torch.optim.Optimizer]:
     """One AdamW, or a Muon and an AdamW, holding every parameter that is to be trained exactly once.
 
-    Matrices decay; vectors and tables (biases, norms, CLS, positions) do not. Each group keeps its `peak_lr`, which
-    `set_learning_rate` scales. Frozen parameters (`requires_grad=False`) are left out.
+    Matrices and kernels of convolutions decay; vectors and tables (biases, norms, CLS, positions) do not. Each group
+    keeps its `peak_lr`, which `set_learning_rate` scales. Frozen parameters (`requires_grad=False`) are left out.
 
     Args:
         layer_decay: for fine-tuning: the rates of each layer are this share of those of the layer above, in (0, 1], so
@@ -125,10 +141,13 @@ def build_optimizers(model: nn.Module, config: TrainConfig, *, layer_decay: floa
         raise ValueError("all parameters of the model are frozen (requires_grad=False): there is nothing to train")
     layers = layer_of([name for name, _ in model.named_parameters()])
     top = max(layers.values())
+    # Known by their layers, since a table of positions may have as many axes as a kernel.
+    convolutions = [module for module in model.modules() if isinstance(module, nn.modules.conv._ConvNd)]
+    kernels = {p for module in convolutions for p in module.parameters(recurse=False) if p.ndim > 2}
     muon, adam = defaultdict(list), defaultdict(list)
     for name, p in named:
         scale = layer_decay ** (top - layers[name])
-        is_matrix = p.ndim == 2 or (p.ndim == 4 and "patch_embed" in name)
+        is_matrix = p.ndim == 2 or p in kernels
         # Whole weights: the thin factors of a LoRA gain nothing from equal singular values.
         if config.optimizer == "muon" and "blocks." in name and p.ndim == 2 and name.endswith("weight"):
             muon["qkv" in name, scale].append(p)
