@@ -171,11 +171,14 @@ def test_the_classifier_starts_from_the_encoder(shapes):
 def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="depth: 2 in the encoder, 3 in config; only the head and dropouts may differ"):
         to_classifier(make(), replace(CONFIG, depth=3))
-    for mask_rate in (0.0, 1.0, 0.99, 0.01):
+    for mask_rate in (0.0, 1.0, 0.99, 0.01, float("nan"), float("inf")):
         with pytest.raises(ValueError, match=rf"mask_rate={mask_rate} must be in \(0, 1\) and leave a patch of 12"):
             make(mask_rate=mask_rate)
     with pytest.raises(ValueError, match="decoder_dim=10 must be a multiple of 4 and of decoder_heads=2"):
         make(decoder_dim=10)
+    for name, value in (("decoder_depth", 0), ("decoder_heads", 0), ("decoder_heads", 2.0), ("decoder_dim", 0)):
+        with pytest.raises(ValueError, match=f"{name}={value} must be an integer of . or more"):
+            make(**{name: value})
 
 
 def test_it_compiles_as_one_graph():

@@ -96,6 +96,32 @@ def test_summary_says_where_the_numbers_come_from(tmp_path):
     assert json.loads((tmp_path / "summary.json").read_text())["test_accuracy"] == 74.5
 
 
+def test_settings_that_json_cannot_hold_are_named_and_leave_no_folder(tmp_path):
+    for make in (
+        lambda: new_run_folder("x", tmp_path / "runs", a=1, p=Path("y")),
+        lambda: write_summary(tmp_path / "runs", TrainConfig(), a=1, p=Path("y")),
+    ):
+        with pytest.raises(
+            TypeError, match=r"p=.*Path\('y'\) cannot be written as JSON \(.*Path\): give a text, a number"
+        ):
+            make()
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("name", ["seed", "epochs", "threads", "commit", "torch_version", "test_time_augmentation"])
+def test_a_result_cannot_have_the_name_of_what_a_summary_says_anyway(tmp_path, name):
+    with pytest.raises(ValueError, match=f"{name} cannot be a result: write_summary writes test_time_augmentation, .*"):
+        write_summary(tmp_path, TrainConfig(), **{name: 77})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_history_is_read_where_it_was_written(tmp_path, monkeypatch):
+    for name in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(name, str(tmp_path))
+    History([{"epoch": 1.0}]).save_csv("~/history.csv")
+    assert History.load_csv("~/history.csv").rows == [{"epoch": 1.0}] and (tmp_path / "history.csv").exists()
+
+
 def test_history_round_trip(tmp_path):
     history = History([{"epoch": 1, "val_accuracy": 50.5}, {"epoch": 2, "val_accuracy": 60.25}])
     history.save_csv(tmp_path / "history.csv")

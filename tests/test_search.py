@@ -351,6 +351,17 @@ def test_wrong_ranges_are_refused(ends):
         Range(0, 1, log=True)
 
 
+def test_numbers_of_numpy_are_numbers():
+    """As in the configs, which store Python's."""
+    space = {"model.depth": Range(np.int64(2), np.int32(4)), "train.learning_rate": Range(np.float32(0.5), 1)}
+    plain = {"model.depth": Range(2, 4), "train.learning_rate": Range(0.5, 1)}
+    found, expected = (
+        find(made_up(by_depth), where, num_trials=count) for where, count in ((space, np.int64(3)), (plain, 3))
+    )
+    assert [trial.changes for trial in found.trials] == [trial.changes for trial in expected.trials]
+    assert {type(space["model.depth"].low), type(space["train.learning_rate"].low)} == {int, float}
+
+
 def test_wrong_arguments_are_refused(monkeypatch):
     for num_trials in (0, 2.0, True):
         with pytest.raises(ValueError, match=f"num_trials={num_trials} must be an integer of 1 or more"):

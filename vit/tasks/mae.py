@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vit.config import ViTConfig
+from vit.data.arguments import as_integer
 from vit.model import Encoder, VisionTransformer, patchify
 from vit.model.pos_embed import sincos2d_table
 from vit.model.transformer import Rope
@@ -29,7 +30,7 @@ class MaskedAutoencoder(nn.Module):
         config: the encoder; its `num_classes` and `head` are not used, and its dropouts are best 0.
         mask_rate: share of the patches that are hidden, in (0, 1).
         decoder_dim, decoder_depth, decoder_heads: token width (a multiple of 4 and of the heads), blocks and heads of
-            the decoder.
+            the decoder, each 1 or more.
 
     Attributes:
         vit: the encoder, a `VisionTransformer` without a head.
@@ -47,11 +48,14 @@ class MaskedAutoencoder(nn.Module):
         super().__init__()
         self.vit = VisionTransformer(replace(config, num_classes=0, head="linear"))
         N = config.num_patches
-        self.num_kept = N - round(N * mask_rate)
-        if not 0 < mask_rate < 1 or not 0 < self.num_kept < N:
+        if not 0 < mask_rate < 1 or not 0 < round(N * mask_rate) < N:
             raise ValueError(
                 f"mask_rate={mask_rate} must be in (0, 1) and leave a patch of {N} to show and one to paint; try 0.75"
             )
+        self.num_kept = N - round(N * mask_rate)
+        decoder_dim = as_integer("decoder_dim", decoder_dim, 4)
+        decoder_depth = as_integer("decoder_depth", decoder_depth, 1)
+        decoder_heads = as_integer("decoder_heads", decoder_heads, 1)
         if decoder_dim % 4 or decoder_dim % decoder_heads:
             raise ValueError(
                 f"decoder_dim={decoder_dim} must be a multiple of 4 and of decoder_heads={decoder_heads}; try 192 and 3"

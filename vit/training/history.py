@@ -56,6 +56,7 @@ class History:
             FileNotFoundError: there is no such file.
             ValueError: it holds anything else than columns of numbers.
         """
+        path = Path(path).expanduser()
         if (size := os.path.getsize(path)) > MAX_BYTES:
             raise ValueError(f"{path} has {size:,} bytes; at most {MAX_BYTES:,} are read")
         with open(path, newline="", encoding="utf-8") as file:

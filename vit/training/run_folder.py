@@ -29,9 +29,15 @@ def new_run_folder(name: str, root: str | Path | None = None, **settings: Any) -
         root: default $VIT_RUNS, else `runs/` in the repository. Without a root, and if $VIT_RUN_FOLDER is set, that is
             the folder of the first run, and holds those of more: so `make train` keeps the executed notebook beside its
             results.
+
+    Raises:
+        ValueError: `name` names no folder.
+        TypeError: JSON cannot hold one of the settings; no folder is made then.
     """
     if not re.fullmatch(r"[\w.-]+", name):
         raise ValueError(f"name={name!r} may hold letters, digits, '.', '_' and '-' only: it names a folder")
+    config = {k: v.to_dict() if hasattr(v, "to_dict") else v for k, v in settings.items()}
+    _check_json(config)
     if root is None and os.environ.get("VIT_RUN_FOLDER"):
         folder = Path(os.environ["VIT_RUN_FOLDER"]).expanduser()
         folder.mkdir(parents=True, exist_ok=True)
@@ -39,7 +45,7 @@ def new_run_folder(name: str, root: str | Path | None = None, **settings: Any) -
             folder = _make_new(folder, name)
     else:
         folder = _make_new(runs_root(root), name)
-    write_json(folder / CONFIG_FILE, {k: v.to_dict() if hasattr(v, "to_dict") else v for k, v in settings.items()})
+    write_json(folder / CONFIG_FILE, config)
     return folder
 
 
@@ -79,14 +85,29 @@ def short(path: Path) -> str:
     return f"{path.parent.name}/{path.name}"
 
 
+def _check_json(values: dict[str, Any]) -> None:
+    """Raises TypeError, with its name, for a value that `write_json` cannot write."""
+    for name, value in values.items():
+        try:
+            json.dumps(value, default=plain_number)
+        except (TypeError, ValueError, RecursionError) as error:
+            what = f"{name}={value!r} cannot be written as JSON ({error})"
+            raise TypeError(f"{what}: give a text, a number, or lists and dicts of them") from None
+
+
 def write_json(path: str | Path, values: dict[str, Any]) -> None:
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(values, indent=2, default=plain_number) + "\n")
 
 
 def write_summary(run_dir: str | Path, config: TrainConfig, **results: Any) -> dict[str, Any]:
-    """Writes `summary.json`: the results given, and where they come from (seed, threads, torch version, commit)."""
-    summary = results | {
+    """Writes `summary.json`: the results given, and where they come from (seed, threads, torch version, commit).
+
+    Raises:
+        ValueError: a result has the name of what is written anyway.
+        TypeError: JSON cannot hold one of the results.
+    """
+    sources = {
         "test_time_augmentation": config.test_time_augmentation,
         "epochs": config.epochs,
         "seed": config.seed,
@@ -94,6 +115,13 @@ def write_summary(run_dir: str | Path, config: TrainConfig, **results: Any) -> d
         "threads": torch.get_num_threads(),
         "commit": current_commit(),
     }
+    if taken := sorted(results.keys() & sources.keys()):
+        raise ValueError(
+            f"{', '.join(taken)} cannot be a result: write_summary writes {', '.join(sources)} itself; leave it away "
+            "or give it another name"
+        )
+    _check_json(results)
+    summary = results | sources
     write_json(Path(run_dir) / "summary.json", summary)
     return summary
 

@@ -6,6 +6,7 @@ for the configs to say.
 
 import difflib
 import math
+import numbers
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -34,8 +35,10 @@ class Range:
     def __post_init__(self) -> None:
         for name in ("low", "high"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
                 raise ValueError(f"Range.{name}={value!r} must be a finite number")
+            kind = int if isinstance(value, numbers.Integral) else float
+            object.__setattr__(self, name, kind(value))  # numpy's numbers are stored as Python's
         if not self.low < self.high:
             raise ValueError(f"Range.low={self.low} must be below high={self.high}")
         if self.log and self.low <= 0:
