@@ -1,5 +1,6 @@
 """Features are what the head reads; kept ones are the model's own, or made anew."""
 
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -74,6 +75,21 @@ def test_the_model_is_left_as_it_was(images):
     first, second = analysis.features(model, images), analysis.features(model, images)
     assert torch.equal(first, second) and model.training
     assert not model.head._forward_pre_hooks and not first.requires_grad
+
+
+def test_images_of_another_thread_are_not_taken_for_these(images):
+    model = make_model()
+
+    def beside(*_: object) -> None:
+        hook.remove()
+        thread = threading.Thread(target=model, args=(torch.randn(2, 3, 8, 8),))
+        thread.start()
+        thread.join()
+
+    hook = model.register_forward_pre_hook(beside)
+    with pytest.raises(RuntimeError, match=r"has read 9 images in place of 7: .* give it a copy.deepcopy\(model\)"):
+        analysis.features(model, images)
+    assert analysis.features(model, images).shape == (7, 16)
 
 
 def test_parts_do_not_show(images, monkeypatch):

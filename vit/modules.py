@@ -27,7 +27,11 @@ def keeping_modes(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Puts every part of the model in evaluation mode, and back into the mode that each had."""
+    """Puts every part of the model in evaluation mode, and back into the mode that each had.
+
+    The mode belongs to the model and not to a thread: let one thread at a time use a model, here and in all that looks
+    at one, and give each of several a `copy.deepcopy` of its own.
+    """
     with keeping_modes(model):
         model.eval()
         yield

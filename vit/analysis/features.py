@@ -34,6 +34,7 @@ def features(model: nn.Module, images: Any, *, cache: str | Path | None = None) 
 
     Raises:
         TypeError: a model without a `head`, or one that pools no tokens for it; or pictures with `cache`.
+        RuntimeError: the head has read more or fewer than these images, as when another thread runs the same model.
     """
     model = unwrap(model)
     if not isinstance(getattr(model, "head", None), nn.Module):
@@ -79,6 +80,11 @@ def _compute(model: nn.Module, images: Any) -> Tensor:
         raise TypeError(
             f"the head of {type(model).__name__} reads {tuple(found.shape[1:])} numbers an image, not one vector: "
             'build it with a pooling, such as global_pool="token"'
+        )
+    if len(found) != num_images(images):
+        raise RuntimeError(
+            f"the head of {type(model).__name__} has read {len(found)} images in place of {num_images(images)}: if "
+            "another thread runs the same model, give it a copy.deepcopy(model)"
         )
     return found  # (B, D), or (B, 2*D)
 
