@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import randomize
+from conftest import randomize, same_weights
 
 import vit
 from vit.config import TrainConfig, ViTConfig
@@ -120,6 +120,13 @@ def test_a_new_head_keeps_the_body_the_normalization_and_the_past(source_model, 
     assert again.metadata["pretrained_on"] == [*sets, {"dataset": "shapes", "class_names": target.class_names}]
 
 
+def test_a_compiled_model_is_taken_for_what_is_in_it(source_model, halves):
+    compiled = torch.compile(source_model, backend="eager")
+    fresh = fine_tuning.with_new_head(compiled, halves[1])
+    assert same_weights(fresh, fine_tuning.with_new_head(source_model, halves[1]))
+    assert fresh.metadata["pretrained_on"][0]["class_names"] == halves[0].class_names
+
+
 def test_seen_classes_are_refused(source_model, halves, tmp_path):
     source, target = halves
     fine_tuning.check_unseen(source_model, target)
@@ -187,6 +194,10 @@ def test_networks_of_timm_are_fine_tuned_too(halves):
     )
     before = model.blocks[0].mlp.fc1.weight.detach().clone()
     config = TrainConfig(epochs=1, warmup_epochs=0, optimizer="adamw", device="cpu")
+    with pytest.raises(ValueError, match="does not say what the weights learned from"):
+        fine_tuning.check_unseen(model, halves[1])
+    with pytest.raises(TypeError, match=r"got timm\..*VisionTransformer; one of another library becomes one by"):
+        fine_tuning.with_new_head(model, halves[1])
     history = fine_tuning.fine_tune(model, halves[1], config, layer_decay=0.75)
     assert history.is_complete and history.last["val_accuracy"] > 0
     assert not torch.equal(model.blocks[0].mlp.fc1.weight, before)
@@ -198,6 +209,19 @@ def test_higher_resolution_has_the_same_weights_on_a_finer_grid(source_model, ha
     assert torch.equal(model.encoder.blocks[0].attn.qkv.weight, source_model.encoder.blocks[0].attn.qkv.weight)
     native = fine_tuning.with_new_head(source_model, halves[1]).resized(16)
     assert torch.equal(native.pos_embed, source_model.pos_embed), "at its own grid nothing is resampled"
+
+
+def test_val_may_be_empty_where_nobody_measures_it(source_model, halves):
+    config = TrainConfig(epochs=1, batch_size=100, warmup_epochs=0, device="cpu")
+    trained, rows = [], []
+    for val in (halves[1].val, halves[1].val.subset(slice(0))):
+        torch.manual_seed(0)
+        trained.append(fine_tuning.with_new_head(source_model, halves[1]))
+        history = fine_tuning.fine_tune(trained[-1], replace(halves[1], val=val), config, validate=False)
+        rows.append({name: number for name, number in history.last.items() if name != "seconds"})
+    assert rows[0] == rows[1] and same_weights(*trained)
+    with pytest.raises(ValueError, match=r"data\.val holds no image"):
+        fine_tuning.fine_tune(trained[0], replace(halves[1], val=val), config)
 
 
 def test_fine_tune_hands_its_arguments_on(shapes, tmp_path):

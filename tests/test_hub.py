@@ -146,6 +146,16 @@ def test_save_pretrained_and_from_pretrained(tmp_path, images, tiny, pos_embed):
     assert "library_name: vit-notebooks" in (tmp_path / "README.md").read_text()
 
 
+def test_a_hub_model_is_frozen_and_in_training_mode_where_its_original_is(model):
+    model.train().encoder.blocks[0].eval().requires_grad_(False)
+    hub_model = HubModel.of(model)
+    assert [p.requires_grad for p in hub_model.parameters()] == [p.requires_grad for p in model.parameters()]
+    assert [part.training for part in hub_model.modules()] == [part.training for part in model.modules()]
+    assert hub_model.cls_token.data_ptr() == model.cls_token.data_ptr(), "nothing is copied"
+    resized = hub_model.resized(8)  # as it is, a plain model for the checks
+    assert all(torch.equal(a, b) for a, b in zip(resized.parameters(), model.parameters(), strict=True))
+
+
 def test_push_to_hub_sends_the_folder(monkeypatch, model, images):
     sent = {}
 

@@ -22,6 +22,7 @@ ALLOWED = {
     "vit.model.pos_embed": set(),
     "vit.model.transformer": {"vit.model.pos_embed"},
     "vit.model": {"vit.config", "vit.model"},
+    "vit.model.vision_transformer": {"vit.config", "vit.modules", "vit.model"},
     "vit.data": {*LEAVES, "vit.data"},
     "vit.training": {*LEAVES, "vit.training"},
     "vit.analysis": {

@@ -1,8 +1,9 @@
 """LoRA against its formula, on randomized networks: what it starts as, what it trains, what it leaves behind."""
 
+import numpy as np
 import pytest
 import torch
-from conftest import randomize
+from conftest import randomize, same_weights
 
 import vit
 from vit.config import TrainConfig, ViTConfig
@@ -95,7 +96,35 @@ def test_attention_maps_are_those_of_the_merged_network(model, images):
     assert not torch.allclose(maps, analysis.attention_maps(model, images), atol=1e-2)
 
 
+def test_targets_may_be_any_names_and_each_counts_once(model):
+    expected = lora.add(model, targets=("attn.qkv", "mlp.fc1")).state_dict().keys()
+    assert sum(name.endswith(".A") for name in expected) == 2 * 2, "two blocks, two layers"
+    for targets in (["attn.qkv", "mlp.fc1", "attn.qkv"], (name for name in ("attn.qkv", "mlp.fc1"))):
+        assert lora.add(model, np.int64(4), targets=targets).state_dict().keys() == expected
+
+
+def test_a_compiled_model_is_taken_for_what_is_in_it(model):
+    torch.manual_seed(0)
+    adapted = lora.add(model)
+    torch.manual_seed(0)
+    again = lora.add(torch.compile(model, backend="eager"))
+    merged = lora.merge(torch.compile(again, backend="eager"))
+    assert type(again) is type(merged) is VisionTransformer
+    assert same_weights(again, adapted) and same_weights(merged, model)
+
+
+@pytest.mark.parametrize("alpha", [0, -1.0, float("nan"), float("inf"), "4", True])
+def test_a_bad_alpha_is_refused(model, alpha):
+    with pytest.raises(ValueError, match=rf"alpha={alpha!r} must be a number above 0; None takes rank=2"):
+        lora.add(model, 2, alpha=alpha)
+
+
 def test_bad_input_is_refused(model):
+    with pytest.raises(TypeError, match="model must be a VisionTransformer of this library, got torch.nn.*Linear"):
+        lora.add(torch.nn.Linear(2, 2))
+    for targets in ("attn.qkv", (), None, iter(())):
+        with pytest.raises(ValueError, match="targets=.* must be some of: attn.qkv"):
+            lora.add(model, targets=targets)
     with pytest.raises(ValueError, match="rank=0 must be an integer of 1 or more"):
         lora.add(model, 0)
     with pytest.raises(ValueError, match=r"targets=\['qkv'\] must be some of: attn.qkv, attn.proj"):

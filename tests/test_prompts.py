@@ -1,8 +1,9 @@
 """Visual prompts: nothing at the start, ordinary tokens once their gates are open, and trained alone."""
 
+import numpy as np
 import pytest
 import torch
-from conftest import randomize
+from conftest import randomize, same_weights
 
 from vit import analysis
 from vit.config import TrainConfig, ViTConfig
@@ -111,7 +112,17 @@ def test_the_number_of_trained_parameters_is_its_closed_form(tiny):
     assert sum(p.numel() for p in prompted.parameters() if p.requires_grad) == 5 * 16 + 5 + head
 
 
+def test_a_compiled_model_is_taken_for_what_is_in_it(tiny):
+    model = make_model(tiny)
+    torch.manual_seed(0)
+    prompted = prompts.add(model, 2)
+    torch.manual_seed(0)
+    assert same_weights(prompts.add(torch.compile(model, backend="eager"), np.int64(2)), prompted)
+
+
 def test_bad_input_is_refused(tiny):
+    with pytest.raises(TypeError, match="model must be a VisionTransformer of this library, got torch.nn.*Linear"):
+        prompts.add(torch.nn.Linear(2, 2))
     with pytest.raises(ValueError, match="num_prompts=0 must be an integer of 1 or more"):
         prompts.add(make_model(tiny), 0)
     with pytest.raises(ValueError, match="has prompts already"):

@@ -6,6 +6,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -14,7 +15,7 @@ from conftest import randomize
 from torch import Tensor, nn
 
 from vit.config import ViTConfig
-from vit.model.vision_transformer import VisionTransformer
+from vit.model.vision_transformer import VisionTransformer, check_plain
 from vit.tasks import fine_tuning, mae, prompts
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -371,7 +372,8 @@ def test_intermediate_layers(config):
     token = config.num_prefix_tokens + row * config.grid_size[1] + column
     assert torch.equal(maps[:, :, row, column], last[:, token])
     assert torch.equal(model.get_intermediate_layers(images, layers=[-1])[0], last)
-    for layers in (0, 3, -1, [2], [-3], []):
+    assert torch.equal(model.get_intermediate_layers(images, np.int64(1))[0], last)
+    for layers in (0, 3, -1, np.int64(3), [2], [-3], []):
         with pytest.raises(ValueError, match=r"must be a count in 1..2, or indices in 0..1, -1 being the last"):
             model.get_intermediate_layers(images, layers)
 
@@ -402,12 +404,94 @@ def test_a_compiled_model_computes_the_same(config):  # one that was exported: t
     torch.testing.assert_close(torch.compile(model, backend="aot_eager")(images), expected)
 
 
-def test_a_resized_copy_is_frozen_where_its_original_is():
-    model = VisionTransformer(ViTConfig(image_size=16, embed_dim=16, depth=2, num_heads=2))
-    model.patch_embed.requires_grad_(False)
+def test_a_resized_copy_is_frozen_and_in_training_mode_where_its_original_is(tiny):
+    model = VisionTransformer(tiny)
+    model.patch_embed.eval().requires_grad_(False)
     learned = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     copy = model.resized(24)
     assert [name for name, parameter in copy.named_parameters() if parameter.requires_grad] == learned
+    assert [name for name, part in copy.named_modules() if not part.training] == [
+        "patch_embed", "patch_embed.proj", "patch_embed.norm_in", "patch_embed.norm_out"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("pos_embed", ["learned", "sincos2d", "rope"])
+def test_a_model_without_memory_computes_the_same_once_it_has_weights(tiny, pos_embed, monkeypatch):
+    original = randomize(VisionTransformer(replace(tiny, pos_embed=pos_embed))).eval()
+    with torch.device("meta"):
+        model = VisionTransformer(original.config).eval()
+    # What memory holds that nobody has written to.
+    monkeypatch.setattr(torch, "empty_like", lambda tensor, **options: torch.full_like(tensor, math.nan, **options))
+    model = model.to_empty(device="cpu")
+    assert all(parameter.isnan().all() for parameter in model.parameters()), "what is learned comes from the state"
+    model.load_state_dict(original.state_dict())
+    images = images_for(tiny)
+    assert torch.equal(model(images), original(images))
+
+
+class Negated(VisionTransformer):
+    def forward_head(self, tokens: Tensor) -> Tensor:
+        return -super().forward_head(tokens)
+
+
+class WithMethod(VisionTransformer):
+    def num_weights(self) -> int:
+        return sum(p.numel() for p in self.parameters())
+
+
+def other_activation(model: VisionTransformer) -> None:
+    model.encoder.blocks[0].mlp.act = nn.ReLU()
+
+
+def one_activation_for_all(model: VisionTransformer) -> None:
+    for block in model.encoder.blocks:
+        block.mlp.act = model.encoder.blocks[0].mlp.act
+
+
+def without_dropout(model: VisionTransformer) -> None:
+    for name, part in list(model.named_modules()):
+        if isinstance(part, nn.Dropout):
+            model.set_submodule(name, nn.Identity())
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (other_activation, "encoder.blocks.0.mlp.act"),
+        (approximate_gelu, "encoder.blocks.0.mlp.act, encoder.blocks.1.mlp.act"),
+        (change_norm_eps, "encoder.norm"),
+        (Negated, "Negated.forward_head"),
+    ],
+)
+def test_a_network_that_its_config_does_not_describe_is_refused(tiny, shapes, change, named):
+    kind = change if isinstance(change, type) else VisionTransformer
+    plain, model = randomize(VisionTransformer(tiny)).eval(), randomize(kind(tiny)).eval()
+    if kind is VisionTransformer:
+        change(model)
+    images = images_for(tiny)
+    assert not torch.equal(model(images), plain(images)), "or it would do no harm"
+    remedies = "a model with methods of its own is kept by|its layers were changed after it was built"
+    for build in (check_plain, lambda m: m.resized(16), prompts.add, lambda m: fine_tuning.with_new_head(m, shapes)):
+        with pytest.raises(ValueError, match=rf"({remedies}).* Not as the config says: {named}$"):
+            build(model)
+
+
+@pytest.mark.parametrize("change", [one_activation_for_all, without_dropout, WithMethod])
+def test_what_computes_the_same_is_taken(tiny, change):
+    config = replace(tiny, drop_rate=0.1, drop_path_rate=0.2)
+    model = randomize((change if isinstance(change, type) else VisionTransformer)(config)).eval()
+    if not isinstance(change, type):
+        change(model)
+    images = images_for(config)
+    assert torch.equal(model.resized(config.image_size)(images), model(images))
+
+
+def test_a_head_of_any_kind_is_taken_where_the_head_is_left_out(tiny, shapes):
+    model = VisionTransformer(tiny)
+    model.head = nn.Sequential(nn.Linear(16, 4), nn.ReLU(), nn.Linear(4, 3))
+    assert fine_tuning.with_new_head(model, shapes).config.num_classes == 10
+    with pytest.raises(ValueError, match="Not as the config says: head"):
+        check_plain(model)
 
 
 def test_copies_have_the_precision_and_mode_of_their_original(tiny, shapes):

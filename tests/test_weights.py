@@ -121,6 +121,15 @@ def test_a_model_that_could_not_be_loaded_is_not_written(saved, tmp_path):
     torch.testing.assert_close(merged(images), model(images))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_half_precision_comes_back_as_the_same_numbers_in_float32(saved, tmp_path, dtype):
+    model = saved[0].to(dtype)
+    loaded = vit.load(vit.save(model, tmp_path / "other.safetensors"))
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    assert {p.dtype for p in loaded.parameters()} == {wide}
+    assert all(torch.equal(a, b.to(wide)) for a, b in zip(loaded.parameters(), model.parameters(), strict=True))
+
+
 def test_metadata_may_hold_single_numbers_of_numpy_and_torch(saved):
     model, path = saved
     facts = {"accuracy": np.float32(0.5), "epochs": np.int64(7), "loss": torch.tensor(0.25), "all": [np.float64(2)]}
@@ -146,7 +155,9 @@ def test_a_path_as_a_notebook_prints_it_is_found_from_another_folder(saved, tmp_
 
 def test_models_of_another_class_are_refused_by_name(tmp_path):
     for write in (vit.save, vit.pretrained.to_onnx, vit.pretrained.to_timm, vit.pretrained.to_transformers):
-        with pytest.raises(TypeError, match="model must be a VisionTransformer of this library, got Linear"):
+        with pytest.raises(
+            TypeError, match="model must be a VisionTransformer of this library, got torch.nn.*Linear; one of"
+        ):
             write(torch.nn.Linear(2, 2), tmp_path / "x")
     assert not list(tmp_path.iterdir())
 

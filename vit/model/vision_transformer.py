@@ -7,7 +7,8 @@ Source: Dosovitskiy et al., "An Image is Worth 16x16 Words", ICLR 2021, section 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from numbers import Integral
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,11 @@ from torch import Tensor, nn
 from vit.config import ViTConfig
 from vit.model.patch_embed import PatchDrop, PatchEmbed
 from vit.model.pos_embed import resample_pos_embed, rope2d_table, sincos2d_table
-from vit.model.transformer import Encoder, Rope
+from vit.model.transformer import DropPath, Encoder, Rope
+from vit.modules import unwrap
+
+# The methods by which images become logits.
+_COMPUTING = ("__call__", "forward", "forward_features", "forward_head", "embed", "_pool", "_add_positions")
 
 
 class MlpHead(nn.Module):
@@ -86,12 +91,24 @@ class VisionTransformer(nn.Module):
         config = self.config
         shape = (1, config.num_patches, config.embed_dim)
         self.pos_embed = nn.Parameter(torch.zeros(shape)) if config.pos_embed == "learned" else None
+        for name, table in self._fixed_tables().items():
+            self.register_buffer(name, table, persistent=False)
+
+    def _fixed_tables(self) -> dict[str, Tensor]:
+        config = self.config
         if config.pos_embed == "sincos2d":
-            self.register_buffer("pos_table", sincos2d_table(config.grid_size, config.embed_dim), persistent=False)
+            return {"pos_table": sincos2d_table(config.grid_size, config.embed_dim)}
         if config.pos_embed == "rope":
-            sin, cos = rope2d_table(config.grid_size, config.head_dim)
-            self.register_buffer("rope_sin", sin, persistent=False)
-            self.register_buffer("rope_cos", cos, persistent=False)
+            return dict(zip(("rope_sin", "rope_cos"), rope2d_table(config.grid_size, config.head_dim), strict=True))
+        return {}
+
+    def to_empty(self, *, device: torch.device | str | int | None, recurse: bool = True) -> Self:
+        """As any module's, but with the fixed tables filled in, since no file of weights brings them."""
+        super().to_empty(device=device, recurse=recurse)
+        with torch.device("cpu"):  # this may be called where new tensors have no memory
+            for name, table in self._fixed_tables().items():
+                getattr(self, name).copy_(table)
+        return self
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalized images (B, C, H, W) to logits (B, num_classes)."""
@@ -148,8 +165,9 @@ class VisionTransformer(nn.Module):
             reshape: return only the patches, as maps (B, D, rows, columns), instead of all tokens (B, T, D).
         """
         depth = self.config.depth
-        wanted = list(range(depth - layers, depth)) if isinstance(layers, int) else list(layers)
-        if not wanted or any(not -depth <= i < depth for i in wanted) or (isinstance(layers, int) and layers > depth):
+        is_count = isinstance(layers, Integral)  # also one of numpy
+        wanted = list(range(depth - layers, depth)) if is_count else list(layers)
+        if not wanted or any(not -depth <= i < depth for i in wanted) or (is_count and layers > depth):
             raise ValueError(
                 f"layers={layers!r} must be a count in 1..{depth}, or indices in 0..{depth - 1}, -1 being the last"
             )
@@ -161,50 +179,86 @@ class VisionTransformer(nn.Module):
         return tuple(chosen)
 
     def resized(self, image_size: int | tuple[int, int]) -> "VisionTransformer":
-        """A copy for another image size: the same weights, frozen where these are, and learned positions resampled to
-        the new grid."""
+        """A copy for another image size: the same weights, frozen and in training mode where these are, and learned
+        positions resampled to the new grid."""
         check_plain(self)
         config = replace(self.config, image_size=image_size)
         state = self.state_dict()
         if self.pos_embed is not None:
             grids = self.config.grid_size, config.grid_size
             state["pos_embed"] = resample_pos_embed(state["pos_embed"], *grids, config.pos_resampling)
-        reference = self.patch_embed.proj.weight
-        model = blank_model(config)
-        model.load_state_dict({name: tensor.clone() for name, tensor in state.items()}, assign=True)
-        model.to(reference)  # the fixed tables too
-        for parameter, own in zip(model.parameters(), self.parameters(), strict=True):
-            parameter.requires_grad_(own.requires_grad)
-        model.metadata = dict(self.metadata)
-        return model.train(self.training)
+        state = {name: tensor.clone() for name, tensor in state.items()}
+        return filled_like(self, blank_model(config), state)
 
 
-def blank_model(config: ViTConfig) -> VisionTransformer:
+def blank_model(config: ViTConfig, kind: type[VisionTransformer] = VisionTransformer) -> VisionTransformer:
     """A model whose weights take neither memory nor time yet; `load_state_dict(..., assign=True)` brings them."""
     with torch.device("meta"):
-        model = VisionTransformer(config)
+        model = kind(config)
     model.build_positions()
     return model
 
 
+def filled_like(model: VisionTransformer, blank: VisionTransformer, state: Mapping[str, Tensor]) -> VisionTransformer:
+    """A blank model with the weights of `state`, and else as `model` is: its device and precision, what is frozen and
+    what is in training mode, and its metadata."""
+    blank.load_state_dict(state, assign=True)
+    blank.to(model.patch_embed.proj.weight)  # the fixed tables too
+    blank.metadata = dict(model.metadata)
+    # By name, since a part may stand in several places.
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        blank.get_parameter(name).requires_grad_(parameter.requires_grad)
+    blank.train(model.training)
+    for name, part in model.named_modules(remove_duplicate=False):
+        if type(part) is type(own := blank.get_submodule(name)):  # not what stands in for a dropout
+            own.training = part.training
+    return blank
+
+
+def check_own(model: nn.Module) -> VisionTransformer:
+    """The model, without the wrapper of `torch.compile`. Raises TypeError for one of another class."""
+    model = unwrap(model)
+    if not isinstance(model, VisionTransformer):
+        kind = f"{type(model).__module__}.{type(model).__qualname__}"  # timm's class has the same name
+        raise TypeError(
+            f"model must be a VisionTransformer of this library, got {kind}; one of another library becomes one by "
+            "vit.pretrained.load_weights(None, model)"
+        )
+    return model
+
+
 def check_plain(model: VisionTransformer, *, except_head: bool = False) -> None:
-    """Raises ValueError for a network with parts that its config does not know, such as LoRA or prompts: it cannot be
-    saved, converted, resized, or built again in any other way. `except_head` takes any head."""
-    expected = {name: tensor.shape for name, tensor in blank_model(model.config).state_dict().items()}
-    found = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    """Raises ValueError for a network that computes what its config does not say, by a part such as LoRA, prompts or
+    another activation, or by a class of its own: it cannot be saved, converted, resized, or built again in any other
+    way. `except_head` takes any head."""
+    expected, found = _described(blank_model(model.config)), _described(model)
     odd = [name for name in expected | found if expected.get(name) != found.get(name)]
     if except_head:
-        odd = [name for name in odd if not name.startswith("head.")]
-    if odd:
+        odd = [name for name in odd if name != "head" and not name.startswith("head.")]
+    kind = type(model)
+    overridden = [name for name in _COMPUTING if getattr(kind, name) is not getattr(VisionTransformer, name)]
+    if odd or overridden:
         remedy = "its layers were changed after it was built"
         if any(name.endswith((".A", ".B")) for name in found):
             remedy = "merge LoRA first: vit.tasks.lora.merge(model)"
         elif "encoder.gate" in found:
             remedy = "a model with prompts is kept by torch.save(model.state_dict(), path) only"
+        elif overridden:
+            odd = [f"{kind.__name__}.{name}" for name in overridden]
+            remedy = "a model with methods of its own is kept by torch.save(model.state_dict(), path) only"
         raise ValueError(
             f"the model is not what its config says, by which it would be built again; {remedy}. "
             f"Not as the config says: {', '.join(odd[:4])}{', ...' if len(odd) > 4 else ''}"
         )
+
+
+def _described(model: nn.Module) -> dict[str, Any]:
+    """The shape of every weight, and the kind and settings of every part but what does nothing in evaluation mode."""
+    silent = (nn.Identity, nn.Dropout, DropPath)
+    parts = [(name, part) for name, part in model.named_modules(remove_duplicate=False) if name]
+    return {name: tensor.shape for name, tensor in model.state_dict().items()} | {
+        name: (type(part), part.extra_repr()) for name, part in parts if type(part) not in silent
+    }
 
 
 def learned_from(metadata: Mapping[str, Any]) -> list[dict[str, Any]]:

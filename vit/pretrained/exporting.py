@@ -14,11 +14,10 @@ from safetensors.torch import save_file
 
 from vit.config import ViTConfig
 from vit.files import replacing
-from vit.model.vision_transformer import VisionTransformer, check_plain
+from vit.model.vision_transformer import VisionTransformer, check_own, check_plain
 from vit.pretrained import names
 from vit.pretrained.assembly import mlp_ratio
 from vit.pretrained.conversions import Tensors
-from vit.pretrained.loading import check_own
 
 # timm's configuration can hold an eps or a gated MLP only by the name of an architecture that has it.
 _TIMM_ARCHITECTURES = {

@@ -8,9 +8,8 @@ from pathlib import Path
 import torch
 
 from vit.files import replacing
-from vit.model.vision_transformer import VisionTransformer
+from vit.model.vision_transformer import VisionTransformer, check_own
 from vit.modules import eval_mode
-from vit.pretrained.loading import check_own
 
 _BATCHES = (1, 3)
 _TOLERANCE = 1e-4

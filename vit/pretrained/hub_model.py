@@ -7,11 +7,8 @@ repository is public unless `push_to_hub(..., private=True)`.
 from pathlib import Path
 from typing import Self
 
-import torch
-
 from vit.config import ViTConfig
-from vit.model.vision_transformer import VisionTransformer, check_plain
-from vit.pretrained.loading import check_own
+from vit.model.vision_transformer import VisionTransformer, blank_model, check_own, check_plain, filled_like
 from vit.pretrained.weights import load, save
 
 try:
@@ -29,16 +26,10 @@ class HubModel(
 
     @classmethod
     def of(cls, model: VisionTransformer) -> Self:
-        """The same weights, not copied, in a model with the Hub's verbs."""
+        """The same weights, not copied and frozen where these are, in a model with the Hub's verbs."""
         model = check_own(model)
         check_plain(model)
-        with torch.device("meta"):
-            hub_model = cls(model.config)
-        hub_model.build_positions()
-        hub_model.load_state_dict(model.state_dict(), assign=True)
-        hub_model.to(model.patch_embed.proj.weight)  # the fixed tables too
-        hub_model.metadata = dict(model.metadata)
-        return hub_model.train(model.training)
+        return filled_like(model, blank_model(model.config, cls), model.state_dict())
 
     def _save_pretrained(self, save_directory: Path) -> None:
         save(self, save_directory / _FILE)

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from vit.config import ViTConfig
 from vit.model.pos_embed import resample_pos_embed
 from vit.model.vision_transformer import VisionTransformer, blank_model, build_head, init_head, learned_from
-from vit.modules import unwrap
 from vit.pictures import PREPROCESSING
 from vit.pretrained.agreement import agree
 from vit.pretrained.assembly import describe, join_tokens, own_name
@@ -103,17 +102,6 @@ def fill(
     else:
         model.load_state_dict(state)
     model.metadata = metadata
-    return model
-
-
-def check_own(model: nn.Module) -> VisionTransformer:
-    """The model, without the wrapper of `torch.compile`. Raises TypeError for one of another class."""
-    model = unwrap(model)
-    if not isinstance(model, VisionTransformer):
-        raise TypeError(
-            f"model must be a VisionTransformer of this library, got {type(model).__name__}; one of another library "
-            "becomes one by vit.pretrained.load_weights(None, model)"
-        )
     return model
 
 

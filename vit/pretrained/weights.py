@@ -16,9 +16,9 @@ from safetensors.torch import save_file
 from vit.config import ViTConfig
 from vit.device import resolve_device
 from vit.files import REPOSITORY, plain_number, replacing
-from vit.model.vision_transformer import VisionTransformer, check_plain
+from vit.model.vision_transformer import VisionTransformer, check_own, check_plain
 from vit.pretrained.hub import is_hub_name
-from vit.pretrained.loading import check_own, check_values, fill, load_weights
+from vit.pretrained.loading import check_values, fill, load_weights
 from vit.pretrained.reading import checksum, url_hint
 from vit.pretrained.sources import read_source
 
@@ -33,8 +33,9 @@ def save(model: VisionTransformer, path: str | Path, **metadata: Any) -> Path:
 
     Raises:
         TypeError: a model of another class, or metadata that JSON cannot hold.
-        ValueError: a model that `load` would refuse: one with parts that its config does not know, such as LoRA or
-            prompts, or with NaN among its weights. Nothing is written then.
+        ValueError: a model that `load` would refuse, or build as another: one with parts that its config does not know,
+            such as LoRA or prompts, one of a class that computes otherwise, or one with NaN among its weights. Nothing
+            is written then.
     """
     path = Path(path).expanduser()
     model = check_own(model)
@@ -61,7 +62,8 @@ def list_weights() -> list[str]:
 
 
 def load(path: str | Path, *, config: ViTConfig | None = None, device: torch.device | str = "cpu") -> VisionTransformer:
-    """The model saved at `path`, in evaluation mode.
+    """The model saved at `path`, in evaluation mode and in float32, also where it was saved in half precision; one of
+    float64 stays so.
 
     Args:
         path: a file, looked for from the working folder, then from this repository's; the name of weights that come

@@ -15,7 +15,8 @@ from torch import nn
 from vit.config import TrainConfig
 from vit.data import DataSplits, make_loaders
 from vit.data.loader import normalization_of
-from vit.model.vision_transformer import VisionTransformer, check_plain, learned_from
+from vit.model.vision_transformer import VisionTransformer, check_own, check_plain, learned_from
+from vit.modules import unwrap
 from vit.pictures import PREPROCESSING
 from vit.training import History, build_optimizers, fit
 
@@ -26,6 +27,7 @@ def with_new_head(model: VisionTransformer, data: DataSplits) -> VisionTransform
     Its metadata names the new classes, says as before how pictures are prepared, and lists under "pretrained_on" what
     the weights have learned from so far; accuracies and the rest were true of the old network only.
     """
+    model = check_own(model)
     check_plain(model, except_head=True)
     copy = VisionTransformer(replace(model.config, num_classes=data.num_classes, head="linear"))
     body = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("head.")}
@@ -41,7 +43,7 @@ def with_new_head(model: VisionTransformer, data: DataSplits) -> VisionTransform
 
 def check_unseen(model: nn.Module, data: DataSplits) -> None:
     """Raises ValueError if the weights have learned from any class of `data`, or do not say what they learned from."""
-    for seen in learned_from(model.metadata):
+    for seen in learned_from(getattr(unwrap(model), "metadata", None) or {}):  # a network of timm has none
         if seen["dataset"] == "unknown":
             raise ValueError(
                 "model.metadata does not say what the weights learned from; if you know it, set its "
@@ -71,7 +73,7 @@ def fine_tune(
             `pretrained_cfg` how its images were normalized.
         config: how; small rates and few epochs. Muon forgets faster than AdamW, which is what all LoRA work uses.
         layer_decay: rates fall by this factor from each layer to the one below; see `build_optimizers`.
-        validate: whether to measure the val split after every epoch.
+        validate: whether to measure the val split after every epoch; else it may be empty.
         options: of `vit.fit`, such as `run_dir` and `resume`. To go on, make the model as it was made the first time;
             its fresh head is replaced by the one that was saved.
 
@@ -79,7 +81,8 @@ def fine_tune(
         ValueError: the model does not say how its images were normalized.
     """
     mean, std = normalization_of(model)
-    train_loader, val_loader = make_loaders(replace(data, mean=mean, std=std), config)
+    val = data.val if validate else data.train.subset(slice(1))  # which stands in where nobody looks
+    train_loader, val_loader = make_loaders(replace(data, val=val, mean=mean, std=std), config)
     return fit(
         model,
         train_loader,

@@ -8,13 +8,17 @@ Differs: queries, keys and values share one matrix here, and so one A and B.
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
+from numbers import Real
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vit.data.arguments import as_integer
 from vit.model import VisionTransformer
+from vit.model.vision_transformer import check_own
+from vit.modules import unwrap
 
 TARGETS = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
 
@@ -42,34 +46,41 @@ class LoRALinear(nn.Module):
 
 
 def add(
-    model: VisionTransformer, rank: int = 4, *, alpha: float | None = None, targets: Sequence[str] = TARGETS
+    model: VisionTransformer, rank: int = 4, *, alpha: float | None = None, targets: Iterable[str] = TARGETS
 ) -> VisionTransformer:
     """A copy of the model in which only the added matrices and the head are to be trained.
 
     Args:
         rank: columns of B and rows of A, 1 or more.
-        alpha: the product is scaled by alpha / rank; default `rank`, no scaling.
+        alpha: the product is scaled by alpha / rank; above 0; default `rank`, no scaling.
         targets: which linear layers of every block get a pair; some of `TARGETS`.
+
+    Raises:
+        TypeError: a model of another class.
+        ValueError: an argument that is none of these, or a model that has LoRA already.
     """
-    if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
-        raise ValueError(f"rank={rank!r} must be an integer of 1 or more; try 4")
-    if isinstance(targets, str) or not targets or any(name not in TARGETS for name in targets):
-        raise ValueError(f"targets={targets!r} must be some of: {', '.join(TARGETS)}")
+    model = check_own(model)
+    rank = as_integer("rank", rank, 1, remedy="; try 4")
+    if alpha is not None and (not isinstance(alpha, Real) or isinstance(alpha, bool) or not 0 < alpha < math.inf):
+        raise ValueError(f"alpha={alpha!r} must be a number above 0; None takes rank={rank}, no scaling")
+    given = list(targets) if isinstance(targets, Iterable) and not isinstance(targets, str) else []
+    if not given or any(name not in TARGETS for name in given):
+        raise ValueError(f"targets={given or targets!r} must be some of: {', '.join(TARGETS)}")
     if any(isinstance(module, LoRALinear) for module in model.modules()):
         raise ValueError("the model has LoRA matrices already: merge them first")
     model = copy.deepcopy(model).requires_grad_(False)
     for block in model.encoder.blocks:
-        for name in targets:
+        for name in dict.fromkeys(given):  # each once
             part, layer = name.split(".")
             parent = getattr(block, part)
-            setattr(parent, layer, LoRALinear(getattr(parent, layer), rank, rank if alpha is None else alpha))
+            setattr(parent, layer, LoRALinear(getattr(parent, layer), rank, rank if alpha is None else float(alpha)))
     model.head.requires_grad_(True)
     return model
 
 
 def merge(model: VisionTransformer) -> VisionTransformer:
     """A plain copy that computes the same: every product folded into its matrix, nothing frozen."""
-    model = copy.deepcopy(model)
+    model = copy.deepcopy(unwrap(model))
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, LoRALinear):

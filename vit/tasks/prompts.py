@@ -13,9 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vit.data.arguments import as_integer
 from vit.model import Encoder
 from vit.model.transformer import Rope
-from vit.model.vision_transformer import VisionTransformer, check_plain
+from vit.model.vision_transformer import VisionTransformer, check_own, check_plain
 
 _CLOSED = 1e-12  # a gate's start: nothing in float32, and yet its logarithm has a slope
 
@@ -54,8 +55,8 @@ def add(model: VisionTransformer, num_prompts: int = 8) -> VisionTransformer:
     Args:
         num_prompts: learned tokens, 1 or more; they follow CLS and registers.
     """
-    if isinstance(num_prompts, bool) or not isinstance(num_prompts, int) or num_prompts < 1:
-        raise ValueError(f"num_prompts={num_prompts!r} must be an integer of 1 or more; try 8")
+    num_prompts = as_integer("num_prompts", num_prompts, 1, remedy="; try 8")
+    model = check_own(model)
     if isinstance(model.encoder, PromptedEncoder):
         raise ValueError("the model has prompts already: add them to the network they were made from")
     check_plain(model)
