@@ -125,8 +125,9 @@ def test_a_begun_epoch_pays_for_its_validation(seconds, epoch, val, expected):
 
 def test_impossible_budgets_are_refused(shapes, model):
     train, val = make_loaders(shapes, CONFIG)
-    with pytest.raises(ValueError, match="minutes=0 must be more than 0"):
-        for_budget(CONFIG, model, train, minutes=0)
+    for minutes in (0, float("inf"), float("nan")):
+        with pytest.raises(ValueError, match=f"minutes={minutes} must be more than 0, and finite"):
+            for_budget(CONFIG, model, train, minutes=minutes)
     with pytest.raises(ValueError, match=r"minutes=0.0001 is too short: a step takes .* s here"):
         for_budget(CONFIG, model, Slow(train, 0.01), val, minutes=0.0001, probe_seconds=0.05)
 

@@ -60,8 +60,9 @@ def test_pages_go_through_a_cell_once(explorer):
     assert count > PAGE and explorer.page.max == -(-count // PAGE) and not explorer.page.disabled
     explorer.page.value = 2
     np.testing.assert_array_equal(shown(explorer), drawn(cell_figure(0, 0, page=2)))
-    explorer.choose(0, 1)
+    explorer.choose(np.int64(0), np.int64(1))
     assert explorer.page.value == 1
+    np.testing.assert_array_equal(shown(explorer), drawn(cell_figure(0, 1)))
 
 
 def test_a_change_draws_once(explorer, monkeypatch):

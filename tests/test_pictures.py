@@ -105,6 +105,19 @@ def test_long_and_thin_pictures_are_refused():
         picture_to_tensor(Image.new("RGB", (401, 20)), (20, 20))
 
 
+@pytest.mark.parametrize(
+    ("picture", "size"),
+    [
+        (np.zeros((60, 60, 3), dtype=np.uint8)[40:40, 10:30], "0x20"),
+        (np.zeros((5, 0), dtype=np.uint8), "5x0"),
+        (Image.new("RGB", (0, 0)), "0x0"),
+    ],
+)
+def test_an_empty_crop_is_refused(picture, size):
+    with pytest.raises(ValueError, match=f"the picture is empty: it has {size} pixels"):
+        picture_to_tensor(picture, (8, 8))
+
+
 # Modes
 
 

@@ -1,12 +1,13 @@
 """Figures show the numbers they were given, and have names on their axes."""
 
 import inspect
+import io
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
-from conftest import overlapping
+from conftest import drawn, overlapping
 
 from vit import plots
 from vit.plots import plot_class_accuracy, plot_errors, plot_history, plot_images, plot_predictions
@@ -63,6 +64,44 @@ def test_predictions_name_the_guess_and_where_wrong_the_truth():
     assert [ax.get_title() for ax in figure.axes] == ["cat 75 %", "dog 60 %"], "no room for a truth that nobody needs"
     with pytest.raises(ValueError, match="labels has 1 entries for 2 images; one for each is needed"):
         plot_predictions(images, np.full((2, 2), 0.5), np.array([0]), ["cat", "dog"])
+
+
+TENSORS_DRAWN = {
+    "position_table": lambda t: plots.plot_position_table(t[:6], (2, 3), torch.tensor([[0, 1]]), ["a"]),
+    "similarity": lambda t: plots.plot_similarity({"a": t}, (0, 0)),
+    "head_similarity": lambda t: plots.plot_head_similarity(t, 2),
+    "distance": plots.plot_attention_distance,
+    "view": lambda t: plots.plot_attention_view(torch.zeros(3, 16, 16, dtype=torch.uint8), t),
+    "explanations": lambda t: plots.plot_explanations(torch.zeros(1, 3, 16, 16, dtype=torch.uint8), {"a": t[None]}),
+    "filters": lambda t: plots.plot_patch_filters(t.view(4, 1, 4, 4)),
+    "class_accuracy": lambda t: plot_class_accuracy(t, torch.arange(8) % 3, list("abcdefgh")),
+    "deletion": lambda t: plots.plot_deletion_insertion({"a": (t[0], t[1])}),
+    "robustness": lambda t: plots.plot_robustness({"a": t[0]}),
+}
+
+
+@pytest.mark.parametrize("name", TENSORS_DRAWN)
+def test_weights_and_half_precision_are_drawn_as_their_arrays(name):
+    tensor = torch.rand(8, 8, generator=torch.Generator().manual_seed(0)).bfloat16().requires_grad_()
+    figure, expected = (TENSORS_DRAWN[name](values) for values in (tensor, tensor.detach().float()))
+    np.testing.assert_array_equal(drawn(figure), drawn(expected))
+
+
+def test_names_and_titles_are_no_formulas():
+    name, images = r"$\no$", np.zeros((1, 3, 4, 4), dtype=np.uint8)
+    for figure in (
+        plot_images(images, [name], columns=1, title=name),
+        plot_predictions(images, np.array([[1.0, 0.0]]), np.array([0]), [name, "b"]),
+        plot_errors(images, np.array([[1.0, 0.0]]), np.array([1]), [name, "b"]),
+        plot_history(ROWS, title=name),
+    ):
+        figure.savefig(io.BytesIO())
+
+
+@pytest.mark.parametrize("columns", [0, 2.5, True])
+def test_a_grid_needs_columns(columns):
+    with pytest.raises(ValueError, match=f"columns={columns} must be an integer of 1 or more"):
+        plot_images(np.zeros((1, 3, 4, 4), dtype=np.uint8), columns=columns)
 
 
 def test_the_help_of_every_plot_can_be_read():

@@ -58,6 +58,12 @@ def test_no_heat_at_all_is_cold_everywhere(image):
 def test_bad_heat_is_refused(image):
     with pytest.raises(ValueError, match=r"heat of shape \(5, 5\) does not divide an image of 12x20"):
         blend(image, np.zeros((5, 5)))
+    for value in (-0.5, np.nan, np.inf):
+        for draw in (blend, plot_attention_view):
+            heat = np.zeros((3, 5))
+            heat[1, 2] = value
+            with pytest.raises(ValueError, match="heat must be finite and 0 or more, got "):
+                draw(image, heat)
     with pytest.raises(ValueError, match=r"opacity=1.5 must be in \[0, 1\]"):
         blend(image, np.zeros((3, 5)), opacity=1.5)
     with pytest.raises(ValueError, match=r"uint8 of shape \(C, H, W\)"):

@@ -8,6 +8,7 @@ import pytest
 from vit.plots import plot_progress
 from vit.plots.runs import plot_learning_rates, plot_runs
 from vit.plots.style import spread_heights
+from vit.training import History
 
 
 def rows(count, last, **more):
@@ -32,6 +33,9 @@ def test_lines_hold_the_histories(against, label, quantity, name):
         np.testing.assert_array_equal(line.get_ydata(), [row[quantity] for row in runs[run]])
     assert ax.get_xlabel() == label and ax.get_ylabel() == (name or "validation loss (nats)")
     assert not ax.get_legend()
+    whole = plot_runs({name: History(of_run) for name, of_run in runs.items()}, quantity=quantity, against=against)
+    for run, line in curves(whole.axes[0]).items():
+        np.testing.assert_array_equal(line.get_xydata(), curves(ax)[run].get_xydata())
 
 
 def test_eight_runs_are_told_apart_and_named_without_overlap():

@@ -62,7 +62,8 @@ def picture_to_tensor(
         channels: 3 for RGB, 1 for gray.
 
     Raises:
-        FileNotFoundError, ValueError: as `open_picture`; or the picture is so long and thin that little would be left.
+        FileNotFoundError, ValueError: as `open_picture`; or the picture is empty, or so long and thin that little would
+            be left.
         TypeError: a kind of input that is no picture.
     """
     if interpolation not in INTERPOLATIONS or not 0 < crop <= 1:
@@ -82,6 +83,8 @@ def picture_to_tensor(
         picture = Image.fromarray(picture)
     elif not isinstance(picture, Image.Image):
         raise TypeError(f"a picture must be a path, a PIL image or a uint8 array, got {type(picture).__name__}")
+    if 0 in picture.size:
+        raise ValueError(f"{name} is empty: it has {picture.height}x{picture.width} pixels (height x width)")
     picture = _to_rgb(picture)
     scale = min(picture.height / size[0], picture.width / size[1])
     height, width = scale * size[0], scale * size[1]  # of the part that is kept, in pixels of the picture

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from vit.plots.style import BLUE, GREY, VERMILION, new_figure, set_title
+from vit.plots.style import BLUE, GREY, VERMILION, as_array, new_figure, set_title
 
 _BAND = "#DDDDDD"
 
@@ -26,7 +26,7 @@ def plot_differences(results: Mapping[str, Sequence[float]], base: str, *, title
     """
     if base not in results:
         raise ValueError(f"base={base!r} is not in results; there are: {', '.join(results) or 'none'}")
-    values = {name: np.asarray(of_name, dtype=float) for name, of_name in results.items()}
+    values = {name: as_array(of_name, dtype=float) for name, of_name in results.items()}
     if any(v.ndim != 1 or not len(v) for v in values.values()):
         raise ValueError("results must hold one or more accuracies for each name")
     center, (deviation, freedom) = values[base].mean(), _pooled_deviation(values.values())

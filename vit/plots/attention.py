@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import ArrayLike, NDArray
 
-from vit.plots.style import ORANGE, check_images, check_one_each, draw_image, new_figure, set_figure_title
+from vit.plots.style import ORANGE, as_array, check_images, check_one_each, draw_image, new_figure, set_figure_title
 
 COLORS = "magma"
 _CONTRAST = 0.35  # of what is left of the image's own under heat, so that equal heat looks equal everywhere
@@ -29,9 +29,11 @@ def blend(image: ArrayLike, heat: ArrayLike, *, opacity: float = 0.6) -> NDArray
         heat: (rows, columns), 0 or more; the image's sides are multiples of it.
         opacity: 0 shows the image alone, in grey of little contrast around a middle one; 1 the heat alone.
     """
-    image, heat = check_images(image, "(C, H, W)", name="image"), np.asarray(heat, dtype=np.float64)
+    image, heat = check_images(image, "(C, H, W)", name="image"), as_array(heat, dtype=np.float64)
     if heat.ndim != 2 or any(side % n for side, n in zip(image.shape[1:], heat.shape, strict=True)):
         raise ValueError(f"heat of shape {heat.shape} does not divide an image of {image.shape[1]}x{image.shape[2]}")
+    if not (np.isfinite(heat) & (heat >= 0)).all():
+        raise ValueError(f"heat must be finite and 0 or more, got {heat.min():.3g} to {heat.max():.3g}")
     if not 0 <= opacity <= 1:
         raise ValueError(f"opacity={opacity} must be in [0, 1]")
     share = heat / heat.max() if heat.max() > 0 else heat
@@ -65,7 +67,7 @@ def plot_attention_view(
         query: the patch (row, column) that asks; it is outlined in both pictures.
         unit: what the scale counts.
     """
-    image, heat = check_images(image, "(C, H, W)", name="image"), np.asarray(heat)
+    image, heat = check_images(image, "(C, H, W)", name="image"), as_array(heat)
     mixed = blend(image, heat, opacity=opacity)
     figure, (left, right) = new_figure(1, 2, width=6.4, height=3.2)
     draw_image(left, image)
@@ -86,7 +88,7 @@ def plot_attention_heads(image: ArrayLike, grids: ArrayLike, *, title: str = "")
         image: uint8 (C, H, W).
         grids: (L, h, rows, columns); each map is drawn on its own scale, its largest value under it.
     """
-    image, grids = check_images(image, "(C, H, W)", name="image"), np.asarray(grids)
+    image, grids = check_images(image, "(C, H, W)", name="image"), as_array(grids)
     if grids.ndim != 4:
         raise ValueError(f"grids must be (layers, heads, rows, columns), got {grids.shape}")
     num_layers, num_heads = grids.shape[:2]
@@ -120,7 +122,7 @@ def plot_queries(image: ArrayLike, grids: ArrayLike, queries: Sequence[tuple[int
         grids: (Q, rows, columns), one a query.
         queries: the patches (row, column).
     """
-    image, grids = check_images(image, "(C, H, W)", name="image"), np.asarray(grids)
+    image, grids = check_images(image, "(C, H, W)", name="image"), as_array(grids)
     check_one_each("queries", queries, grids=grids)
     figure, axes = new_figure(1, len(queries) + 1, width=8.0, height=8.0 / (len(queries) + 1) + 0.5)
     draw_image(axes[0], image)
@@ -155,7 +157,7 @@ def plot_explanations(
         if titles is not None:
             row[0].set_ylabel(titles[i], fontsize=8)
         for ax, heat in zip(row[1:], heatmaps.values(), strict=True):
-            draw_image(ax, blend(images[i], np.asarray(heat)[i]))
+            draw_image(ax, blend(images[i], as_array(heat)[i]))
     for ax, name in zip(axes[0], ["image", *heatmaps], strict=True):
         ax.set_title(name.replace("_", " "), fontsize=8, pad=3)
     set_figure_title(figure, title)

@@ -8,7 +8,19 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
 
-from vit.plots.style import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION, new_figure, set_figure_title, set_title
+from vit.plots.style import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PURPLE,
+    SKY,
+    VERMILION,
+    as_array,
+    new_figure,
+    set_figure_title,
+    set_title,
+)
 
 # Two more of Okabe & Ito's: seven names have to be told apart.
 _COLORS = (BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, GREY)
@@ -63,7 +75,7 @@ def plot_time_to_accuracy(curves: Sequence[Mapping[str, Any]], *, title: str = "
 
 
 def _check(curve: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    values = {name: np.asarray(curve[name], dtype=float) for name in ("seconds", "flops", "accuracy")}
+    values = {name: as_array(curve[name], dtype=float) for name in ("seconds", "flops", "accuracy")}
     shapes = {name: array.shape for name, array in values.items()}
     if len(set(shapes.values())) > 1 or values["accuracy"].ndim != 1 or not len(values["accuracy"]):
         raise ValueError(f"the curve of {curve['name']!r} must have as many seconds as flops and accuracies: {shapes}")

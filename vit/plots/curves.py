@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from vit.plots.style import BLUE, GREY, ORANGE, new_figure, set_figure_title, set_title
+from vit.plots.style import BLUE, GREY, ORANGE, as_array, new_figure, set_figure_title, set_title
 
 
 def plot_history(rows: Sequence[dict[str, float]] | Any, *, title: str = "") -> Figure:
@@ -37,7 +37,7 @@ def plot_history(rows: Sequence[dict[str, float]] | Any, *, title: str = "") -> 
         ax.xaxis.get_major_locator().set_params(integer=True)
         ax.legend(frameon=False)
     if title:
-        figure.suptitle(title, fontsize=11, x=0.01, ha="left")
+        figure.suptitle(title, fontsize=11, x=0.01, ha="left", parse_math=False)
     return figure
 
 
@@ -81,8 +81,8 @@ def plot_class_accuracy(probabilities: np.ndarray, labels: np.ndarray, class_nam
     Args:
         probabilities: (N, K); labels: (N,).
     """
-    labels = np.asarray(labels)
-    right = np.asarray(probabilities).argmax(axis=1) == labels
+    labels = as_array(labels)
+    right = as_array(probabilities).argmax(axis=1) == labels
     per_class = {k: 100 * right[labels == k].mean() for k in np.unique(labels)}
     order = sorted(per_class, key=per_class.get)
     figure, ax = new_figure(height=max(3.2, 0.7 + 0.22 * len(order)))

@@ -20,12 +20,14 @@ from vit.plots.style import (
     ORANGE,
     PURPLE,
     VERMILION,
+    as_array,
     check_images,
     draw_image,
     draw_values,
     fitting,
     image_grid,
     new_figure,
+    set_caption,
     set_figure_title,
     set_title,
 )
@@ -43,7 +45,7 @@ def plot_confusion_matrix(counts: ArrayLike, class_names: Sequence[str]) -> Figu
         counts: (K, K), K up to 20.
         class_names: K of them.
     """
-    counts, K = np.asarray(counts), len(class_names)
+    counts, K = as_array(counts), len(class_names)
     if counts.shape != (K, K) or K > MAX_CLASSES:
         raise ValueError(f"counts must be ({K}, {K}) for {K} class_names, at most {MAX_CLASSES}, got {counts.shape}")
     share = _error_share(counts)
@@ -63,7 +65,7 @@ def plot_confusion_matrix(counts: ArrayLike, class_names: Sequence[str]) -> Figu
 def confusion_colors(counts: ArrayLike) -> dict[tuple[int, int], tuple[str, str]]:
     """For every cell (row, column) its color and that of its text: white for right answers, cividis for the share of
     errors in the row, up to the largest."""
-    share = _error_share(np.asarray(counts))
+    share = _error_share(as_array(counts))
     cividis, top, colors = mpl.colormaps["cividis"], _top(share), {}
     for cell, value in np.ndenumerate(share):
         is_right, is_dark = np.isnan(value), value < 0.47 * top
@@ -84,9 +86,7 @@ def plot_reliability(
             of images, (bins,) each.
     """
     bins = bins if isinstance(bins, Mapping) else {"the model": bins}
-    panels = {
-        name: tuple(np.asarray(values, dtype=np.float64) for values in of_model) for name, of_model in bins.items()
-    }
+    panels = {name: tuple(as_array(values, dtype=np.float64) for values in of_model) for name, of_model in bins.items()}
     for name, of_model in panels.items():
         if len(of_model) != 3 or len({values.shape for values in of_model}) != 1 or of_model[0].ndim != 1:
             shapes = ", ".join(str(values.shape) for values in of_model)
@@ -116,7 +116,7 @@ def plot_robustness(accuracies: Mapping[str, ArrayLike], *, chance: float | None
         accuracies: for each of up to six kinds the accuracy (S + 1,) at strengths 0 to S, in [0, 1].
         chance: the accuracy of guessing, drawn as a line.
     """
-    lines = {name: 100 * np.asarray(values, dtype=np.float64) for name, values in accuracies.items()}
+    lines = {name: 100 * as_array(values, dtype=np.float64) for name, values in accuracies.items()}
     if not 1 <= len(lines) <= len(LOOKS):
         raise ValueError(f"accuracies has {len(lines)} kinds; 1 to {len(LOOKS)} can be told apart")
     for name, values in lines.items():
@@ -146,7 +146,7 @@ def plot_errors(
         probabilities: (B, K).
         labels: (B,), the true classes.
     """
-    images, probabilities, labels = check_images(images), np.asarray(probabilities), np.asarray(labels)
+    images, probabilities, labels = check_images(images), as_array(probabilities), as_array(labels)
     B, K = len(images), len(class_names)
     if probabilities.shape != (B, K) or labels.shape != (B,):
         shapes = f"images {images.shape}, probabilities {probabilities.shape} and labels {labels.shape}"
@@ -158,7 +158,7 @@ def plot_errors(
         draw_image(ax, image)
         text = fitting(class_names[guess], width, after=f" {_percent(p[guess])}") + "\n"
         text += fitting(class_names[label], width, before="is ", after=f" {_percent(p[label])}")
-        ax.set_title(text, fontsize=8, fontweight="normal", loc="center", pad=3, color=VERMILION)
+        set_caption(ax, text, color=VERMILION)
     set_figure_title(figure, "Guess and its probability; truth and its own" if B else "No errors")
     return figure
 
@@ -174,13 +174,13 @@ def plot_confusion_cell(
         truth, guess: names of the classes.
         num_images: how many the cell holds, where `images` are a part of them.
     """
-    images, confidences = check_images(images), np.asarray(confidences)
+    images, confidences = check_images(images), as_array(confidences)
     if confidences.shape != (len(images),):
         raise ValueError(f"confidences have shape {confidences.shape}, not ({len(images)},): one an image")
     figure, axes = image_grid(max(len(images), 1), 6)
     for ax, image, confidence in zip(axes, images, confidences, strict=len(images) > 0):
         draw_image(ax, image)
-        ax.set_title(_percent(confidence), fontsize=8, fontweight="normal", loc="center", pad=3)
+        set_caption(ax, _percent(confidence))
     num_images = len(images) if num_images is None else num_images
     verdict = "recognized" if truth == guess else f"taken for {guess}"
     set_figure_title(figure, f"{truth} {verdict}: {num_images} image{'s' if num_images != 1 else ''}")

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 
-from vit.plots.style import BLUE, GREEN, GREY, ORANGE, VERMILION, new_figure, set_figure_title, set_title
+from vit.plots.style import BLUE, GREEN, GREY, ORANGE, VERMILION, as_array, new_figure, set_figure_title, set_title
 
 RANDOM = "random"  # the name of the order that knows nothing
 # Every other line is broken and drawn over the solid ones: two methods that agree are both seen.
@@ -119,14 +119,14 @@ def _spoken(name: str) -> str:
 
 
 def _check_curve(name: str, curve: ArrayLike) -> NDArray:
-    curve = np.asarray(curve)
+    curve = as_array(curve)
     if curve.ndim != 1 or len(curve) < 2:
         raise ValueError(f"the curves of {name!r} must be (S + 1,) probabilities, got shape {curve.shape}")
     return _check_range(f"the curves of {name!r}", curve)
 
 
 def _check_correlations(name: str, curve: ArrayLike) -> NDArray:
-    curve = np.asarray(curve)
+    curve = as_array(curve)
     if curve.ndim != 1 or len(curve) < 4:
         raise ValueError(f"the curve of {name!r} must be (L + 3,) correlations, got shape {curve.shape}")
     if not (np.abs(curve) <= 1 + 1e-6).all():

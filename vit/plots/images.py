@@ -8,11 +8,13 @@ from matplotlib.figure import Figure
 from vit.plots.style import (
     BLUE,
     VERMILION,
+    as_array,
     check_images,
     check_one_each,
     draw_image,
     fitting,
     image_grid,
+    set_caption,
     set_figure_title,
 )
 
@@ -33,7 +35,7 @@ def plot_images(
         draw_image(ax, images[i])
         if titles is not None:
             text = fitting(titles[i], figure.get_figwidth() / columns)
-            ax.set_title(text, fontsize=8, fontweight="normal", loc="center", pad=3)
+            set_caption(ax, text)
     set_figure_title(figure, title)
     return figure
 
@@ -48,7 +50,7 @@ def plot_predictions(
         probabilities: (N, K).
         labels: (N,), the true classes.
     """
-    images, probabilities, labels = check_images(images), np.asarray(probabilities), np.asarray(labels)
+    images, probabilities, labels = check_images(images), as_array(probabilities), as_array(labels)
     check_one_each("images", images, probabilities=probabilities, labels=labels)
     guesses = probabilities.argmax(axis=1)
     are_all_right = bool((guesses == labels).all())
@@ -60,5 +62,5 @@ def plot_predictions(
         if not are_all_right:
             text += "\n" + ("" if is_right else fitting(class_names[label], width, before="is "))
         draw_image(ax, image)
-        ax.set_title(text, fontsize=8, fontweight="normal", loc="center", pad=3, color=BLUE if is_right else VERMILION)
+        set_caption(ax, text, color=BLUE if is_right else VERMILION)
     return figure

@@ -21,6 +21,7 @@ from vit.plots.style import (
     GREY,
     ORANGE,
     VERMILION,
+    as_array,
     check_images,
     draw_image,
     draw_values,
@@ -41,10 +42,10 @@ def plot_patch_filters(filters: ArrayLike, explained: ArrayLike | None = None, *
         filters: (num, C, p, p), C = 1 or 3.
         explained: (num,), the share of variance of each, written above it in percent.
     """
-    filters = np.asarray(filters, dtype=np.float64)
+    filters = as_array(filters, dtype=np.float64)
     if filters.ndim != 4 or filters.shape[1] not in (1, 3) or not len(filters):
         raise ValueError(f"filters must be (num, C, p, p) with C = 1 or 3, got {filters.shape}")
-    titles = [""] * len(filters) if explained is None else [f"{100 * share:.1f} %" for share in np.asarray(explained)]
+    titles = [""] * len(filters) if explained is None else [f"{100 * share:.1f} %" for share in as_array(explained)]
     if len(titles) != len(filters):
         raise ValueError(f"explained has {len(titles)} shares for {len(filters)} filters")
     figure, axes = image_grid(len(filters), min(columns, len(filters)), title_lines=int(explained is not None))
@@ -65,7 +66,7 @@ def _spaced(count: int, most: int = 16) -> range:
 def plot_pos_embed_similarity(similarity: ArrayLike) -> Figure:
     """How alike the position vectors of patches are, as cosine similarity (rows, columns, rows, columns): in the place
     of every patch stands its map to all patches."""
-    similarity = np.asarray(similarity, dtype=np.float64)
+    similarity = as_array(similarity, dtype=np.float64)
     if similarity.ndim != 4 or similarity.shape[:2] != similarity.shape[2:]:
         raise ValueError(f"similarity must be (rows, columns, rows, columns), got {similarity.shape}")
     rows, columns = similarity.shape[:2]
@@ -101,7 +102,7 @@ def plot_attention_entropy(entropies: Mapping[str, ArrayLike] | ArrayLike, *, un
 
 def plot_head_similarity(similarity: ArrayLike, num_heads: int) -> Figure:
     """How alike all heads attend, (L*h, L*h) in the order of layers, which white lines part; `num_heads` is h."""
-    similarity = np.asarray(similarity)
+    similarity = as_array(similarity)
     count = len(similarity)
     if similarity.shape != (count, count) or num_heads < 1 or count % num_heads:
         raise ValueError(f"similarity must be (L*h, L*h) with h = num_heads={num_heads}, got {similarity.shape}")
@@ -121,7 +122,7 @@ def plot_head_similarity(similarity: ArrayLike, num_heads: int) -> Figure:
 
 def plot_token_pca(images: ArrayLike, rgb: ArrayLike) -> Figure:
     """Images, uint8 (B, C, H, W), and below them the colors (B, rows, columns, 3) of their patch tokens."""
-    images, rgb = check_images(images), np.asarray(rgb)
+    images, rgb = check_images(images), as_array(rgb)
     if rgb.ndim != 4 or rgb.shape[3] != 3 or len(rgb) != len(images):
         raise ValueError(f"rgb must be ({len(images)}, rows, columns, 3), one map an image, got {rgb.shape}")
     side = min(7.8 / len(images), 2.0)
@@ -144,7 +145,7 @@ def plot_logit_lens(
         labels: (B,), the true classes among the K.
         class_names: K of them, at most 20.
     """
-    images, probabilities, labels = check_images(images), np.asarray(probabilities), np.asarray(labels)
+    images, probabilities, labels = check_images(images), as_array(probabilities), as_array(labels)
     L, B, K = len(probabilities), len(images), len(class_names)
     if probabilities.shape != (L, B, K) or labels.shape != (B,):
         shapes = f"probabilities {probabilities.shape} and labels {labels.shape}"
@@ -181,7 +182,7 @@ def plot_token_norms(images: ArrayLike, norms: ArrayLike) -> Figure:
         images: uint8 (B, C, H, W).
         norms: (L, B, rows, columns): `token_layout(model).to_grid` of `token_norms`.
     """
-    images, norms = check_images(images), np.asarray(norms)
+    images, norms = check_images(images), as_array(norms)
     if norms.ndim != 4 or norms.shape[1] != len(images):
         raise ValueError(f"norms must be (L, {len(images)}, rows, columns), maps of every image, got {norms.shape}")
     L, B = norms.shape[:2]
@@ -207,7 +208,7 @@ def plot_layer_similarity(similarity: ArrayLike, names: tuple[str, str] | None =
         similarity: linear CKA (L, L').
         names: the model of the rows and that of the columns; default one model.
     """
-    similarity = np.asarray(similarity)
+    similarity = as_array(similarity)
     if similarity.ndim != 2:
         raise ValueError(f"similarity must be (L, L'), got {similarity.shape}")
     rows, columns = similarity.shape
@@ -224,7 +225,7 @@ def plot_layer_similarity(similarity: ArrayLike, names: tuple[str, str] | None =
 def _plot_heads(sets: Mapping[str, ArrayLike] | ArrayLike, uniform: float | None, label: str, title: str) -> Figure:
     """Points (layer, value), one a head; several sets stand side by side within their layer."""
     sets = sets if isinstance(sets, Mapping) else {"each head": sets}
-    values = {name: np.asarray(array) for name, array in sets.items()}
+    values = {name: as_array(array) for name, array in sets.items()}
     if not 1 <= len(values) <= len(SETS):
         raise ValueError(f"1 to {len(SETS)} named sets can be told apart, got {len(values)}")
     for name, array in values.items():

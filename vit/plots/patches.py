@@ -19,6 +19,7 @@ from vit.plots.style import (
     GREEN,
     GREY,
     VERMILION,
+    as_array,
     check_images,
     draw_image,
     image_grid,
@@ -68,7 +69,7 @@ def plot_patch_token(patch: ArrayLike, values: ArrayLike, token: ArrayLike) -> F
         token: (D,).
     """
     patch = check_images(patch, "(C, p, p)", name="patch")
-    values, token = np.asarray(values), np.asarray(token)
+    values, token = as_array(values), as_array(token)
     if values.shape != (patch.size,) or token.ndim != 1:
         raise ValueError(
             f"values must have shape ({patch.size},) and token (D,), got values {values.shape} and token {token.shape}"
@@ -100,7 +101,7 @@ def plot_position_table(
         channels: (R, M) channel indices: R rows of M maps.
         row_names: R of them.
     """
-    table, channels = np.asarray(table), np.asarray(channels)
+    table, channels = as_array(table), as_array(channels)
     if table.ndim != 2 or len(table) != grid_size[0] * grid_size[1]:
         raise ValueError(f"table must have shape (N, D) with N of grid_size={tuple(grid_size)}, got {table.shape}")
     if channels.ndim != 2 or len(channels) != len(row_names):
@@ -131,7 +132,7 @@ def plot_similarity(
         query: the (row, column) that is framed.
         label: the quantity and its unit.
     """
-    arrays = {name: np.asarray(values) for name, values in maps.items()}
+    arrays = {name: as_array(values) for name, values in maps.items()}
     for name, values in arrays.items():
         if values.ndim != 2 or not all(0 <= i < side for i, side in zip(query, values.shape, strict=True)):
             raise ValueError(f"maps[{name!r}] of shape {values.shape} must be (rows, columns) and hold query={query}")
@@ -156,7 +157,7 @@ def plot_token_sequence(tokens: ArrayLike, patches: ArrayLike, prefix_names: Seq
         patches: uint8 (N, C, p, p).
         prefix_names: the tokens in front of the patches, in order.
     """
-    tokens, patches = np.asarray(tokens), check_images(patches, "(N, C, p, p)", name="patches")
+    tokens, patches = as_array(tokens), check_images(patches, "(N, C, p, p)", name="patches")
     num_prefix, T = len(prefix_names), len(prefix_names) + len(patches)
     if tokens.ndim != 2 or len(tokens) != T:
         raise ValueError(f"tokens must have shape (T, D) with T = {num_prefix} + {len(patches)}, got {tokens.shape}")

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
 from vit.plots.attention import blend
-from vit.plots.style import BLUE, GREY, check_images, draw_image, new_figure, set_figure_title, shortened
+from vit.plots.style import BLUE, GREY, as_array, check_images, draw_image, new_figure, set_figure_title, shortened
 
 MAX_NAME = 22  # letters of a class name; longer ones would squeeze the bars
 
@@ -34,7 +34,7 @@ def plot_top_classes(
         top: how many classes are shown, 1 or more; all of them if there are fewer.
         unit: what the heat counts.
     """
-    image, probabilities = check_images(image, "(C, H, W)", name="image"), np.asarray(probabilities)
+    image, probabilities = check_images(image, "(C, H, W)", name="image"), as_array(probabilities)
     if probabilities.shape != (len(class_names),):
         raise ValueError(f"probabilities must have shape ({len(class_names)},), one a class, got {probabilities.shape}")
     if top < 1:

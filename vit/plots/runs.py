@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -18,6 +19,7 @@ from vit.plots.style import (
     PURPLE,
     SKY,
     VERMILION,
+    as_array,
     new_figure,
     set_title,
     shortened,
@@ -38,7 +40,7 @@ _LONGEST_NAME = 24  # characters beside a line
 
 
 def plot_runs(
-    runs: Mapping[str, Sequence[Mapping[str, float]]],
+    runs: Mapping[str, Sequence[Mapping[str, float]] | Any],
     *,
     quantity: str = "val_accuracy",
     against: str = "epoch",
@@ -47,13 +49,14 @@ def plot_runs(
     """A quantity of up to eight runs, a line each, named at its end.
 
     Args:
-        runs: for each name the rows of its history, one an epoch (`History.rows`); a run without rows is left out.
+        runs: for each name a `History` or its rows, one an epoch; a run without rows is left out.
         quantity: a column, such as "val_accuracy".
         against: "epoch" or "seconds".
     """
     if against not in ("epoch", "seconds"):
         raise ValueError(f"against={against!r} is not a choice; allowed: epoch, seconds")
-    curves = {name: _curve(name, rows, against, quantity) for name, rows in runs.items() if rows}
+    rows_of = {name: getattr(run, "rows", run) for name, run in runs.items()}
+    curves = {name: _curve(name, rows, against, quantity) for name, rows in rows_of.items() if rows}
     if not 0 < len(curves) <= len(_COLORS):
         raise ValueError(f"runs has {len(curves)} with an epoch; between 1 and {len(_COLORS)} can be told apart")
     figure, ax = new_figure(height=max(3.2, 1.2 + 0.27 * len(curves)))
@@ -103,7 +106,7 @@ def plot_learning_rates(
         factors, losses, smoothed: of a `LearningRateCurve`, equally long.
         suggestion: a factor, or None for no mark.
     """
-    factors, losses, smoothed = (np.asarray(values, dtype=float) for values in (factors, losses, smoothed))
+    factors, losses, smoothed = (as_array(values, dtype=float) for values in (factors, losses, smoothed))
     if not losses.shape == smoothed.shape == factors.shape or factors.ndim != 1 or len(factors) < 2:
         raise ValueError(
             "factors, losses and smoothed must be equally long and hold two or more numbers, got "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Sized
+from numbers import Integral
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -45,13 +46,18 @@ def new_figure(rows: int = 1, columns: int = 1, *, width: float = 8.0, height: f
 
 
 def set_title(ax: Axes, text: str) -> None:
-    ax.set_title(text, loc="left", fontsize=11, fontweight="bold")
+    ax.set_title(text, loc="left", fontsize=11, fontweight="bold", parse_math=False)
+
+
+def set_caption(ax: Axes, text: str, **options: Any) -> None:
+    """A small title over an image; a name with dollars in it is no formula, here or in the other titles."""
+    ax.set_title(text, fontsize=8, fontweight="normal", loc="center", pad=3, parse_math=False, **options)
 
 
 def set_figure_title(figure: Figure, text: str) -> None:
     """A title over all axes; nothing for an empty text."""
     if text:
-        figure.suptitle(text, fontsize=11, fontweight="bold", x=0.01, ha="left")
+        figure.suptitle(text, fontsize=11, fontweight="bold", x=0.01, ha="left", parse_math=False)
 
 
 def shortened(name: str, most: int) -> str:
@@ -94,9 +100,18 @@ def spread_heights(heights: ArrayLike, gap: float) -> NDArray[np.float64]:
     return result
 
 
+def as_array(values: ArrayLike, dtype: Any = None) -> NDArray:
+    """Numbers of any kind as an array; a tensor may be one that needs a gradient, on a GPU, or of bfloat16, which numpy
+    does not know."""
+    if hasattr(values, "detach"):
+        values = values.detach().cpu()
+        values = values.float() if "bfloat16" in str(values.dtype) else values
+    return np.asarray(values, dtype)
+
+
 def check_images(images: ArrayLike, shape: str = "(B, C, H, W)", *, name: str = "images") -> NDArray[np.uint8]:
     """The images as an array, if they are uint8 of that shape with C = 1 or 3."""
-    images = np.asarray(images)
+    images = as_array(images)
     if images.dtype != np.uint8 or images.ndim != len(shape.split(",")) or images.shape[-3] not in (1, 3):
         raise ValueError(f"{name} must be uint8 of shape {shape} with C = 1 or 3, got {images.dtype} {images.shape}")
     return images
@@ -132,6 +147,8 @@ def draw_image(ax: Axes, image: NDArray, **options: Any) -> None:
 
 def image_grid(num_images: int, columns: int, *, width: float = 8.0, title_lines: int = 1) -> tuple[Figure, list[Axes]]:
     """A figure with one bare square axes an image, row by row."""
+    if isinstance(columns, bool) or not isinstance(columns, Integral) or columns < 1:
+        raise ValueError(f"columns={columns!r} must be an integer of 1 or more")
     rows = math.ceil(num_images / columns)
     height = rows * (width / columns + 0.19 * title_lines) + 0.25
     figure, axes = new_figure(rows, columns, width=width, height=height)

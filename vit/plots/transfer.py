@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
@@ -15,6 +14,7 @@ from vit.plots.style import (
     PURPLE,
     SKY,
     VERMILION,
+    as_array,
     new_figure,
     set_figure_title,
     spread_heights,
@@ -40,7 +40,7 @@ def plot_shots(
     ends = {}
     for (name, of_shots), color, marker in zip(curves.items(), _COLORS, _MARKERS, strict=False):
         shots = sorted(of_shots)
-        values = [np.asarray(of_shots[s], dtype=float) for s in shots]
+        values = [as_array(of_shots[s], dtype=float) for s in shots]
         if not shots or any(v.ndim != 1 or not len(v) for v in values):
             raise ValueError(f"curves[{name!r}] must hold one or more accuracies for each number of shots")
         means = [v.mean() for v in values]

@@ -52,7 +52,7 @@ def for_budget(
 
     Raises:
         TypeError: an argument is of another kind.
-        ValueError: `minutes` is not more than 0, or too short for a single step.
+        ValueError: `minutes` is not more than 0, endless, or too short for a single step.
     """
     if not isinstance(config, TrainConfig):
         raise TypeError(
@@ -63,8 +63,8 @@ def for_budget(
     check_compile(config)
     if isinstance(minutes, bool) or not isinstance(minutes, numbers.Real):
         raise TypeError(f"minutes={minutes!r} must be a number")
-    if not minutes > 0:
-        raise ValueError(f"minutes={minutes} must be more than 0")
+    if not 0 < minutes < math.inf:
+        raise ValueError(f"minutes={minutes} must be more than 0, and finite")
     world, device = current_world(), resolve_device(config.device)
     if device.type == "cpu":
         keep_freed_memory()
