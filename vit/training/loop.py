@@ -82,7 +82,7 @@ def fit(
             the last: for a GPU whose epochs take no longer than a save. Above 300, it replaces the five minutes.
 
     Raises:
-        TypeError: an argument is of another kind.
+        TypeError: an argument is of another kind, or what `loss_fn` returns.
         RuntimeError: another training is writing into `run_dir`; or vit.launch or torchrun has started several
             processes, and this is not within `distributed.processes()`.
         FileExistsError: `run_dir` holds a run that has taken a step, and `resume` is not asked for.
