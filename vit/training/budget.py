@@ -52,7 +52,7 @@ def for_budget(
 
     Raises:
         TypeError: an argument is of another kind.
-        ValueError: `minutes` is not more than 0, endless, or too short for a single step.
+        ValueError: `minutes` is not more than 0, not finite, or too short for a single step.
     """
     if not isinstance(config, TrainConfig):
         raise TypeError(
