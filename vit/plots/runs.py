@@ -40,7 +40,7 @@ _LONGEST_NAME = 24  # characters beside a line
 
 
 def plot_runs(
-    runs: Mapping[str, Sequence[Mapping[str, float]] | Any],
+    runs: Mapping[str, Any],
     *,
     quantity: str = "val_accuracy",
     against: str = "epoch",
