@@ -8,19 +8,21 @@ import torch
 from vit.config import TrainConfig
 
 
-def resolve_device(device: str = "auto") -> torch.device:
-    """The device a name stands for; "auto" is a GPU if there is one."""
+def resolve_device(device: torch.device | str = "auto") -> torch.device:
+    """The device a name stands for, also with a number, as "cuda:1"; "auto" is a GPU if there is one."""
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    device = str(device)
+    kind, _, number = device.partition(":")
     if device == "auto":
-        device = next(name for name in available if available[name])
-    if device not in available:
+        kind = next(name for name in available if available[name])
+    if kind not in available:
         raise ValueError(f"device={device!r} is not a choice; allowed: auto, {', '.join(available)}")
-    if not available[device]:
+    if not available[kind]:
         why = "is not available on this machine"
-        if device == "cuda" and torch.version.cuda is torch.version.hip is None:
+        if kind == "cuda" and torch.version.cuda is torch.version.hip is None:
             why = f"is nothing for this torch ({torch.__version__}), which was built without it: install another build"
         raise ValueError(f"device={device!r} {why}; use 'auto' or 'cpu'")
-    return torch.device(device)
+    return torch.device(f"{kind}:{number}" if number else kind)
 
 
 @functools.cache  # it is asked for in every step

@@ -277,17 +277,10 @@ def make_eval_loader(
         batch_size=batch_size,
         mean=mean,
         std=std,
-        device=_resolved(device),
+        device=resolve_device(device),
         num_classes=data.num_classes,
         class_names=data.class_names,
     )
-
-
-def _resolved(device: torch.device | str) -> torch.device:
-    """As `resolve_device`, which takes names of kinds, with the number that "cuda:1" may have."""
-    kind, _, number = str(device).partition(":")
-    resolved = resolve_device(kind)
-    return torch.device(f"{kind}:{number}") if number else resolved
 
 
 def normalization_of(model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
