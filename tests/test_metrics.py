@@ -232,7 +232,7 @@ def test_arguments_out_of_range_are_named():
             metrics.expected_calibration_error(p, y, wrong)
     with pytest.raises(ValueError, match="confidence=95 must lie between 0 and 1"):
         metrics.accuracy_interval(p, y, confidence=95)
-    with pytest.raises(ValueError, match=r"guess=2 must be a class in 0\.\.1"):
+    with pytest.raises(ValueError, match=r"guess=2 must be an integer in 0\.\.1, a class"):
         metrics.confusion_cell(p, y, 0, 2)
     for wrong in (0, -1, float("nan"), float("inf")):
         with pytest.raises(ValueError, match="must be a positive number"):

@@ -69,7 +69,7 @@ def test_no_text_leaves_the_figure_or_meets_another(image, heat, length):
 def test_what_does_not_fit_is_refused(image, heat):
     with pytest.raises(ValueError, match=r"probabilities must have shape \(6,\), one a class, got \(1, 6\)"):
         plot_top_classes(image, heat, PROBABILITIES[None], NAMES)
-    with pytest.raises(ValueError, match="top=0 must be 1 or more"):
+    with pytest.raises(ValueError, match="top=0 must be an integer of 1 or more"):
         plot_top_classes(image, heat, PROBABILITIES, NAMES, top=0)
     with pytest.raises(ValueError, match=r"image must be uint8 of shape \(C, H, W\)"):
         plot_top_classes(image / 255, heat, PROBABILITIES, NAMES)

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from numbers import Integral
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 
 from vit.analysis.cost import config_of, train_flops
 from vit.analysis.layout import token_layout
+from vit.arguments import as_integer
 from vit.device import forked_random, wait_for_device
 from vit.modules import eval_mode, unwrap
 
@@ -134,11 +134,10 @@ def measure_rate(
 
 
 def _checked_batch_size(batch_size: int, model: nn.Module) -> int:
-    if isinstance(batch_size, bool) or not isinstance(batch_size, Integral) or batch_size < 1:
-        raise ValueError(f"batch_size={batch_size!r} must be an integer of 1 or more")
+    batch_size = as_integer("batch_size", batch_size, 1)
     if any(p.is_meta for p in model.parameters()):
         raise ValueError('model is on "meta", where nothing is kept or timed: use model.to_empty(device="cpu")')
-    return int(batch_size)
+    return batch_size
 
 
 @contextmanager

@@ -7,13 +7,12 @@ becomes 0 in normalized space, the training set's mean color. The model has seen
 scores of several maps on one model, not of several models.
 """
 
-from numbers import Integral
-
 import torch
 from torch import Tensor, nn
 
 from vit.analysis.inputs import Picture, Targets, as_targets, check_classes, images_at_once, prepare_images
 from vit.analysis.layout import token_layout
+from vit.arguments import as_integer
 from vit.modules import eval_mode, unwrap
 
 
@@ -105,9 +104,7 @@ def _curve(
     _check_heatmaps(heatmaps, len(images), layout.grid_size)
     targets = as_targets(targets, len(images))
     check_classes(targets, getattr(unwrap(model), "config", unwrap(model)).num_classes)
-    if not isinstance(steps, Integral) or not 1 <= steps <= layout.num_patches:
-        raise ValueError(f"steps={steps!r} must be an integer in 1..{layout.num_patches}, the number of patches")
-    steps = int(steps)
+    steps = as_integer("steps", steps, 1, layout.num_patches, remedy=", the number of patches")
 
     # The place of each patch in the order, 0 for the hottest, seen as an image.
     places = _hottest_first(heatmaps).argsort(dim=1).view(len(images), 1, *layout.grid_size)  # (B, 1, rows, columns)

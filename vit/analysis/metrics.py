@@ -7,7 +7,6 @@ Sources: Wilson, "Probable Inference", JASA 1927 (interval); Guo et al., "On Cal
 ICML 2017 (reliability diagram, expected calibration error, temperature scaling).
 """
 
-from numbers import Integral
 from statistics import NormalDist
 from typing import NamedTuple
 
@@ -15,6 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
+
+from vit.arguments import as_integer
 
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0
 _SMALLEST = torch.finfo(torch.float32).tiny  # a probability that float32 rounds to 0 counts as this
@@ -63,7 +64,7 @@ def per_class_accuracy(probabilities: ArrayLike, labels: ArrayLike) -> Tensor:
 
 def most_confused_pairs(probabilities: ArrayLike, labels: ArrayLike, num: int = 10) -> list[tuple[int, int, int]]:
     """The `num` most frequent errors as (truth, guess, count), most frequent first, or all if they are fewer."""
-    num = _as_count("num", num)
+    num = as_integer("num", num, 1)
     counts = confusion_matrix(probabilities, labels).fill_diagonal_(0)
     flat, K = counts.flatten(), len(counts)
     order = flat.argsort(descending=True, stable=True)[:num].tolist()
@@ -74,15 +75,14 @@ def confusion_cell(probabilities: ArrayLike, labels: ArrayLike, truth: int, gues
     """Which images of class `truth` are taken for class `guess`: their indices, most confident first."""
     p, y = _checked(probabilities, labels)
     for name, value in (("truth", truth), ("guess", guess)):
-        if isinstance(value, bool) or not isinstance(value, Integral) or not 0 <= value < p.shape[1]:
-            raise ValueError(f"{name}={value!r} must be a class in 0..{p.shape[1] - 1}")
+        as_integer(name, value, 0, p.shape[1] - 1, remedy=", a class")
     return _sorted_by(p[:, guess], (y == truth) & (p.argmax(dim=1) == guess))
 
 
 def worst_errors(probabilities: ArrayLike, labels: ArrayLike, num: int | None = None) -> Tensor:
     """The indices of wrong answers, largest loss first: where the true class got the least. The first `num`, or all."""
     if num is not None:
-        num = _as_count("num", num)
+        num = as_integer("num", num, 1)
     p, y = _checked(probabilities, labels)
     of_truth = p.gather(1, y[:, None])[:, 0]  # (N,), its negative log is the loss
     return _sorted_by(-of_truth, p.argmax(dim=1) != y)[:num]
@@ -93,7 +93,7 @@ def reliability(probabilities: ArrayLike, labels: ArrayLike, num_bins: int = 15)
 
     Source: Guo et al. 2017, section 2.
     """
-    num_bins = _as_count("num_bins", num_bins)
+    num_bins = as_integer("num_bins", num_bins, 1)
     p, y = _checked(probabilities, labels)
     confidence, guess = p.max(dim=1)
     edges = torch.arange(1, num_bins, dtype=p.dtype) / num_bins
@@ -178,9 +178,3 @@ def _checked_probabilities(probabilities: ArrayLike) -> Tensor:
 def _to_tensor(values: ArrayLike) -> Tensor:
     # A list goes through numpy, which keeps all digits of its numbers.
     return values.detach().cpu() if isinstance(values, Tensor) else torch.tensor(np.asarray(values))
-
-
-def _as_count(name: str, value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
-        raise ValueError(f"{name}={value!r} must be an integer of 1 or more")
-    return int(value)

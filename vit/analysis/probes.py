@@ -7,13 +7,13 @@ with the settings of Caron et al., "Emerging Properties in Self-Supervised Visio
 weighted neighbors of DINO); Alain & Bengio, "Understanding intermediate layers using linear classifier probes", 2016.
 """
 
-from numbers import Integral
-
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import ArrayLike
 from torch import Tensor
+
+from vit.arguments import as_integer
 
 _CHUNK = 1000  # rows of similarities at once
 
@@ -39,15 +39,14 @@ def knn(
         temperature: more than 0; the smaller it is, the more the nearest decide.
     """
     train_features, train_labels, features = _checked(train_features, train_labels, features)
-    if isinstance(k, bool) or not isinstance(k, Integral) or k < 1:
-        raise ValueError(f"k={k!r} must be an integer of 1 or more")
+    k = as_integer("k", k, 1)
     if not temperature > 0:
         raise ValueError(f"temperature={temperature} must be more than 0")
     num_classes = int(train_labels.max()) + 1
     unit = F.normalize(train_features, dim=1)  # (M, D)
     votes = []
     for part in features.split(_CHUNK):
-        similarity, neighbors = (F.normalize(part, dim=1) @ unit.T).topk(min(int(k), len(unit)), dim=1)  # (b, k)
+        similarity, neighbors = (F.normalize(part, dim=1) @ unit.T).topk(min(k, len(unit)), dim=1)  # (b, k)
         weights = (similarity / temperature).softmax(dim=1)  # (b, k)
         empty = weights.new_zeros(len(part), num_classes)
         votes.append(empty.scatter_add_(1, train_labels[neighbors], weights))

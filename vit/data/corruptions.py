@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vit.data.arguments import as_integer
+from vit.arguments import as_integer
 from vit.data.auto_augment import check_images
 
 MAX_STRENGTH = 5

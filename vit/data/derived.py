@@ -11,8 +11,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from vit.data.arguments import as_integer, as_size
-from vit.data.splits import DataSplits, Split, channel_statistics
+from vit.arguments import as_integer, as_size
+from vit.data.normalization import channel_statistics
+from vit.data.splits import DataSplits, Split
 
 
 def keep_classes(data: DataSplits, classes: Sequence[str | int]) -> DataSplits:

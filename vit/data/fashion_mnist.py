@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vit.data.splits import DataSplits, Split, channel_statistics, make_val_split
+from vit.data.normalization import channel_statistics
+from vit.data.splits import DataSplits, Split, make_val_split
 from vit.files import home
 
 FASHION_CLASSES = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")

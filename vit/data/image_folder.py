@@ -19,8 +19,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vit.data.arguments import as_integer, as_size
-from vit.data.splits import DataSplits, Split, channel_statistics, check_labels
+from vit.arguments import as_integer, as_size
+from vit.data.normalization import channel_statistics
+from vit.data.splits import DataSplits, Split, check_labels
 from vit.pictures import SUFFIXES, picture_to_tensor
 from vit.progress import progress_bar, say
 

@@ -13,40 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from vit.arguments import as_integer
 from vit.config import TrainConfig
 from vit.data.augment import alternating_flips, crop_and_flip, crop_offsets, cutmix_mixup, random_erase, random_flips
 from vit.data.auto_augment import rand_augment, trivial_augment
-from vit.data.splits import DataSplits, Split, as_statistics, check_labels
+from vit.data.normalization import as_statistics, normalization_of, shift_and_scale
+from vit.data.splits import DataSplits, Split, check_labels
 from vit.device import resolve_device
 
 Batch = tuple[Tensor, Tensor]
-
-
-def normalize(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """uint8 images (B, C, H, W) to float32, with `mean` and `std` per channel of pixels scaled to [0, 1]."""
-    if images.dtype != torch.uint8:
-        raise TypeError(f"normalize takes uint8 images with values 0..255, got {images.dtype}")
-    shift, scale = _shift_and_scale(*as_statistics(mean, std, images.shape[1:]), images.device)
-    return torch.addcmul(shift, images.float(), scale)  # (B, C, H, W)
-
-
-def _shift_and_scale(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    """(x / 255 - mean) / std as shift + x * scale, both (C, 1, 1)."""
-    mean_, std_ = _per_channel(mean, std, device)
-    return -mean_ / std_, 1 / (255 * std_)
-
-
-def _per_channel(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> list[Tensor]:
-    """Both as float32 (C, 1, 1)."""
-    return [torch.tensor(values, dtype=torch.float32, device=device)[:, None, None] for values in (mean, std)]
-
-
-def denormalize(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """The inverse of `normalize`, for showing images."""
-    if not images.is_floating_point():
-        raise TypeError(f"denormalize takes the floats that normalize returns, got {images.dtype}")
-    mean_, std_ = _per_channel(*as_statistics(mean, std, images.shape[-3:]), images.device)
-    return ((images * std_ + mean_) * 255).round().clamp(0, 255).to(torch.uint8)  # (B, C, H, W)
 
 
 class Loader:
@@ -84,15 +59,14 @@ class Loader:
     ) -> None:
         if len(split) == 0:
             raise ValueError("the split holds no image: a loader needs at least one")
-        if batch_size < 1:
-            raise ValueError(f"batch_size={batch_size} must be 1 or more")
+        batch_size = as_integer("batch_size", batch_size, 1)
         mean, std = as_statistics(mean, std, split.images.shape[1:])
         self.split = split
         self.device = torch.device(device)
         self.images = split.images.to(self.device)
         self.labels = split.labels.to(self.device)
         # Made once: a copy to the device at every batch would make a GPU wait.
-        self.shift, self.scale = _shift_and_scale(mean, std, self.device)
+        self.shift, self.scale = shift_and_scale(mean, std, self.device)
         self.augment, self.mix = augment, mix
         self.mixed_steps = math.inf  # of the run, from its start; `make_loaders` knows how long it will be
         self.shuffle, self.seed = shuffle, seed
@@ -281,21 +255,6 @@ def make_eval_loader(
         num_classes=data.num_classes,
         class_names=data.class_names,
     )
-
-
-def normalization_of(model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and std that a model was trained with, by its `metadata` or, for one of timm, its `pretrained_cfg`.
-
-    Raises:
-        ValueError: it says neither.
-    """
-    facts = getattr(model, "metadata", None) or getattr(model, "pretrained_cfg", None) or {}
-    if "mean" not in facts or "std" not in facts:
-        raise ValueError(
-            "the model does not say how its images were normalized: set model.metadata = data.metadata, with the "
-            "data that it was trained on"
-        )
-    return tuple(facts["mean"]), tuple(facts["std"])
 
 
 def _check_data(data: DataSplits) -> None:

@@ -6,13 +6,14 @@ Validation is cut from train by a seed, so the test split is untouched until the
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from vit.data.arguments import as_integer
+from vit.arguments import as_integer
+from vit.data.normalization import as_statistics
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,31 +111,6 @@ class DataSplits:
         return {"dataset": self.name, "class_names": self.class_names, "mean": self.mean, "std": self.std}
 
 
-def as_statistics(
-    mean: Sequence[float], std: Sequence[float], shape: Sequence[int]
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Both as Python's floats; ValueError unless there are one mean in [0, 1] and one std in (0, 1] for each channel of
-    images of `shape` (C, H, W): one mean for all would make gray images RGB, and those of pixels up to 255 would make
-    noise."""
-    try:
-        mean, std = (tuple(map(float, values)) for values in (mean, std))
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"mean={mean} and std={std} must be sequences of numbers, one for each channel") from error
-    if not len(mean) == len(std) == shape[0]:
-        is_last = len(shape) == 3 and shape[0] > 4 >= shape[2]
-        last = "; if the channels come last, use images.permute(0, 3, 1, 2)" if is_last else ""
-        raise ValueError(
-            f"mean={mean} and std={std} need one value for each of the {shape[0]} channels of images "
-            f"{tuple(shape)} (C, H, W){last}"
-        )
-    if not all(0 <= value <= 1 for value in mean) or not all(0 < value <= 1 for value in std):
-        raise ValueError(
-            f"mean={mean} must lie in [0, 1] and std={std} in (0, 1]: they are of pixels divided by 255; "
-            "vit.data.channel_statistics(images) computes both"
-        )
-    return mean, std
-
-
 def check_labels(labels: Tensor, num_classes: int, name: str) -> None:
     """Raises ValueError with the record number if a label is outside 0..num_classes-1.
 
@@ -171,22 +147,3 @@ def check_disjoint(a: Split, b: Split) -> None:
 
 def _digests(split: Split) -> Iterator[bytes]:
     return (hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in split.images.cpu().numpy())
-
-
-def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation per channel of pixels scaled to [0, 1], by counting the grey levels.
-
-    The deviation is at least one level, 1/255: a channel that never changes must not be divided by 0.
-    """
-    if images.dtype != torch.uint8 or images.ndim != 4 or not images.numel():
-        raise ValueError(
-            f"images must be uint8 (N, C, H, W) and hold a pixel, got {images.dtype} {tuple(images.shape)}; for floats "
-            "in 0..1 use (255 * images).round().to(torch.uint8)"
-        )
-    levels = torch.arange(256, dtype=torch.float64) / 255
-    mean, std = [], []
-    for channel in images.unbind(1):
-        share = torch.bincount(channel.flatten(), minlength=256) / channel.numel()
-        mean.append(float((share * levels).sum()))
-        std.append(max(float((share * (levels - mean[-1]) ** 2).sum().sqrt()), 1 / 255))
-    return tuple(mean), tuple(std)

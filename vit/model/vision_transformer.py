@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from vit.config import ViTConfig
+from vit.model.head import build_head
+from vit.model.initialization import init_weights
 from vit.model.patch_embed import PatchDrop, PatchEmbed
 from vit.model.pos_embed import resample_pos_embed, rope2d_table, sincos2d_table
 from vit.model.transformer import DropPath, Encoder, Rope
@@ -21,19 +23,6 @@ from vit.modules import unwrap
 
 # The methods by which images become logits.
 _COMPUTING = ("__call__", "forward", "forward_features", "forward_head", "embed", "_pool", "_add_positions")
-
-
-class MlpHead(nn.Module):
-    """The paper's pre-training head: one tanh hidden layer as wide as the tokens (section 3.1, appendix D.3)."""
-
-    def __init__(self, dim: int, num_classes: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(dim, dim)
-        self.act = nn.Tanh()
-        self.fc2 = nn.Linear(dim, num_classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(self.act(self.fc1(x)))  # (B, num_classes)
 
 
 class VisionTransformer(nn.Module):
@@ -268,66 +257,3 @@ def learned_from(metadata: Mapping[str, Any]) -> list[dict[str, Any]]:
     if {"dataset", "class_names"} <= metadata.keys():
         newest = {"dataset": metadata["dataset"], "class_names": tuple(metadata["class_names"])}
     return [*metadata.get("pretrained_on", []), newest]
-
-
-def build_head(config: ViTConfig) -> nn.Module:
-    """The part that turns what was pooled into logits, with torch's own start weights."""
-    if config.num_classes == 0:
-        return nn.Identity()
-    return (MlpHead if config.head == "mlp" else nn.Linear)(config.pooled_dim, config.num_classes)
-
-
-@torch.no_grad()
-def init_weights(model: VisionTransformer) -> None:
-    """Weights before training.
-
-    Xavier-uniform matrices, with queries, keys and values counted as three, and zero biases, as in the paper's code.
-    The last matrix of every residual branch and of the head starts at zero, so each block starts as the identity
-    (Zhang et al., "Fixup Initialization", ICLR 2019) and the first loss is exactly ln(num_classes).
-
-    Differs: the paper draws small random positions and starts CLS at zero. Here a learned table starts as the
-    fixed sine and cosine table, and CLS and registers as large as a patch token: both save the first epochs the work of
-    finding out what is next to what.
-    """
-    if model.patch_embed.proj.weight.is_meta:
-        return  # without memory there are no values, and torch would import a great deal to draw none
-    init_linear_layers(model)
-    for block in model.encoder.blocks:
-        for matrix in block.attn.qkv.weight.chunk(3):
-            nn.init.xavier_uniform_(matrix)
-        nn.init.zeros_(block.attn.proj.weight)
-        nn.init.zeros_(block.mlp.fc2.weight)
-    nn.init.xavier_uniform_(model.patch_embed.proj.weight.flatten(1))
-    if model.patch_embed.proj.bias is not None:
-        nn.init.zeros_(model.patch_embed.proj.bias)
-    for token in (model.cls_token, model.reg_token):
-        if token is not None:
-            nn.init.normal_(token)
-    if model.pos_embed is not None:
-        if model.config.embed_dim % 4 == 0:
-            model.pos_embed.copy_(sincos2d_table(model.config.grid_size, model.config.embed_dim))
-        else:
-            nn.init.normal_(model.pos_embed, std=0.02)
-    _zero_last_layer(model.head)
-
-
-@torch.no_grad()
-def init_head(head: nn.Module) -> None:
-    """A head's weights before training, for a new head on a trained model."""
-    init_linear_layers(head)
-    _zero_last_layer(head)
-
-
-def init_linear_layers(module: nn.Module) -> None:
-    """Xavier-uniform weights and biases of 0 for all linear layers of a module, as vit_jax has them."""
-    for layer in module.modules():
-        if isinstance(layer, nn.Linear):
-            nn.init.xavier_uniform_(layer.weight)
-            if layer.bias is not None:
-                nn.init.zeros_(layer.bias)
-
-
-def _zero_last_layer(head: nn.Module) -> None:
-    last = head.fc2 if isinstance(head, MlpHead) else head
-    if isinstance(last, nn.Linear):
-        nn.init.zeros_(last.weight)

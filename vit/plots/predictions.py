@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
+from vit.arguments import as_integer
 from vit.plots.attention import blend
 from vit.plots.style import BLUE, GREY, as_array, check_images, draw_image, new_figure, set_figure_title, shortened
 
@@ -37,8 +38,7 @@ def plot_top_classes(
     image, probabilities = check_images(image, "(C, H, W)", name="image"), as_array(probabilities)
     if probabilities.shape != (len(class_names),):
         raise ValueError(f"probabilities must have shape ({len(class_names)},), one a class, got {probabilities.shape}")
-    if top < 1:
-        raise ValueError(f"top={top} must be 1 or more")
+    top = as_integer("top", top, 1)
     order = np.argsort(-probabilities, kind="stable")[:top]
     percent = 100 * probabilities[order]
     figure, axes = new_figure(1, 3, width=8.0, height=2.6)

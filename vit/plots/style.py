@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Sized
-from numbers import Integral
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -16,6 +15,8 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.image import AxesImage
 from matplotlib.textpath import text_to_path
 from numpy.typing import ArrayLike, NDArray
+
+from vit.arguments import as_integer
 
 # Okabe & Ito, "Color Universal Design", 2008.
 BLUE, ORANGE, GREEN, VERMILION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
@@ -147,8 +148,7 @@ def draw_image(ax: Axes, image: NDArray, **options: Any) -> None:
 
 def image_grid(num_images: int, columns: int, *, width: float = 8.0, title_lines: int = 1) -> tuple[Figure, list[Axes]]:
     """A figure with one bare square axes an image, row by row."""
-    if isinstance(columns, bool) or not isinstance(columns, Integral) or columns < 1:
-        raise ValueError(f"columns={columns!r} must be an integer of 1 or more")
+    columns = as_integer("columns", columns, 1)
     rows = math.ceil(num_images / columns)
     height = rows * (width / columns + 0.19 * title_lines) + 0.25
     figure, axes = new_figure(rows, columns, width=width, height=height)

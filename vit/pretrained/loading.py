@@ -14,8 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from vit.config import ViTConfig
+from vit.model.head import build_head
+from vit.model.initialization import init_head
 from vit.model.pos_embed import resample_pos_embed
-from vit.model.vision_transformer import VisionTransformer, blank_model, build_head, init_head, learned_from
+from vit.model.vision_transformer import VisionTransformer, blank_model, learned_from
 from vit.pictures import PREPROCESSING
 from vit.pretrained.agreement import agree
 from vit.pretrained.assembly import describe, join_tokens, own_name

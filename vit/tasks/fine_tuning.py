@@ -14,7 +14,7 @@ from torch import nn
 
 from vit.config import TrainConfig
 from vit.data import DataSplits, make_loaders
-from vit.data.loader import normalization_of
+from vit.data.normalization import normalization_of
 from vit.model.vision_transformer import VisionTransformer, check_own, check_plain, learned_from
 from vit.modules import unwrap
 from vit.pictures import PREPROCESSING

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vit.data.arguments import as_integer
+from vit.arguments import as_integer
 from vit.model import VisionTransformer
 from vit.model.vision_transformer import check_own
 from vit.modules import unwrap

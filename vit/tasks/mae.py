@@ -11,12 +11,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from vit.arguments import as_integer
 from vit.config import ViTConfig
-from vit.data.arguments import as_integer
 from vit.model import Encoder, VisionTransformer, patchify
+from vit.model.initialization import init_linear_layers
 from vit.model.pos_embed import sincos2d_table
 from vit.model.transformer import Rope
-from vit.model.vision_transformer import init_linear_layers
 from vit.modules import unwrap
 
 # What a classifier may have otherwise than the encoder it takes its weights from.

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vit.data.arguments import as_integer
+from vit.arguments import as_integer
 from vit.model import Encoder
 from vit.model.transformer import Rope
 from vit.model.vision_transformer import VisionTransformer, check_own, check_plain

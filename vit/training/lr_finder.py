@@ -8,13 +8,13 @@ best loss, steepest descent as the suggestion).
 
 import copy
 import math
-import numbers
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from vit.arguments import as_integer
 from vit.config import TrainConfig
 from vit.device import forked_random, resolve_device
 from vit.progress import progress_bar
@@ -84,8 +84,7 @@ def find_learning_rate(
     check_is_config(config)
     if not 0 < low < high < math.inf:
         raise ValueError(f"low={low} and high={high} must be positive, and low the lower one")
-    if isinstance(num_steps, bool) or not isinstance(num_steps, numbers.Integral) or num_steps < 10:
-        raise ValueError(f"num_steps={num_steps!r} must be an integer of 10 or more")
+    num_steps = as_integer("num_steps", num_steps, 10)
     check_loaders(train_loader)
     if not len(train_loader):
         raise ValueError("train_loader has no batch: there is nothing to train on")

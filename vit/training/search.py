@@ -9,11 +9,11 @@ estimator, which suggests); Golovin et al., "Google Vizier", KDD 2017 (the media
 import contextlib
 import functools
 import math
-import numbers
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from vit.arguments import as_integer
 from vit.config import TrainConfig, ViTConfig
 from vit.progress import progress_bar, say
 from vit.training.history import History
@@ -112,8 +112,7 @@ def search(
         ImportError: Optuna is not installed.
         ValueError: an argument is wrong, the configs refuse everything, or `train` measures no validation accuracy.
     """
-    if isinstance(num_trials, bool) or not isinstance(num_trials, numbers.Integral) or num_trials < 1:
-        raise ValueError(f"num_trials={num_trials!r} must be an integer of 1 or more")
+    num_trials = as_integer("num_trials", num_trials, 1)
     check_space(space)
     trials: list[Trial] = []
     num_trained = num_refused = 0

@@ -1,4 +1,4 @@
-"""Numbers that several datasets take as arguments: Python's or numpy's, checked and brought to Python's."""
+"""Whole numbers that functions take as arguments: Python's or numpy's, checked and brought to Python's."""
 
 from numbers import Integral
 from typing import Any
