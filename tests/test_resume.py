@@ -418,6 +418,22 @@ def test_a_full_disk_in_between_is_said_and_training_goes_on(data, tmp_path, mon
     assert read_state(tmp_path / STATE_FILE)["progress"]["epoch"] == 3
 
 
+def test_a_stop_that_comes_while_a_save_fails_is_not_lost(data, tmp_path, monkeypatch):
+    """It comes after `fit` has asked for the last time before that save."""
+    answers = itertools.chain([False, False], itertools.repeat(True))
+    keep, count = checkpoint.write_state, iter(range(99))
+
+    def full(path, state, **rest):
+        if next(count):  # the start is 0
+            raise OSError(28, "No space left on device")
+        return keep(path, state, **rest)
+
+    monkeypatch.setattr(checkpoint, "write_state", full)
+    monkeypatch.setattr(run_files, "SAVE_SECONDS", -1.0)  # due after every step
+    with pytest.raises(OSError, match="the state could not be saved in"):
+        fit(make_model(), *make_loaders(data, QUICK), QUICK, run_dir=tmp_path, should_stop=answers.__next__)
+
+
 def test_a_disk_that_loses_bytes_is_said_and_training_goes_on(data, tmp_path, monkeypatch, capfd):
     """What was written is read back at once."""
     writes, write, sync = [], checkpoint.write_state, os.fsync

@@ -150,8 +150,9 @@ def fit(
                         world=world,
                     )
                 if step < epoch_steps(config, num_steps, epoch):
-                    run.save(epoch, step, sums, is_last=all_should_stop())
-                    if all_should_stop():
+                    is_stopping = all_should_stop()
+                    run.save(epoch, step, sums, is_last=is_stopping)
+                    if is_stopping:
                         break
                     continue
                 learning_rate = optimizers[0].param_groups[0]["lr"]
