@@ -50,7 +50,8 @@ def launch(command: list[str], num_processes: int, port: int = 0) -> int:
 
         def tell_all(signum: int, frame: Any) -> None:
             told.append(signum)
-            if (sys.platform, signum) != ("win32", signal.SIGINT):  # there all of a console have got it already
+            # On Windows all processes of a console have got a Ctrl-C already.
+            if not (sys.platform == "win32" and signum == signal.SIGINT):
                 _end(running, signum)
 
         # A signal goes on to all processes, which save what they have; this one waits for them.
@@ -79,11 +80,13 @@ def _wait(running: list[subprocess.Popen]) -> list[int]:
     deadline = 0.0
     while any(process.poll() is None for process in running):
         time.sleep(POLL_SECONDS)
-        if failed and time.monotonic() > deadline:
+        if not failed:
+            failed = [rank for rank, process in enumerate(running) if process.poll()]
+            if failed:
+                deadline = time.monotonic() + GRACE_SECONDS
+                _end(running, signal.SIGTERM)
+        elif time.monotonic() > deadline:
             _end(running)
-        elif not failed and (failed := [rank for rank, process in enumerate(running) if process.poll()]):
-            deadline = time.monotonic() + GRACE_SECONDS
-            _end(running, signal.SIGTERM)
     return failed or [rank for rank, process in enumerate(running) if process.returncode]
 
 
@@ -95,7 +98,7 @@ def _end(running: list[subprocess.Popen], signum: int | None = None) -> None:
 
 
 def _first_error(folder: Path, running: list[subprocess.Popen], failed: list[int]) -> tuple[int, str]:
-    """Which process failed first, and why; the others fail for want of it, some of them before it has quite ended."""
+    """Which process failed first, and why. The others fail because it is gone, sometimes before it has ended itself."""
     for rank in failed:
         if (code := running[rank].returncode) < 0:
             return rank, f"signal {-code} ended it"

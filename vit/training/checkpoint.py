@@ -103,8 +103,9 @@ def load_training_state(
     forbidden = [text for name, text in differing.items() if name not in FREE_ON_RESUME]
     if forbidden:
         raise ValueError(f"{path} was written with other settings; resume with the same ones: {'; '.join(forbidden)}")
-    known = {name: value for name, value in data.items() if None not in (value, state["data"].get(name))}
-    if other := differences({name: state["data"][name] for name in known}, known):
+    saved = state["data"]
+    in_both = [name for name in data if data[name] is not None and saved.get(name) is not None]
+    if other := differences({name: saved[name] for name in in_both}, {name: data[name] for name in in_both}):
         raise ValueError(f"{path} was written with other training data: {'; '.join(other.values())}")
     check_fits(path, state, model, optimizers)
     surroundings = _surroundings(model, config)

@@ -31,8 +31,11 @@ def being_written(run_dir: str | Path | None) -> Iterator[None]:
         return
     Path(run_dir).mkdir(parents=True, exist_ok=True)
     with open(Path(run_dir) / LOCK_FILE, "ab") as file:
-        # Twice, since `is_being_written` holds the lock for a moment when it looks.
-        if not _lock(file) and not (time.sleep(0.1) or _lock(file)):
+        is_locked = _lock(file)
+        if not is_locked:  # `is_being_written` holds the lock for a moment when it looks
+            time.sleep(0.1)
+            is_locked = _lock(file)
+        if not is_locked:
             raise RuntimeError(f"another training is writing into {run_dir}: stop it, or take another folder")
         try:
             yield
