@@ -58,7 +58,7 @@ def test_pictures_of_ones_own(main, tmp_path, shapes, monkeypatch):
         (["--set", "image_size=24"], "--set image_size=24 does not fit cifar10, which has (16, 16)"),
         (["--minutes", "0"], "--minutes=0.0 must be more than 0"),
         (["--data", "folder:/nowhere/at/all"], "there is no folder at /nowhere/at/all"),
-        (["--resume"], "holds no run to go on with: leave --resume away"),
+        (["--resume"], "holds no run to go on with: leave out --resume"),
         pytest.param(
             ["--set", "device=cuda"],
             "device='cuda' is not available on this machine; use 'auto' or 'cpu'",

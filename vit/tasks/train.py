@@ -34,8 +34,10 @@ from vit.training.state_file import previous_of
 def prepare(options: argparse.Namespace) -> tuple[DataSplits, ViTConfig, TrainConfig]:
     """The data, network and training that are asked for; whatever is wrong with them is found here."""
     changes = dict(read_setting(setting) for setting in options.set)
-    of_model = {name: changes.pop(name) for name in [field.name for field in fields(ViTConfig)] if name in changes}
-    _, config = recipe(options.recipe, **changes)
+    model_fields = {field.name for field in fields(ViTConfig)}
+    of_model = {name: value for name, value in changes.items() if name in model_fields}
+    of_train = {name: value for name, value in changes.items() if name not in model_fields}
+    _, config = recipe(options.recipe, **of_train)
     resolve_device(config.device)
     if options.minutes is not None and not options.minutes > 0:
         raise ValueError(f"--minutes={options.minutes} must be more than 0")
@@ -44,11 +46,11 @@ def prepare(options: argparse.Namespace) -> tuple[DataSplits, ViTConfig, TrainCo
         if not options.resume:
             refuse_existing(options.run_dir)
         elif not state.exists() and not previous_of(state).exists():
-            raise FileNotFoundError(f"{options.run_dir} holds no run to go on with: leave --resume away")
-    preset, (name, is_folder, path) = options.model or RECIPES[options.recipe], options.data.partition("folder:")
-    if is_folder and not name:
+            raise FileNotFoundError(f"{options.run_dir} holds no run to go on with: leave out --resume")
+    preset = options.model or RECIPES[options.recipe]
+    if options.data.startswith("folder:"):
         size = of_model.get("image_size", ViTConfig.preset(preset).image_size)
-        data = load_data("folder", path=path, image_size=size)
+        data = load_data("folder", path=options.data.removeprefix("folder:"), image_size=size)
     else:
         data = load_data(options.data)
     _, channels, *image_size = data.train.images.shape

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from vit.config import TrainConfig
-from vit.files import REPOSITORY, home, plain_number, replacing
+from vit.files import REPOSITORY, check_json, home, plain_number, replacing
 
 CONFIG_FILE = "config.json"
 
@@ -37,7 +37,7 @@ def new_run_folder(name: str, root: str | Path | None = None, **settings: Any) -
     if not re.fullmatch(r"[\w.-]+", name):
         raise ValueError(f"name={name!r} may hold letters, digits, '.', '_' and '-' only: it names a folder")
     config = {k: v.to_dict() if hasattr(v, "to_dict") else v for k, v in settings.items()}
-    _check_json(config)
+    check_json(config)
     if root is None and os.environ.get("VIT_RUN_FOLDER"):
         folder = Path(os.environ["VIT_RUN_FOLDER"]).expanduser()
         folder.mkdir(parents=True, exist_ok=True)
@@ -67,34 +67,6 @@ def _make_new(root: Path, name: str) -> Path:
     raise FileExistsError(f"{root} already holds 100 runs named {stem}")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The names and values in a JSON file. Raises ValueError, with its folder and name, if they cannot be read."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"{short(path)} is missing") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{short(path)} cannot be read: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{short(path)} holds a {type(values).__name__} instead of names and values")
-    return values
-
-
-def short(path: Path) -> str:
-    """A file of a run by its folder's name and its own."""
-    return f"{path.parent.name}/{path.name}"
-
-
-def _check_json(values: dict[str, Any]) -> None:
-    """Raises TypeError, with its name, for a value that `write_json` cannot write."""
-    for name, value in values.items():
-        try:
-            json.dumps(value, default=plain_number)
-        except (TypeError, ValueError, RecursionError) as error:
-            what = f"{name}={value!r} cannot be written as JSON ({error})"
-            raise TypeError(f"{what}: give a text, a number, or lists and dicts of them") from None
-
-
 def write_json(path: str | Path, values: dict[str, Any]) -> None:
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(values, indent=2, default=plain_number) + "\n")
@@ -117,10 +89,10 @@ def write_summary(run_dir: str | Path, config: TrainConfig, **results: Any) -> d
     }
     if taken := sorted(results.keys() & sources.keys()):
         raise ValueError(
-            f"{', '.join(taken)} cannot be a result: write_summary writes {', '.join(sources)} itself; leave it away "
+            f"{', '.join(taken)} cannot be a result: write_summary writes {', '.join(sources)} itself; leave it out "
             "or give it another name"
         )
-    _check_json(results)
+    check_json(results)
     summary = results | sources
     write_json(Path(run_dir) / "summary.json", summary)
     return summary
