@@ -41,6 +41,9 @@ def test_training_counts_three_forward_passes():
     model = VisionTransformer(ViTConfig(depth=1)).train()
     assert train_flops(model, 7) == 21 * forward_flops(model)
     assert model.training
+    assert train_flops(model, 10**12) == 3 * 10**12 * forward_flops(model), "exact where floats are not"
+    part = train_flops(model, 2.5)
+    assert part == 7.5 * forward_flops(model) and isinstance(part, int)
 
 
 def test_frozen_parameters_are_not_counted():

@@ -79,11 +79,11 @@ def train_flops(
     check_num_images(num_images=num_images)
     if not 0 <= patch_drop_until <= 1:
         raise ValueError(f"patch_drop_until={patch_drop_until} must be in [0, 1]")
-    whole = forward_flops(model)
-    if not patch_drop_rate:
-        return 3 * whole * num_images
-    mean = patch_drop_until * forward_flops(model, patch_drop_rate=patch_drop_rate) + (1 - patch_drop_until) * whole
-    return round(3 * mean * num_images)
+    per_image = forward_flops(model)
+    if patch_drop_rate:
+        dropped = forward_flops(model, patch_drop_rate=patch_drop_rate)
+        per_image = patch_drop_until * dropped + (1 - patch_drop_until) * per_image
+    return round(3 * per_image * num_images)
 
 
 def check_num_images(**counts: float) -> None:
