@@ -131,8 +131,11 @@ def test_features_and_labels_of_any_kind_are_taken(points, probe):
         (train.double(), labels, others),
         (train.numpy(), labels.numpy().astype(np.int32), others.numpy()),
         (train.tolist(), labels.tolist(), others.tolist()),
+        (train.clone().requires_grad_(), labels, others.clone().requires_grad_()),
     ):
-        torch.testing.assert_close(probe(*given).float(), expected, rtol=0, atol=1e-5)
+        found = probe(*given)
+        torch.testing.assert_close(found.float(), expected, rtol=0, atol=1e-5)
+        assert not found.requires_grad
     assert probe(train, labels, others[:0]).shape == (0, 4)
     whole = (10 * train).round().int()
     torch.testing.assert_close(probe(whole, labels, whole), probe(whole.float(), labels, whole.float()))

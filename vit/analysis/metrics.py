@@ -149,7 +149,7 @@ def _sorted_by(score: Tensor, is_chosen: Tensor) -> Tensor:
 
 def _checked(probabilities: ArrayLike, labels: ArrayLike) -> tuple[Tensor, Tensor]:
     """Both on the CPU, float64 and int64."""
-    p, y = _checked_probabilities(probabilities), _to_tensor(labels)
+    p, y = _checked_probabilities(probabilities), as_tensor(labels)
     N, K = p.shape
     if y.is_floating_point() or y.dtype == torch.bool:
         raise TypeError(f"labels are {y.dtype}; they must be integers, the numbers of the true classes")
@@ -162,7 +162,7 @@ def _checked(probabilities: ArrayLike, labels: ArrayLike) -> tuple[Tensor, Tenso
 
 
 def _checked_probabilities(probabilities: ArrayLike) -> Tensor:
-    p = _to_tensor(probabilities).double()
+    p = as_tensor(probabilities).double()
     if p.ndim != 2 or not len(p) or p.shape[1] < 2:
         raise ValueError(f"probabilities must be (N, K), N at least 1 and K at least 2, got {tuple(p.shape)}")
     is_wrong = ~((p >= 0).all(dim=1) & ((p.sum(dim=1) - 1).abs() < 1e-2))  # NaN is wrong; bfloat16 is near enough
@@ -175,6 +175,7 @@ def _checked_probabilities(probabilities: ArrayLike) -> Tensor:
     return p
 
 
-def _to_tensor(values: ArrayLike) -> Tensor:
+def as_tensor(values: ArrayLike) -> Tensor:
+    """Numbers of any kind as a tensor on the CPU, without a gradient."""
     # A list goes through numpy, which keeps all digits of its numbers.
     return values.detach().cpu() if isinstance(values, Tensor) else torch.tensor(np.asarray(values))

@@ -7,12 +7,12 @@ with the settings of Caron et al., "Emerging Properties in Self-Supervised Visio
 weighted neighbors of DINO); Alain & Bengio, "Understanding intermediate layers using linear classifier probes", 2016.
 """
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from vit.analysis.metrics import as_tensor
 from vit.arguments import as_integer
 
 _CHUNK = 1000  # rows of similarities at once
@@ -87,10 +87,8 @@ def linear_probe(
 
 
 def _checked(train_features: ArrayLike, train_labels: ArrayLike, features: ArrayLike) -> tuple[Tensor, Tensor, Tensor]:
-    """All three as tensors: features of one floating type, labels int64."""
-    train_features, train_labels, features = (
-        x if isinstance(x, Tensor) else torch.tensor(np.asarray(x)) for x in (train_features, train_labels, features)
-    )
+    """All three as tensors on the CPU: features of one floating type, labels int64."""
+    train_features, train_labels, features = (as_tensor(x) for x in (train_features, train_labels, features))
     if train_features.ndim != 2 or features.ndim != 2 or train_features.shape[1] != features.shape[1]:
         raise ValueError(
             f"train_features {tuple(train_features.shape)} and features {tuple(features.shape)} must be (M, D) and "
