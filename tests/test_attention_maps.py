@@ -366,6 +366,13 @@ def test_the_warning_of_large_maps_names_their_size_before_any_work(monkeypatch)
     attention_maps(model, images, layers=-1)
 
 
+def test_the_device_that_keeps_the_maps_is_chosen():
+    model, images = our_model(), random_images()
+    assert attention_maps(model, images).device.type == "cpu"
+    kept = attention_maps(model, images, to="meta")
+    assert kept.device.type == "meta" and kept.shape == (3, len(images), 2, 17, 17)
+
+
 def test_only_the_layers_asked_for_are_kept():
     model = our_model()
     with record_attention(model, [1]) as maps:

@@ -377,6 +377,13 @@ def test_wrong_targets_are_named():
     assert model.training and all("forward" not in vars(m) for m in model.modules()), "an error must leave no trace"
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_no_images_have_no_maps(method):
+    model = our_model()
+    assert explain(model, torch.zeros(0, 3, 8, 8), method).shape == (0, 2, 2)
+    assert attention_rollout(attention_maps(model, torch.zeros(0, 3, 8, 8))).shape == (0, 5, 5)
+
+
 def test_a_model_without_classes_is_refused():
     for model in (our_model(num_classes=0), timm.create_model("vit_tiny_patch16_224", depth=1, num_classes=0)):
         with pytest.raises(ValueError, match="the model has no classes"):

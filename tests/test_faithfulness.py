@@ -263,6 +263,16 @@ def test_curves_refuse_what_does_not_fit(change, message):
             curve(model, ones(model, 2), **arguments)
 
 
+def test_a_model_without_classes_is_refused(tiny):
+    for model in (
+        VisionTransformer(replace(tiny, num_classes=0)),
+        timm.create_model("vit_tiny_patch16_224", depth=1, num_classes=0),
+    ):
+        for curve in CURVES:
+            with pytest.raises(ValueError, match=r"the model has no classes \(num_classes=0\)"):
+                curve(model, torch.zeros(2, 3, 8, 8), torch.ones(2, 2, 2), 0)
+
+
 def test_masks_and_curves_of_other_shapes_are_refused():
     masks = random_masks(2, (6, 20))
     for score in (mask_share, pointing_game):

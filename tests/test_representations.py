@@ -156,8 +156,10 @@ def test_patch_filters_equal_numpys_and_rebuild_the_weights(build):
     np.testing.assert_allclose(centered @ basis.T @ basis, centered, atol=1e-5)
     largest = np.abs(basis).argmax(axis=1)
     assert (basis[np.arange(15), largest] > 0).all()
-    with pytest.raises(ValueError, match=r"num=16 must be in 1\.\.15"):
+    with pytest.raises(ValueError, match=r"num=16 must be an integer in 1\.\.15"):
         patch_filters(model, 16)
+    with pytest.raises(ValueError, match="num=3.0 must be an integer in 1..15"):
+        patch_filters(model, 3.0)
 
 
 @pytest.mark.parametrize("build, form", MODELS)
@@ -237,5 +239,5 @@ def test_layer_similarity_is_cka_of_all_tokens(images):
 
 
 def test_a_model_without_a_head_has_no_logits(images):
-    with pytest.raises(ValueError, match="no head"):
+    with pytest.raises(ValueError, match=r"the model has no classes \(num_classes=0\)"):
         logit_lens(VisionTransformer(replace(CONFIG, num_classes=0)), images)

@@ -124,7 +124,7 @@ def test_half_precision_is_computed_in_single(statistic):
 
 
 def test_wrong_shapes_are_refused():
-    with pytest.raises(ValueError, match=r"maps must have shape \(L, B, h, T, T\), .* got \(2, 5, 5\)"):
+    with pytest.raises(ValueError, match=r"maps must be a tensor \(L, B, h, T, T\), .* got \(2, 5, 5\)"):
         attention_entropy(torch.zeros(2, 5, 5))
     with pytest.raises(ValueError, match="are empty"):
         head_similarity(torch.zeros(1, 0, 1, 5, 5))

@@ -9,12 +9,11 @@ it switches off inside the `with` and back on after it.
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vit.analysis.inputs import prepare_images
+from vit.analysis.inputs import Images, prepare_images
 from vit.analysis.layout import TokenLayout, blocks_of, layer_indices, pooled_row, token_layout
 from vit.model.transformer import Attention, Rope
 from vit.modules import eval_mode, unwrap
@@ -63,7 +62,7 @@ def record_attention(
 
 def attention_maps(
     model: nn.Module,
-    images: Any,
+    images: Images,
     layers: int | Sequence[int] | None = None,
     heads: int | Sequence[int] | None = None,
     *,
@@ -77,7 +76,7 @@ def attention_maps(
         to: the device that keeps the maps.
 
     Warns:
-        when the maps will take more than 1 GB, with their size, before any work.
+        of maps that will take more than `LARGE_MAPS`, with their size, before any work.
     """
     model = unwrap(model)
     blocks = blocks_of(model)

@@ -10,15 +10,21 @@ scores of several maps on one model, not of several models.
 import torch
 from torch import Tensor, nn
 
-from vit.analysis.inputs import Picture, Targets, as_targets, check_classes, images_at_once, prepare_images
+from vit.analysis.inputs import (
+    Images,
+    Targets,
+    as_targets,
+    check_classes,
+    check_has_classes,
+    images_at_once,
+    prepare_images,
+)
 from vit.analysis.layout import token_layout
 from vit.arguments import as_integer
 from vit.modules import eval_mode, unwrap
 
 
-def deletion_curve(
-    model: nn.Module, images: Tensor | list[Picture], heatmaps: Tensor, targets: Targets, *, steps: int = 16
-) -> Tensor:
+def deletion_curve(model: nn.Module, images: Images, heatmaps: Tensor, targets: Targets, *, steps: int = 16) -> Tensor:
     """Probability of the target class (B, steps + 1) as the patches vanish, hottest first; low is good.
 
     Equally hot patches vanish in one pseudo-random order, the same for every image.
@@ -32,9 +38,7 @@ def deletion_curve(
     return _curve(model, images, heatmaps, targets, steps, is_deletion=True)
 
 
-def insertion_curve(
-    model: nn.Module, images: Tensor | list[Picture], heatmaps: Tensor, targets: Targets, *, steps: int = 16
-) -> Tensor:
+def insertion_curve(model: nn.Module, images: Images, heatmaps: Tensor, targets: Targets, *, steps: int = 16) -> Tensor:
     """Probability of the target class (B, steps + 1) as the patches enter an empty image, hottest first; high is good.
 
     Differs: in the paper the image is blurred before its patches return; here it is empty, as deletion leaves it.
@@ -92,18 +96,21 @@ def pointing_chance(masks: Tensor, grid_size: tuple[int, int]) -> Tensor:
 @torch.no_grad()
 def _curve(
     model: nn.Module,
-    images: Tensor | list[Picture],
+    images: Images,
     heatmaps: Tensor,
     targets: Targets,
     steps: int,
     *,
     is_deletion: bool,
 ) -> Tensor:
+    check_has_classes(model)
     layout = token_layout(model)
     images = prepare_images(model, images)
     _check_heatmaps(heatmaps, len(images), layout.grid_size)
     targets = as_targets(targets, len(images))
-    check_classes(targets, getattr(unwrap(model), "config", unwrap(model)).num_classes)
+    inner = unwrap(model)
+    num_classes = getattr(inner, "config", inner).num_classes  # a model of timm has no config
+    check_classes(targets, num_classes)
     steps = as_integer("steps", steps, 1, layout.num_patches, remedy=", the number of patches")
 
     # The place of each patch in the order, 0 for the hottest, seen as an image.

@@ -8,13 +8,12 @@ import hashlib
 import math
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vit.analysis.inputs import images_at_once, num_images, prepared_parts
+from vit.analysis.inputs import Images, images_at_once, num_images, prepared_parts
 from vit.files import replacing
 from vit.modules import eval_mode, unwrap
 from vit.progress import progress_bar
@@ -23,7 +22,7 @@ _SILENT = 20  # batches without a progress bar
 _PROBE = 4  # images whose features are computed anew to see whether a stored file is still right
 
 
-def features(model: nn.Module, images: Any, *, cache: str | Path | None = None) -> Tensor:
+def features(model: nn.Module, images: Images, *, cache: str | Path | None = None) -> Tensor:
     """What the head reads of every image, on the CPU in float32: CLS or the mean of the patches, (B, D), or a pair of
     tokens side by side, (B, 2*D).
 
@@ -63,7 +62,7 @@ def _read(path: Path) -> Tensor | None:
 
 
 @torch.no_grad()
-def _compute(model: nn.Module, images: Any) -> Tensor:
+def _compute(model: nn.Module, images: Images) -> Tensor:
     heads = [model.head]
     if isinstance(getattr(model, "head_dist", None), nn.Module):
         heads.append(model.head_dist)  # timm's distilled models read a second token with a second head

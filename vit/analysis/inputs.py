@@ -16,6 +16,7 @@ from vit.analysis.layout import token_layout
 from vit.modules import unwrap
 from vit.pictures import Picture, picture_to_tensor
 
+Images = Tensor | Picture | Sequence[Picture]  # what `prepare_images` takes
 Targets = int | Sequence[int] | Tensor  # the number of a class for all images, or one for each
 
 # What a model is given at once, at most: these bound the memory whatever the number of images.
@@ -23,7 +24,7 @@ BATCH = 500  # images
 CHUNK_TOKENS = 2**14
 
 
-def prepare_images(model: nn.Module, images: Tensor | Picture | Sequence[Picture]) -> Tensor:
+def prepare_images(model: nn.Module, images: Images) -> Tensor:
     """Normalized images (B, C, H, W) on the model's device, of its type.
 
     Args:
@@ -58,9 +59,7 @@ def images_at_once(model: nn.Module) -> int:
         return BATCH
 
 
-def prepared_parts(
-    model: nn.Module, images: Tensor | Picture | Sequence[Picture], size: int | None = None
-) -> Iterator[Tensor]:
+def prepared_parts(model: nn.Module, images: Images, size: int | None = None) -> Iterator[Tensor]:
     """What `prepare_images` makes of the images, `size` at a time (default `images_at_once`), so that memory need not
     hold all at once; of none, one empty part."""
     model, size = unwrap(model), size or images_at_once(model)
@@ -73,7 +72,7 @@ def prepared_parts(
         yield prepare_images(model, pictures[start : start + size])
 
 
-def num_images(images: Tensor | Picture | Sequence[Picture]) -> int:
+def num_images(images: Images) -> int:
     return len(images) if isinstance(images, (Tensor, list, tuple)) else 1
 
 

@@ -113,6 +113,16 @@ def layer_indices(layers: int | Sequence[int] | None, depth: int, name: str = "l
     return [int(i) % depth for i in wanted]
 
 
+def check_maps(maps: Tensor, *, min_images: int = 0) -> None:
+    """Raises ValueError unless these are maps (L, B, h, T, T), B at least `min_images` and the others at least 1."""
+    if not isinstance(maps, Tensor) or maps.ndim != 5 or maps.shape[-1] != maps.shape[-2]:
+        got = tuple(maps.shape) if isinstance(maps, Tensor) else type(maps).__name__
+        raise ValueError(f"maps must be a tensor (L, B, h, T, T), as attention_maps gives them, got {got}")
+    L, B, h, T, _ = maps.shape
+    if 0 in (L, h, T) or min_images > B:
+        raise ValueError(f"maps of shape {tuple(maps.shape)} are empty: there is nothing to look at")
+
+
 def pooled_row(maps: Tensor, layout: TokenLayout) -> Tensor:
     """What the head looks at, a row (..., T) of maps (..., T, T): that of CLS, the mean row of the patches, or where it
     reads a pair, the mean of both rows.

@@ -1,16 +1,14 @@
 """From pictures to class probabilities, in one call that prepares whatever it is given."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 
-from vit.analysis.inputs import Picture, check_has_classes, prepared_parts
+from vit.analysis.inputs import Images, check_has_classes, prepared_parts
 from vit.modules import eval_mode
 
 
 @torch.no_grad()
-def predict(model: nn.Module, images: Tensor | Picture | Sequence[Picture]) -> Tensor:
+def predict(model: nn.Module, images: Images) -> Tensor:
     """Class probabilities (B, num_classes), on the CPU, whatever mode the model is in; computed in its own precision,
     without the bfloat16 that `evaluate` takes on a GPU.
 

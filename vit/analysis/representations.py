@@ -8,18 +8,18 @@ nostalgebraist, "interpreting GPT: the logit lens", 2020; Darcet et al., "Vision
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vit.analysis.inputs import prepared_parts
+from vit.analysis.inputs import Images, check_has_classes, prepared_parts
 from vit.analysis.layout import blocks_of, layer_indices, token_layout
+from vit.arguments import as_integer
 from vit.modules import eval_mode, unwrap
 
 
-def block_outputs(model: nn.Module, images: Any) -> Tensor:
+def block_outputs(model: nn.Module, images: Images) -> Tensor:
     """The tokens (L, B, T, D) after every block, the prefix first.
 
     Args:
@@ -28,26 +28,25 @@ def block_outputs(model: nn.Module, images: Any) -> Tensor:
     return _read_blocks(model, images, lambda tokens: tokens)  # (L, B, T, D)
 
 
-def token_norms(model: nn.Module, images: Any) -> Tensor:
+def token_norms(model: nn.Module, images: Images) -> Tensor:
     """The length (L, B, T) of every token after every block. `token_layout(model).to_grid` makes maps of it, in which
     a few patches far longer than the rest show where a model keeps what it knows of the whole image (Darcet et al.)."""
     return _read_blocks(model, images, lambda tokens: tokens.float().norm(dim=-1))  # (L, B, T)
 
 
-def logit_lens(model: nn.Module, images: Any) -> Tensor:
+def logit_lens(model: nn.Module, images: Images) -> Tensor:
     """The logits (L, B, K) if the encoder ended after each block: its tokens, read by the final norm and the head. The
     last layer's are the model's own.
 
     Differs: nostalgebraist decodes every token; here the head reads what it was trained to read, CLS or the mean.
     """
+    check_has_classes(model)
     inner = unwrap(model)
-    if isinstance(inner.head, nn.Identity):
-        raise ValueError("this model has no head (num_classes=0), so its tokens have no logits")
     norm = inner.encoder.norm if hasattr(inner, "encoder") else inner.norm
     return _read_blocks(model, images, lambda tokens: inner.forward_head(norm(tokens)))  # (L, B, K)
 
 
-def token_pca(model: nn.Module, images: Any, layer: int = -1) -> Tensor:
+def token_pca(model: nn.Module, images: Images, layer: int = -1) -> Tensor:
     """The patch tokens after one block as colors (B, rows, columns, 3) in [0, 1]: their first three principal
     components, over all patches of all images together, so that equal colors mean like tokens in any image.
 
@@ -98,8 +97,7 @@ def patch_filters(model: nn.Module, num: int = 28) -> tuple[Tensor, Tensor]:
     """
     weight = unwrap(model).patch_embed.proj.weight.detach().cpu().double()  # (D, C, p, p)
     most = min(len(weight) - 1, weight[0].numel())
-    if not 1 <= num <= most:
-        raise ValueError(f"num={num} must be in 1..{most}: {len(weight)} filters have no more components")
+    num = as_integer("num", num, 1, most, remedy=f": {len(weight)} filters have no more components")
     basis, explained = _principal_components(weight.flatten(1), num)  # (num, C*p*p), (num,)
     return basis.unflatten(1, weight.shape[1:]).float(), explained.float()
 
@@ -116,7 +114,7 @@ def cka(x: Tensor, y: Tensor) -> Tensor:
     return _alignment(_standardized(x), _standardized(y)).float()
 
 
-def layer_similarity(model: nn.Module, images: Any, other: nn.Module | None = None) -> Tensor:
+def layer_similarity(model: nn.Module, images: Images, other: nn.Module | None = None) -> Tensor:
     """Linear CKA (L, L') of the tokens after every two blocks, of one model or of two; every token is an example.
 
     Args:
@@ -138,7 +136,7 @@ def layer_similarity(model: nn.Module, images: Any, other: nn.Module | None = No
 
 
 @torch.no_grad()
-def _read_blocks(model: nn.Module, images: Any, read: Callable[[Tensor], Tensor]) -> Tensor:
+def _read_blocks(model: nn.Module, images: Images, read: Callable[[Tensor], Tensor]) -> Tensor:
     """`read` of the tokens (B, T, D) after every block, in evaluation mode, stacked over layers."""
     model = unwrap(model)
     blocks = blocks_of(model)

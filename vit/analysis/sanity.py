@@ -5,20 +5,19 @@ Source: Adebayo et al., "Sanity Checks for Saliency Maps", NeurIPS 2018, section
 
 import copy
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from vit.analysis.explain import CLASS_METHODS, explain
-from vit.analysis.inputs import Targets, prepare_images
+from vit.analysis.inputs import Images, Targets, prepare_images
 from vit.analysis.layout import blocks_of
 from vit.analysis.predict import predict
 from vit.modules import unwrap
 
 
 def randomization_curve(
-    model: nn.Module, images: Any, method: str = "relevance", *, targets: Targets | None = None, seed: int = 0
+    model: nn.Module, images: Images, method: str = "relevance", *, targets: Targets | None = None, seed: int = 0
 ) -> Tensor:
     """How alike the heat maps stay (B, L + 3) while a copy of the model loses its weights, the head first: their
     `rank_correlation` with those of the model itself, which come first and are 1.

@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from vit.analysis.layout import TokenLayout
+from vit.analysis.layout import TokenLayout, check_maps
 
 
 def patch_distances(layout: TokenLayout) -> Tensor:
@@ -29,7 +29,7 @@ def mean_attention_distance(maps: Tensor, layout: TokenLayout) -> Tensor:
     Differs: CLS and registers have no place in the image. They are left out as queries and as keys, and what a patch
     gives to the other patches is scaled to sum to 1; the paper does not say what it does about CLS.
     """
-    _check_maps(maps)
+    check_maps(maps, min_images=1)
     if maps.shape[-1] != layout.num_tokens:
         raise ValueError(f"maps have {maps.shape[-1]} tokens, the layout has {layout.num_tokens}: another model's?")
     prefix, distances = layout.num_prefix_tokens, patch_distances(layout)
@@ -45,7 +45,7 @@ def mean_attention_distance(maps: Tensor, layout: TokenLayout) -> Tensor:
 def attention_entropy(maps: Tensor) -> Tensor:
     """How widely each head spreads its attention over all tokens (L, h), in bits: 0 for a single token, log2(T) for
     all alike, and 2 to this power is the number of tokens it looks at, so to speak."""
-    _check_maps(maps)
+    check_maps(maps, min_images=1)
     return torch.stack([_entropy(layer.float()).mean(dim=(0, 2)) for layer in maps]).cpu()  # (L, h)
 
 
@@ -58,7 +58,7 @@ def head_similarity(maps: Tensor) -> Tensor:
 
     Differs: maps are averaged over images first, so this compares what heads do anywhere, not in each image.
     """
-    _check_maps(maps)
+    check_maps(maps, min_images=1)
     heads = torch.stack([layer.float().mean(dim=0) for layer in maps]).flatten(0, 1).cpu()  # (L*h, T, T)
     entropy = _entropy(heads)  # (L*h, T)
     similarity = torch.eye(len(heads))  # (L*h, L*h)
@@ -72,10 +72,3 @@ def head_similarity(maps: Tensor) -> Tensor:
 def _entropy(attn: Tensor) -> Tensor:
     """Entropy in bits of rows (..., T, T), as (..., T)."""
     return torch.special.entr(attn).sum(dim=-1) / math.log(2)
-
-
-def _check_maps(maps: Tensor) -> None:
-    if maps.ndim != 5 or maps.shape[-1] != maps.shape[-2]:
-        raise ValueError(f"maps must have shape (L, B, h, T, T), as attention_maps gives them, got {tuple(maps.shape)}")
-    if 0 in maps.shape:
-        raise ValueError(f"maps of shape {tuple(maps.shape)} are empty: there is nothing to average")
