@@ -8,8 +8,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The network within what `torch.compile`, which hides hooks from its code, and several processes wrap around it;
-    any other is itself."""
+    """The network inside the wrappers of `torch.compile` and `DistributedDataParallel`; one without them is returned as
+    it is."""
     model = getattr(model, "_orig_mod", model)  # torch.compile's name
     return model.module if isinstance(model, DistributedDataParallel) else model
 

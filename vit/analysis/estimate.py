@@ -19,7 +19,7 @@ from vit.analysis.cost import config_of, train_flops
 from vit.analysis.layout import token_layout
 from vit.arguments import as_integer
 from vit.device import forked_random, wait_for_device
-from vit.modules import eval_mode, unwrap
+from vit.modules import keeping_modes, unwrap
 
 # A model to the optimizers that train it, such as `lambda model: build_optimizers(model, config)`.
 MakeOptimizers = Callable[[nn.Module], Sequence[torch.optim.Optimizer]]
@@ -148,7 +148,7 @@ def _training_mode(model: nn.Module) -> Iterator[None]:
     """
     device = next(model.parameters()).device
     draws = any(getattr(m, name, 0) for m in model.modules() for name in ("p", "attn_drop", "drop_prob", "rate"))
-    with eval_mode(model), forked_random(device, enabled=draws):
+    with keeping_modes(model), forked_random(device, enabled=draws):
         model.train()
         yield
 

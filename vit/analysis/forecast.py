@@ -44,7 +44,8 @@ class Speed:
     rates: tuple[float, ...]
 
     def seconds(self, flops: float, embed_dim: int, blocks: float = 0) -> float:
-        """Of `flops` operations at a width, with the overhead of `blocks` blocks, those of all steps together."""
+        """Seconds for `flops` operations at this width, plus the fixed time of `blocks` block passes (depth times
+        steps)."""
         place, known = math.log(embed_dim), np.log(self.widths)
         return float(blocks * np.interp(place, known, self.overheads) + flops / np.interp(place, known, self.rates))
 
