@@ -141,7 +141,7 @@ def test_a_given_order_puts_patches_where_it_says():
 
 def test_arguments_out_of_range_are_named():
     images = random_images(1)
-    with pytest.raises(ValueError, match="kind='fog' is not a corruption; allowed: noise, blur, brightness"):
+    with pytest.raises(ValueError, match="kind='fog' is not a choice; allowed: noise, blur, brightness"):
         corrupt(images, "fog", 1)
     for strength in (-1, 6, 1.0, True):
         with pytest.raises(ValueError, match=rf"strength={strength!r} must be an integer in 0\.\.5"):

@@ -444,11 +444,9 @@ def test_what_is_no_path_is_refused(monkeypatch, photos):
         load_data("folder", path="")
     with pytest.raises(TypeError, match="path=3 must be the path of a folder"):
         load_data("folder", path=3)
-    with pytest.raises(
-        ValueError, match=r"name=.* is not a dataset; did you mean 'folder'\? allowed: cifar10, fashion"
-    ):
+    with pytest.raises(ValueError, match=r"name=.* is not a choice; did you mean 'folder'\? allowed: cifar10, fashion"):
         load_data(["folder"])
-    with pytest.raises(ValueError, match="name='Fashion-MNIST' is not a dataset; did you mean 'fashion_mnist'"):
+    with pytest.raises(ValueError, match="name='Fashion-MNIST' is not a choice; did you mean 'fashion_mnist'"):
         load_data("Fashion-MNIST")
 
 

@@ -608,9 +608,9 @@ def test_timms_other_models_of_the_same_block_are_read(images):
 
 
 def test_arguments_are_checked_before_anything_is_read():
-    with pytest.raises(ValueError, match="load_weights has no argument 'num_clases'; fields of ViTConfig: image_size"):
+    with pytest.raises(ValueError, match="no argument 'num_clases'; did you mean 'num_classes'. fields"):
         load_weights(None, "nowhere", num_clases=3)
-    with pytest.raises(ValueError, match="format='tim' is not known; choose from: vit, google"):
+    with pytest.raises(ValueError, match="format='tim' is not a choice; did you mean 'timm'. allowed: vit, google"):
         load_weights(None, "nowhere", format="tim")
     with pytest.raises(ValueError, match="image_size='384' must be a positive integer"):
         load_weights(None, "nowhere", image_size="384")

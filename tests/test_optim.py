@@ -190,7 +190,7 @@ def test_the_schedule_is_its_closed_form_at_each_step(schedule):
     assert factors[4] == 1.0
     assert factors[-1] > 0, "the last step must still learn"
     assert learning_rate_factor(0, total_steps=5, warmup_steps=0, schedule=schedule) == 1.0
-    with pytest.raises(ValueError, match=f"schedule='{schedule}s' must be"):
+    with pytest.raises(ValueError, match=f"schedule='{schedule}s' is not a choice; did you mean '{schedule}'"):
         learning_rate_factor(1, total_steps=5, warmup_steps=0, schedule=f"{schedule}s")
 
 

@@ -64,5 +64,5 @@ def test_wrong_sizes_are_refused():
         rope2d_table((2, 2), 6)
     with pytest.raises(ValueError, match=r"shape \(1, 7, 8\) does not fill old_grid=\(2, 3\)"):
         resample_pos_embed(torch.zeros(1, 7, 8), (2, 3), (4, 6))
-    with pytest.raises(ValueError, match="resampling='lanczos' is unknown; allowed: bi"):
+    with pytest.raises(ValueError, match="resampling='lanczos' is not a choice; allowed: bi"):
         resample_pos_embed(torch.zeros(1, 6, 8), (2, 3), (4, 6), "lanczos")

@@ -1,7 +1,50 @@
-"""Whole numbers that functions take as arguments: Python's or numpy's, checked and brought to Python's."""
+"""Arguments that every room checks in the same words: names out of a few, and whole numbers, brought to Python's."""
 
+import difflib
+from collections.abc import Collection
 from numbers import Integral
 from typing import Any
+
+# What other libraries and people call some of our fields and choices.
+_OTHER_NAMES = {
+    "lr": "learning_rate",
+    "wd": "weight_decay",
+    "dim": "embed_dim",
+    "hidden_size": "embed_dim",
+    "layers": "depth",
+    "num_layers": "depth",
+    "num_hidden_layers": "depth",
+    "heads": "num_heads",
+    "num_attention_heads": "num_heads",
+    "img_size": "image_size",
+    "channels": "in_chans",
+    "num_channels": "in_chans",
+    "dropout": "drop_rate",
+    "global_pool": "pool",
+    "avg": "mean",
+    "token": "cls",
+    "gpu": "cuda",
+    "betas": "adam_betas",
+}
+
+
+def nearest(name: Any, known: Collection[str]) -> str:
+    """The known name that is probably meant; "" if none is near."""
+    close = difflib.get_close_matches(_OTHER_NAMES.get(str(name), str(name).lower()), known, n=1)
+    return close[0] if close else ""
+
+
+def did_you_mean(name: Any, known: Collection[str]) -> str:
+    """Part of an error message: a question, if a known name is near, with a space behind it."""
+    meant = nearest(name, known)
+    return f"did you mean {meant!r}? " if meant else ""
+
+
+def check_choice(name: str, value: Any, choices: Collection[str]) -> None:
+    """Raises ValueError for a value that is not among the choices."""
+    if value not in tuple(choices):  # a dict would hash it, whatever it is
+        hint = did_you_mean(value, choices)
+        raise ValueError(f"{name}={value!r} is not a choice; {hint}allowed: {', '.join(choices)}")
 
 
 def as_integer(name: str, value: Any, least: int = 0, most: int | None = None, *, remedy: str = "") -> int:

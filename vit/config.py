@@ -8,51 +8,24 @@ that all there is to tweak is in one place.
 Source: Dosovitskiy et al., "An Image is Worth 16x16 Words", ICLR 2021, Table 1 (the paper's model sizes).
 """
 
-import difflib
 import math
 import numbers
 from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, Self
 
-# What other libraries and people call some of the fields and choices here.
-_OTHER_NAMES = {
-    "lr": "learning_rate",
-    "wd": "weight_decay",
-    "dim": "embed_dim",
-    "hidden_size": "embed_dim",
-    "layers": "depth",
-    "num_layers": "depth",
-    "num_hidden_layers": "depth",
-    "heads": "num_heads",
-    "num_attention_heads": "num_heads",
-    "img_size": "image_size",
-    "channels": "in_chans",
-    "num_channels": "in_chans",
-    "dropout": "drop_rate",
-    "global_pool": "pool",
-    "avg": "mean",
-    "token": "cls",
-    "gpu": "cuda",
-    "betas": "adam_betas",
-}
-
-
-def _nearest(name: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(_OTHER_NAMES.get(str(name), str(name).lower()), known, n=1)
-    return f"did you mean {close[0]!r}? " if close else ""
+from vit.arguments import check_choice, did_you_mean
 
 
 def _check_named(kind: str, name: str, named: Collection[str]) -> None:
     if name not in named:
-        known = list(named)
-        raise ValueError(f"unknown {kind} {name!r}; {_nearest(name, known)}choose from: {', '.join(known)}")
+        raise ValueError(f"unknown {kind} {name!r}; {did_you_mean(name, named)}choose from: {', '.join(named)}")
 
 
 def _check_fields(owner: str, names: Iterable[str], known: list[str]) -> None:
     for name in names:
         if name not in known:
-            raise ValueError(f"{owner} has no field {name!r}; {_nearest(name, known)}fields: {', '.join(known)}")
+            raise ValueError(f"{owner} has no field {name!r}; {did_you_mean(name, known)}fields: {', '.join(known)}")
 
 
 def _is_number(value: Any) -> bool:
@@ -63,6 +36,7 @@ class _Config:
     """What both configurations share: unknown names are refused, and presets are complete sets of values."""
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {}
+    CHOICES: ClassVar[dict[str, tuple[str, ...]]] = {}
 
     def __new__(cls, *unnamed: Any, **values: Any) -> Self:
         # Runs before the generated __init__, whose own messages suggest nothing.
@@ -111,10 +85,9 @@ class _Config:
         if not isinstance(getattr(self, name), bool):
             self._fail(name, "must be True or False")
 
-    def _check_choice(self, name: str, choices: tuple[str, ...]) -> None:
-        value = getattr(self, name)
-        if value not in choices:
-            self._fail(name, f"is not a choice; {_nearest(value, list(choices))}allowed: {', '.join(choices)}")
+    def _check_choices(self) -> None:
+        for name, choices in self.CHOICES.items():
+            check_choice(f"{type(self).__name__}.{name}", getattr(self, name), choices)
 
 
 def _sizes(image_size: int, patch_size: int, embed_dim: int, depth: int, num_heads: int, **more: Any) -> dict:
@@ -177,6 +150,13 @@ class ViTConfig(_Config):
             probabilities, and stochastic depth (rising linearly to this value in the last block); in [0, 1).
     """
 
+    CHOICES: ClassVar[dict[str, tuple[str, ...]]] = {
+        "pool": ("cls", "mean", "cls_mean", "cls_register"),
+        "head": ("mlp", "linear"),
+        "pos_embed": ("learned", "sincos2d", "rope", "none"),
+        "act": ("gelu", "gelu_tanh", "quick_gelu", "swiglu"),
+        "pos_resampling": ("bicubic_antialias", "bicubic", "bicubic_offset", "bicubic_corners", "bilinear_corners"),
+    }
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "vit_pico_patch8_32": _sizes(32, 8, 64, 4, 4),
         "vit_nano_patch4_32": _sizes(32, 4, 96, 6, 3, mlp_ratio=2.0),
@@ -231,17 +211,12 @@ class ViTConfig(_Config):
             self._check_float(name, 0.0, 1.0)
         for name in ("qkv_bias", "qk_norm", "pre_norm", "patch_norm", "fc_norm"):
             self._check_bool(name)
-        self._check_choice("pool", ("cls", "mean", "cls_mean", "cls_register"))
+        self._check_choices()
         if self.pool == "cls_register" and not self.num_registers:
             self._fail("pool", "needs num_registers of 1 or more")
         if self.fc_norm and self.pool != "mean":
             self._fail("fc_norm", 'is for pool="mean"')
-        self._check_choice("act", ("gelu", "gelu_tanh", "quick_gelu", "swiglu"))
         self._check_float("norm_eps", 0.0, 1.0)
-        resamplings = ("bicubic_antialias", "bicubic", "bicubic_offset", "bicubic_corners", "bilinear_corners")
-        self._check_choice("pos_resampling", resamplings)
-        self._check_choice("head", ("mlp", "linear"))
-        self._check_choice("pos_embed", ("learned", "sincos2d", "rope", "none"))
         if self.layer_scale is not None:
             self._check_float("layer_scale", 0.0)
         self._check_float("mlp_ratio", 0.0)
@@ -350,6 +325,15 @@ class TrainConfig(_Config):
         compile: whether to run `torch.compile` on the network.
     """
 
+    CHOICES: ClassVar[dict[str, tuple[str, ...]]] = {
+        "optimizer": ("muon", "adamw"),
+        "schedule": ("linear", "cosine", "constant"),
+        "flip": ("alternating", "random", "none"),
+        "auto_augment": ("none", "trivial", "rand"),
+        "test_time_augmentation": ("none", "flip"),
+        "device": ("auto", "cpu", "cuda", "mps"),
+        "precision": ("auto", "fp32", "bf16"),
+    }
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "cpu_5min": {"epochs": 7, "warmup_epochs": 0.7, **_DROP_HALF},
         "cpu_10min": {"epochs": 10, "warmup_epochs": 1.0, **_DROP_HALF},
@@ -429,13 +413,7 @@ class TrainConfig(_Config):
             self._check_float(name, 0.0)
         for name in ("mix_probability", "mix_until", "patch_drop_until"):
             self._check_float(name, 0.0, 1.0, open_end=False)
-        self._check_choice("optimizer", ("muon", "adamw"))
-        self._check_choice("schedule", ("linear", "cosine", "constant"))
-        self._check_choice("flip", ("alternating", "random", "none"))
-        self._check_choice("auto_augment", ("none", "trivial", "rand"))
-        self._check_choice("test_time_augmentation", ("none", "flip"))
-        self._check_choice("device", ("auto", "cpu", "cuda", "mps"))
-        self._check_choice("precision", ("auto", "fp32", "bf16"))
+        self._check_choices()
         self._check_bool("compile")
         betas = self.adam_betas
         are_numbers = isinstance(betas, tuple) and len(betas) == 2 and all(map(_is_number, betas))
@@ -484,7 +462,15 @@ def recipe(name: str, **changes: Any) -> tuple[ViTConfig, TrainConfig]:
         ValueError: there is no such recipe or field, or the field's own rule is broken.
     """
     _check_named("recipe", name, RECIPES)
-    of_model, of_train = ([field.name for field in fields(config)] for config in (ViTConfig, TrainConfig))
-    _check_fields("a recipe", changes, of_model + of_train)
-    model, train = ({k: v for k, v in changes.items() if k in names} for names in (of_model, of_train))
-    return ViTConfig.preset(RECIPES[name], **model), TrainConfig.preset(name, **train)
+    model_fields = [field.name for field in fields(ViTConfig)]
+    train_fields = [field.name for field in fields(TrainConfig)]
+    _check_fields("a recipe", changes, model_fields + train_fields)
+    of_model = {field: value for field, value in changes.items() if field in model_fields}
+    of_train = {field: value for field, value in changes.items() if field in train_fields}
+    return ViTConfig.preset(RECIPES[name], **of_model), TrainConfig.preset(name, **of_train)
+
+
+def check_is_config(config: Any) -> None:
+    """Raises TypeError for what is no `TrainConfig`."""
+    if not isinstance(config, TrainConfig):
+        raise TypeError(f"config={config!r} must be a TrainConfig, such as TrainConfig.preset('quick')")

@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager
 
 import torch
 
+from vit.arguments import check_choice
 from vit.config import TrainConfig
 
 
@@ -16,7 +17,7 @@ def resolve_device(device: torch.device | str = "auto") -> torch.device:
     if device == "auto":
         kind = next(name for name in available if available[name])
     if kind not in available:
-        raise ValueError(f"device={device!r} is not a choice; allowed: auto, {', '.join(available)}")
+        check_choice("device", device, ("auto", *available))
     if not available[kind]:
         why = "is not available on this machine"
         if kind == "cuda" and torch.version.cuda is torch.version.hip is None:

@@ -9,14 +9,15 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
+from vit.arguments import check_choice
+
 STYLES = ("auto", "text", "none")
 
 
 def progress_bar(iterable: Iterable | None = None, *, disable: bool = False, **options: Any) -> Any:
     """A tqdm bar in the style that VIT_PROGRESS asks for; none where it asks for none, or with `disable`."""
     style = os.environ.get("VIT_PROGRESS", "auto")
-    if style not in STYLES:
-        raise ValueError(f"VIT_PROGRESS={style!r} is not a choice; allowed: {', '.join(STYLES)}")
+    check_choice("VIT_PROGRESS", style, STYLES)
     if style == "auto":
         from tqdm.auto import tqdm
     else:

@@ -7,8 +7,6 @@ Sources: Abnar and Zuidema, "Quantifying Attention Flow in Transformers", ACL 20
 "Generic Attention-model Explainability for Interpreting Bi-Modal and Encoder-Decoder Transformers", ICCV 2021, Eq. 5-6.
 """
 
-import difflib
-from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -26,6 +24,7 @@ from vit.analysis.inputs import (
     prepared_parts,
 )
 from vit.analysis.layout import blocks_of, pooled_row, token_layout
+from vit.arguments import check_choice
 from vit.modules import eval_mode, unwrap
 
 CLASS_METHODS = ("gradient_rollout", "relevance")  # which ask for a class
@@ -48,7 +47,7 @@ def explain(model: nn.Module, images: Any, method: str = "relevance", *, targets
             every class; "gradient_rollout" and "relevance" are the functions of those names.
         targets: as for `attention_gradients`; the first two methods ignore it.
     """
-    _check_choice("method", method, METHODS)
+    check_choice("method", method, METHODS)
     model = unwrap(model)
     layout, blocks = token_layout(model), blocks_of(model)
     if method in CLASS_METHODS:
@@ -93,7 +92,7 @@ def attention_rollout(maps: Tensor, *, head_fusion: str = "mean", discard_ratio:
         same number of entries, so a token with flat attention is not erased.
     """
     _check_maps(maps)
-    _check_choice("head_fusion", head_fusion, HEAD_FUSIONS)
+    check_choice("head_fusion", head_fusion, HEAD_FUSIONS)
     if not 0 <= discard_ratio < 1:
         raise ValueError(f"discard_ratio={discard_ratio} must be in [0, 1)")
     fused = HEAD_FUSIONS[head_fusion](_float(maps), dim=2)  # (L, B, T, T)
@@ -201,10 +200,3 @@ def _check_maps(maps: Tensor) -> None:
     if not isinstance(maps, Tensor) or maps.ndim != 5 or maps.shape[-1] != maps.shape[-2] or len(maps) == 0:
         shape = tuple(maps.shape) if isinstance(maps, Tensor) else type(maps).__name__
         raise ValueError(f"maps must be a tensor (L, B, h, T, T) of at least one layer, got {shape}")
-
-
-def _check_choice(name: str, value: str, choices: Collection[str]) -> None:
-    if value not in choices:
-        close = difflib.get_close_matches(str(value), choices, n=1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
-        raise ValueError(f"{name}={value!r} is not a choice; {hint}choose from: {', '.join(choices)}")

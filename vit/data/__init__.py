@@ -1,8 +1,8 @@
 """Data: a folder on disk in, batches on the device out. The only place that knows CIFAR-10 and Fashion-MNIST."""
 
-import difflib
 from typing import Any
 
+from vit.arguments import check_choice
 from vit.data.cifar10 import load_cifar10
 from vit.data.derived import keep_classes, resize, sample_shots
 from vit.data.fashion_mnist import load_fashion_mnist
@@ -27,10 +27,7 @@ def load_data(name: str, **options: Any) -> DataSplits:
     Args:
         options: passed to `load_cifar10`, `load_fashion_mnist`, `make_shapes` or `load_image_folder`.
     """
-    if name not in tuple(DATASETS):
-        close = difflib.get_close_matches(str(name).lower(), DATASETS, n=1)
-        guess = f"did you mean {close[0]!r}? " if close else ""
-        raise ValueError(f"name={name!r} is not a dataset; {guess}allowed: {', '.join(DATASETS)}")
+    check_choice("name", name, DATASETS)
     return DATASETS[name](**options)
 
 

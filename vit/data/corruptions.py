@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vit.arguments import as_integer
+from vit.arguments import as_integer, check_choice
 from vit.data.auto_augment import check_images
 
 MAX_STRENGTH = 5
@@ -39,8 +39,7 @@ def corrupt(images: Tensor, kind: str, strength: int, seed: int = 0) -> Tensor:
         seed: 0 or more.
     """
     check_images(images)
-    if kind not in KINDS:
-        raise ValueError(f"kind={kind!r} is not a corruption; allowed: {', '.join(KINDS)}")
+    check_choice("kind", kind, KINDS)
     strength = as_integer("strength", strength, 0, MAX_STRENGTH)
     seed = as_integer("seed", seed, 0, 2**63 - 1)
     if strength == 0 or len(images) == 0:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from vit.arguments import as_integer
-from vit.config import TrainConfig
+from vit.config import TrainConfig, check_is_config
 from vit.data.augment import alternating_flips, crop_and_flip, crop_offsets, cutmix_mixup, random_erase, random_flips
 from vit.data.auto_augment import rand_augment, trivial_augment
 from vit.data.normalization import as_statistics, normalization_of, shift_and_scale
@@ -191,8 +191,7 @@ def make_mix(config: TrainConfig, num_classes: int) -> Callable[..., Batch] | No
 def make_loaders(data: DataSplits, config: TrainConfig) -> tuple[Loader, Loader]:
     """The augmented, shuffled train loader and the plain val loader of a run, on the config's device."""
     _check_data(data)
-    if not isinstance(config, TrainConfig):
-        raise TypeError(f"config={config!r} must be a TrainConfig, such as TrainConfig.preset('quick')")
+    check_is_config(config)
     for name, split in (("train", data.train), ("val", data.val)):
         if not len(split):
             raise ValueError(

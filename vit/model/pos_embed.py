@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vit.arguments import check_choice
+
 # Tables are computed once, where there is float64: on the CPU, also within `with torch.device("mps")`.
 _EXACT = {"dtype": torch.float64, "device": "cpu"}
 
@@ -84,8 +86,7 @@ def resample_pos_embed(
     """
     if table.ndim != 3 or table.shape[1] != old_grid[0] * old_grid[1]:
         raise ValueError(f"a position table of shape {tuple(table.shape)} does not fill old_grid={old_grid}")
-    if resampling not in RESAMPLINGS:
-        raise ValueError(f"resampling={resampling!r} is unknown; allowed: {', '.join(RESAMPLINGS)}")
+    check_choice("resampling", resampling, RESAMPLINGS)
     if tuple(old_grid) == tuple(new_grid):
         return table
     grid = table.reshape(1, *old_grid, -1).permute(0, 3, 1, 2)  # (1, D, h, w)

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vit.arguments import check_choice
 from vit.model.pos_embed import apply_rope
 
 Rope = tuple[Tensor, Tensor]
@@ -136,8 +137,7 @@ class Mlp(nn.Module):
 
     def __init__(self, dim: int, hidden_dim: int, *, act: str = "gelu", drop: float = 0.0) -> None:
         super().__init__()
-        if act not in ACTIVATIONS:
-            raise ValueError(f"act={act!r} is not an activation; allowed: {', '.join(ACTIVATIONS)}")
+        check_choice("act", act, ACTIVATIONS)
         self.fc1 = nn.Linear(dim, 2 * hidden_dim if act == "swiglu" else hidden_dim)
         self.act = ACTIVATIONS[act]()
         self.drop = nn.Dropout(drop)

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
+from vit.arguments import check_choice
 from vit.plots.style import (
     BLACK,
     BLUE,
@@ -53,8 +54,7 @@ def plot_runs(
         quantity: a column, such as "val_accuracy".
         against: "epoch" or "seconds".
     """
-    if against not in ("epoch", "seconds"):
-        raise ValueError(f"against={against!r} is not a choice; allowed: epoch, seconds")
+    check_choice("against", against, ("epoch", "seconds"))
     rows_of = {name: getattr(run, "rows", run) for name, run in runs.items()}
     curves = {name: _curve(name, rows, against, quantity) for name, rows in rows_of.items() if rows}
     if not 0 < len(curves) <= len(_COLORS):

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vit.arguments import check_choice, did_you_mean
 from vit.config import ViTConfig
 from vit.model.head import build_head
 from vit.model.initialization import init_head
@@ -63,10 +64,12 @@ def load_weights(
         ImportError, ConnectionError: a name that needs a package, or a network, that is not there.
     """
     known = [f.name for f in fields(ViTConfig)]
-    if unknown := set(changes) - set(known):
-        raise ValueError(f"load_weights has no argument {unknown.pop()!r}; fields of ViTConfig: {', '.join(known)}")
-    if format is not None and format not in FORMATS:
-        raise ValueError(f"format={format!r} is not known; choose from: {', '.join(FORMATS)}")
+    for name in changes:
+        if name not in known:
+            hint = did_you_mean(name, known)
+            raise ValueError(f"load_weights has no argument {name!r}; {hint}fields of ViTConfig: {', '.join(known)}")
+    if format is not None:
+        check_choice("format", format, FORMATS)
     if model is not None and not isinstance(model, VisionTransformer):
         raise TypeError(f"model must be a VisionTransformer of this library or None, got {type(model).__name__}")
     if "image_size" in changes:

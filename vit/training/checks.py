@@ -14,13 +14,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from vit.config import TrainConfig
+from vit.config import TrainConfig, check_is_config
 from vit.device import forked_random, resolve_device
 from vit.modules import unwrap
 from vit.training.checkpoint import describe_data
 from vit.training.distributed import World
 from vit.training.evaluation import (
-    check_is_config,
     check_is_model,
     check_loaders,
     check_metadata,

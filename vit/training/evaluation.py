@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vit.config import TrainConfig
+from vit.arguments import check_choice
+from vit.config import TrainConfig, check_is_config
 from vit.device import autocast
 from vit.modules import eval_mode
 from vit.progress import progress_bar
@@ -58,14 +59,13 @@ def evaluate(
     check_is_model(model)
     if not hasattr(loader, "epoch"):
         raise TypeError(f"loader is a {type(loader).__name__}: make it with vit.make_eval_loader(data, data.test)")
-    if not isinstance(config, TrainConfig | None):
-        raise TypeError(f"config={config!r} must be a TrainConfig, such as TrainConfig.preset('quick'), or None")
+    if config is not None:
+        check_is_config(config)
     check_plain_loader("loader", loader)
     check_metadata(model, loader, "measure it with data of its classes, or train it for these")
     config = config or TrainConfig()
     augmentation = test_time_augmentation or config.test_time_augmentation
-    if augmentation not in ("none", "flip"):
-        raise ValueError(f"test_time_augmentation={augmentation!r} is not a choice; allowed: none, flip")
+    check_choice("test_time_augmentation", augmentation, TrainConfig.CHOICES["test_time_augmentation"])
     if (weight := next(model.parameters(), None)) is None:
         raise ValueError("model has no parameter, which would say on what device to compute: give it one")
     device = weight.device
@@ -106,11 +106,6 @@ def evaluate(
 def check_is_model(model: Any) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model={model!r} must be a network, such as vit.VisionTransformer(vit.ViTConfig())")
-
-
-def check_is_config(config: Any) -> None:
-    if not isinstance(config, TrainConfig):
-        raise TypeError(f"config={config!r} must be a TrainConfig, such as TrainConfig.preset('quick')")
 
 
 def check_loaders(train_loader: Any, val_loader: Any = None) -> None:

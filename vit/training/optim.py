@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vit.arguments import check_choice
 from vit.config import TrainConfig
 from vit.device import has_bf16
 from vit.training.distributed import current_world
@@ -219,9 +220,8 @@ def learning_rate_factor(
         return 1 - progress
     if schedule == "cosine":
         return 0.5 * (1 + math.cos(math.pi * progress))
-    if schedule == "constant":
-        return 1.0
-    raise ValueError(f'schedule={schedule!r} must be "linear", "cosine" or "constant"')
+    check_choice("schedule", schedule, TrainConfig.CHOICES["schedule"])
+    return 1.0  # constant
 
 
 def note_peak_rates(optimizers: list[torch.optim.Optimizer]) -> None:

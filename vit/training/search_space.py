@@ -4,13 +4,13 @@ A suggestion is a dict such as {"train.learning_rate": 0.003, "model.depth": 4}.
 for the configs to say.
 """
 
-import difflib
 import math
 import numbers
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from vit.arguments import nearest
 from vit.config import TrainConfig, ViTConfig
 
 _FIELDS = {
@@ -54,8 +54,8 @@ def check_space(space: Space) -> None:
         raise ValueError(f"space={space!r} must be a dict with a name or more, such as 'train.learning_rate'")
     for name, values in space.items():
         if name not in _FIELDS:
-            close = difflib.get_close_matches(str(name), _FIELDS, n=1)
-            hint = f"did you mean {close[0]!r}? " if close else ""
+            meant = _nearest_field(str(name))
+            hint = f"did you mean {meant!r}? " if meant else ""
             raise ValueError(f"space has no field {name!r} to change; {hint}names: {', '.join(_FIELDS)}")
         if isinstance(values, Range):
             _check_range(name, values)
@@ -63,6 +63,11 @@ def check_space(space: Space) -> None:
             raise ValueError(f"space[{name!r}]={values!r} must be a Range or a list of one or more choices")
         elif len({str(value) for value in values}) < len(values):
             raise ValueError(f"space[{name!r}]={values!r} holds a choice twice")
+
+
+def _nearest_field(name: str) -> str:
+    of_field = {known.partition(".")[2]: known for known in _FIELDS}  # no field is in both configs
+    return of_field.get(nearest(name.rpartition(".")[2], of_field), "")
 
 
 def _check_range(name: str, values: Range) -> None:
