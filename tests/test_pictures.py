@@ -159,7 +159,7 @@ def test_print_colors_become_rgb():
 
 
 def test_modes_of_unknown_range_are_refused():
-    with pytest.raises(ValueError, match="its mode is F, whose range of values is unknown"):
+    with pytest.raises(ValueError, match="^the picture's mode is F, whose range of values is unknown"):
         picture_to_tensor(Image.new("F", (8, 8)), (8, 8))
 
 

@@ -1,7 +1,6 @@
 """Files from anyone: the same tensors out of every container, and an error of our own for whatever is wrong."""
 
 import io
-import json
 import os
 import pickle
 import struct
@@ -14,6 +13,7 @@ from conftest import randomize
 from safetensors.torch import save_file
 
 import vit
+from vit.files import MAX_JSON
 from vit.model.vision_transformer import VisionTransformer
 from vit.pretrained import load_weights
 from vit.pretrained.reading import read_file
@@ -251,7 +251,12 @@ def test_arrays_that_hold_no_numbers_are_refused_by_name(array, tmp_path):
 
 def test_configurations_that_are_no_json(tmp_path):
     save_file({"x": torch.zeros(2)}, tmp_path / "model.safetensors")
-    for text in ("<html>", json.dumps([1, 2])):
+    wrong = {"<html>": "cannot be read: Expecting value", "[1, 2]": "holds a list", "[" * 100_000: "cannot be read"}
+    for text, reason in wrong.items():
         (tmp_path / "config.json").write_text(text)
-        with pytest.raises(ValueError, match="config.json is not a JSON object"):
+        with pytest.raises(ValueError, match=f"{tmp_path.name}/config.json {reason}"):
             load_weights(None, tmp_path)
+    with open(tmp_path / "config.json", "w") as file:
+        file.truncate(MAX_JSON + 1)
+    with pytest.raises(ValueError, match="config.json cannot be read: it has more than"):
+        load_weights(None, tmp_path)

@@ -33,6 +33,9 @@ def test_a_loaded_model_gives_the_same_logits(saved):
     assert loaded.config == model.config and not loaded.training
     assert loaded.metadata == model.metadata | {"test_accuracy": 74.5}
     assert next(vit.load(path, device="auto").parameters()).device == resolve_device()
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="device='cuda' is .*; use 'auto' or 'cpu'"):
+            vit.load(path, device="cuda")
 
 
 def test_any_reader_of_safetensors_can_read_it(saved):
@@ -135,10 +138,16 @@ def test_metadata_may_hold_single_numbers_of_numpy_and_torch(saved):
     facts = {"accuracy": np.float32(0.5), "epochs": np.int64(7), "loss": torch.tensor(0.25), "all": [np.float64(2)]}
     loaded = vit.load(vit.save(model, path, **facts)).metadata
     assert {name: loaded[name] for name in facts} == {"accuracy": 0.5, "epochs": 7, "loss": 0.25, "all": [2.0]}
-    with pytest.raises(TypeError, match=r"metadata per_class=array.* it holds a ndarray; use its .tolist\(\)"):
+    with pytest.raises(TypeError, match=r"per_class=array.* .it holds a ndarray; use its .tolist\(\)"):
         vit.save(model, path, per_class=np.zeros(2))
-    with pytest.raises(TypeError, match="metadata chosen={1}.* it holds a set"):
+    with pytest.raises(TypeError, match=r"chosen=\{1\} cannot be written as JSON \(it holds a set\)"):
         vit.save(model, path, chosen={1})
+    deep = []
+    for _ in range(100_000):
+        deep = [deep]
+    with pytest.raises(TypeError, match="deep=.* cannot be written as JSON .*recursion"):
+        vit.save(model, path, deep=deep)
+    assert vit.load(path).metadata["epochs"] == 7
 
 
 def test_a_path_as_a_notebook_prints_it_is_found_from_another_folder(saved, tmp_path, monkeypatch):

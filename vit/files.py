@@ -1,13 +1,16 @@
-"""Writing files so that a reader only ever sees a whole one, whatever happens to the writer.
+"""Where files are, how they are written whole, and what every reader of them needs.
 
 Killed, out of space or out of power: a file is the old one or the new one. Under its name there is never half a file.
 """
 
 import contextlib
+import json
 import os
+import re
+import reprlib
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +18,18 @@ _UMASK = os.umask(0o077)  # which can only be read by setting it
 os.umask(_UMASK)
 REPOSITORY = Path(__file__).resolve().parents[1]
 NUM_RANDOM = 8  # characters that mkstemp draws for a name
+MAX_JSON = 16 << 20  # bytes of a file of names and values
 
 
 def home() -> Path:
     """Where `data/` and `runs/` are: the repository, or the working folder where the package is installed alone."""
     return REPOSITORY if (REPOSITORY / "pyproject.toml").is_file() else Path.cwd()
+
+
+def data_root(root: str | Path | None = None) -> Path:
+    """The folder that holds all data: `root`, or $VIT_DATA, or `data/` in the repository, or in the working folder
+    where there is only the package."""
+    return Path(root or os.environ.get("VIT_DATA") or home() / "data").expanduser()
 
 
 @contextlib.contextmanager
@@ -79,6 +89,48 @@ def remove_leftovers(path: Path) -> None:
     """Removes what writers of `path` that were killed have left beside it. Only for whoever alone writes `path`."""
     for leftover in path.parent.glob(f".{path.name}.{'?' * NUM_RANDOM}.tmp"):
         leftover.unlink(missing_ok=True)
+
+
+def url_hint(path: str | Path) -> str:
+    """For the message about a missing file: what to do where its path is an address, which `Path` writes with one /."""
+    is_url = re.match("[a-z]{2,}:/", str(path))  # one letter is a drive of Windows
+    return "; addresses are never fetched: save the file and pass its path" if is_url else ""
+
+
+def is_damage(error: Exception) -> bool:
+    """Whether what a decoder raised may be the fault of its file. Damaged bytes make decoders raise anything, but not
+    want of memory, nor errors with an errno."""
+    return not isinstance(error, MemoryError) and getattr(error, "errno", None) is None
+
+
+def short(path: Path) -> str:
+    """A file by its folder's name and its own."""
+    return "/".join(path.absolute().parts[-2:])
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The names and values in a JSON file. Raises ValueError, with its folder and name, if they cannot be read."""
+    try:
+        if path.stat().st_size > MAX_JSON:
+            raise ValueError(f"it has more than {MAX_JSON:,} bytes")
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{short(path)} is missing") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{short(path)} cannot be read: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{short(path)} holds a {type(values).__name__} instead of names and values")
+    return values
+
+
+def check_json(values: Mapping[str, Any]) -> None:
+    """Raises TypeError, with its name, for a value that JSON cannot hold, single numbers of numpy and torch apart."""
+    for name, value in values.items():
+        try:
+            json.dumps(value, default=plain_number)
+        except (TypeError, ValueError, RecursionError) as error:
+            what = f"{name}={reprlib.repr(value)} cannot be written as JSON ({error})"
+            raise TypeError(f"{what}: give a text, a number, or lists and dicts of them") from None
 
 
 def plain_number(value: Any) -> Any:

@@ -25,8 +25,6 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 MAX_PIXELS = 25_000_000
 MIN_SHARE = 1 / 20  # of a picture that must be left when it is cut to shape
 INTERPOLATIONS = ("bicubic", "bilinear", "lanczos")
-# The part of a model's metadata that says how its images are prepared; it is true as a whole or not at all.
-PREPROCESSING = ("mean", "std", "interpolation", "crop", "squash")
 
 _ALLOWED_STARTS = (b"\x89PNG", b"\xff\xd8\xff", b"RIFF", b"BM")
 _OTHER_STARTS = {
@@ -152,7 +150,9 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))  # PIL would clip at 255 instead
     if image.mode in ("I", "F"):
-        raise ValueError(f"its mode is {image.mode}, whose range of values is unknown: convert it to 8 bits first")
+        raise ValueError(
+            f"the picture's mode is {image.mode}, whose range of values is unknown: convert it to 8 bits first"
+        )
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

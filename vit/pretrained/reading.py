@@ -22,6 +22,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from vit.files import url_hint
+
 MAX_HEADER = 16 << 20  # bytes of JSON in front of a safetensors file
 MAX_RATIO = 10  # weights hardly compress: an archive that grows by more is no archive of weights
 
@@ -66,11 +68,6 @@ def read_file(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         f"{path} is not a readable safetensors file, nor .pt, .pth or .npz: it starts with {start!r}; "
         "a page of HTML or text here means that the download failed"
     )
-
-
-def url_hint(path: str | Path) -> str:
-    """For the message about a missing file: what to do where its path is an address, which `Path` writes with one /."""
-    return " (addresses are never fetched: save the file and pass its path)" if re.match("[a-z]+:/", str(path)) else ""
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -118,19 +115,6 @@ def checksum(tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> str:
 def _as_bytes(tensor: Tensor) -> memoryview:
     """The memory of a contiguous CPU tensor."""
     return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A small JSON file that holds an object, such as the config.json beside weights."""
-    try:
-        if path.stat().st_size > MAX_HEADER:
-            raise ValueError(f"it has more than {MAX_HEADER:,} bytes")
-        value = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(value, dict):
-            raise ValueError(f"it holds a {type(value).__name__}")
-        return value
-    except ValueError as error:
-        raise ValueError(f"{path} is not a JSON object: {error}") from error
 
 
 def _check_zip(path: Path) -> list[str]:

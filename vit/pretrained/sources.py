@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from vit.config import ViTConfig
+from vit.files import read_json
 from vit.model.vision_transformer import VisionTransformer
 from vit.modules import unwrap
 from vit.pretrained import facts
 from vit.pretrained.conversions import unstack
-from vit.pretrained.reading import read_file, read_json
+from vit.pretrained.reading import read_file
 
 # Under what checkpoints keep the weights, the best first: DINO's teacher is the network to use, not its student, and
 # averaged weights are what a training is evaluated with ("ema" in this library's states, the others of timm and DeiT).

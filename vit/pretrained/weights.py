@@ -15,11 +15,11 @@ from safetensors.torch import save_file
 
 from vit.config import ViTConfig
 from vit.device import resolve_device
-from vit.files import REPOSITORY, plain_number, replacing
+from vit.files import REPOSITORY, check_json, plain_number, replacing, url_hint
 from vit.model.vision_transformer import VisionTransformer, check_own, check_plain
 from vit.pretrained.hub import is_hub_name
 from vit.pretrained.loading import check_values, fill, load_weights
-from vit.pretrained.reading import checksum, url_hint
+from vit.pretrained.reading import checksum
 from vit.pretrained.sources import read_source
 
 SHIPPED = Path(__file__).resolve().parent / "shipped"
@@ -44,11 +44,7 @@ def save(model: VisionTransformer, path: str | Path, **metadata: Any) -> Path:
     for name, tensor in tensors.items():
         check_values(name, tensor)
     described = model.metadata | metadata
-    for name, fact in described.items():
-        try:
-            json.dumps(fact, default=plain_number)
-        except (TypeError, ValueError) as error:
-            raise TypeError(f"metadata {name}={fact!r} cannot be kept as JSON: {error}") from error
+    check_json(described)
     facts = {"config": json.dumps(model.config.to_dict()), "metadata": json.dumps(described, default=plain_number)}
     facts["sha256"] = checksum(tensors, facts)
     with replacing(path) as temporary:
@@ -103,7 +99,7 @@ def load(path: str | Path, *, config: ViTConfig | None = None, device: torch.dev
     if config is not None and config != model.config:
         table = _differences(config, model.config)
         raise ValueError(f"{path} holds another network than asked for; nothing was loaded\n{table}")
-    return model.to(resolve_device() if device == "auto" else device)
+    return model.to(resolve_device(device))
 
 
 def _differences(asked: ViTConfig, saved: ViTConfig) -> str:

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 
 from vit.config import ViTConfig
-from vit.files import remove_leftovers
+from vit.files import read_json, remove_leftovers
 from vit.progress import say
 from vit.training.checkpoint import describe_data, load_training_state, save_training_state
 from vit.training.distributed import World
 from vit.training.epoch import Sums
 from vit.training.history import History
-from vit.training.run_folder import CONFIG_FILE, read_json, write_json
+from vit.training.run_folder import CONFIG_FILE, write_json
 from vit.training.state_file import best_of, previous_of, read_state
 
 STATE_FILE = "state.pt"

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from vit.config import TrainConfig, ViTConfig
+from vit.files import read_json, short
 from vit.training.history import History
 from vit.training.run_files import HISTORY_FILE, STATE_FILE
-from vit.training.run_folder import CONFIG_FILE, read_json, runs_root, short
+from vit.training.run_folder import CONFIG_FILE, runs_root
 from vit.training.run_lock import is_being_written
 
 _EVENTS_SUFFIX = ".vit"  # of the TensorBoard files that are written here
