@@ -26,7 +26,7 @@ import torch
 from PIL import Image
 
 from vit.data import cifar10, cifar10_forms, download
-from vit.data.cifar10 import BINARY, NPM, PYTHON, DataUnavailableError, Source, fetch_cifar10, load_cifar10
+from vit.data.cifar10 import BINARY, NPM, PYTHON, DataUnavailableError, Source, load_cifar10
 from vit.data.splits import check_disjoint
 
 RECORDS = 20  # in a batch of the fakes
@@ -246,8 +246,8 @@ def test_the_python_fake_is_a_pickle_like_the_official_one(fake):
 
 def test_saves_plain_arrays_and_loads_them_again_from_anywhere(fake, tmp_path, monkeypatch):
     archive = write_tar(tmp_path / BINARY, binary_members(fake))
-    folder = fetch_cifar10(tmp_path)
-    assert folder == tmp_path / "cifar10"
+    load_cifar10(tmp_path, **SMALL)
+    folder = tmp_path / "cifar10"
     for name, array in arrays_of(fake).items():
         saved = np.load(folder / f"{name}.npy")
         assert saved.dtype == np.uint8 and np.array_equal(saved, array)
@@ -423,7 +423,8 @@ def test_row_26_damaged_file_on_disk(fake, tmp_path, archive, members):
 @pytest.mark.parametrize("where", [0, 90, -1, None], ids=str)
 def test_row_26_damaged_arrays_are_set_aside_and_made_again(fake, tmp_path, capsys, where):
     write_tar(tmp_path / BINARY, binary_members(fake))
-    path = fetch_cifar10(tmp_path) / "test_images.npy"
+    load_cifar10(tmp_path, **SMALL)
+    path = tmp_path / "cifar10" / "test_images.npy"
     raw = bytearray(path.read_bytes())
     if where is None:
         raw += b"\0"  # after an array that is whole
@@ -550,14 +551,14 @@ def test_row_33_folder_cannot_be_written(fake, tmp_path, monkeypatch):
     monkeypatch.setattr(cifar10, "SOURCES", (Source("mirror", "https://x", BINARY, never_asked),))
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match=r"cifar10 cannot be written to .* bytes free, 800,000,000 needed.*VIT_DATA"):
-        fetch_cifar10(tmp_path / "file")
+        load_cifar10(tmp_path / "file", **SMALL)
 
     def read_only(path, *_, **__):
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(Path, "touch", read_only)  # what a read-only folder does; root may write to any
     with pytest.raises(OSError, match=r"cannot be written to \(Permission denied\): .* 800,000,000 needed"):
-        fetch_cifar10(tmp_path)
+        load_cifar10(tmp_path, **SMALL)
 
 
 def test_row_33_too_little_space(fake, tmp_path, monkeypatch):
@@ -565,10 +566,10 @@ def test_row_33_too_little_space(fake, tmp_path, monkeypatch):
     monkeypatch.setattr(download.shutil, "disk_usage", lambda _: usage(10**9, 10**9 - 1234, 1234))
     monkeypatch.setattr(cifar10, "SOURCES", (Source("mirror", "https://x", BINARY, never_asked),))
     with pytest.raises(OSError, match=r"too little space: 1,234 bytes free, 800,000,000 needed"):
-        fetch_cifar10(tmp_path)
+        load_cifar10(tmp_path, **SMALL)
     write_tar(tmp_path / BINARY, binary_members(fake))
     with pytest.raises(OSError, match=r"too little space: 1,234 bytes free, 200,000,000 needed"):
-        fetch_cifar10(tmp_path)
+        load_cifar10(tmp_path, **SMALL)
 
 
 def test_row_34_two_processes_at_once(fake, tmp_path, server, archive_bytes):

@@ -22,7 +22,7 @@ from torch import Tensor
 from vit.data import cifar10_forms as forms
 from vit.data.download import SourceError, check_space, download_npm, download_url, read_archive, read_folder
 from vit.data.splits import DataSplits, Split, make_val_split
-from vit.files import home, replacing
+from vit.files import data_root, is_damage, replacing
 from vit.progress import say
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -63,7 +63,7 @@ class DataUnavailableError(RuntimeError):
     """CIFAR-10 is not here and could not be fetched; the message says what was tried and what to do."""
 
 
-_held: list[weakref.ref[Tensor]] = []  # of test images, at most one
+_held: weakref.WeakValueDictionary[str, Tensor] = weakref.WeakValueDictionary()  # the test images, while in use
 
 
 def load_cifar10(
@@ -71,15 +71,20 @@ def load_cifar10(
 ) -> DataSplits:
     """CIFAR-10 in memory; the first call may download it, later ones take under a second.
 
+    The decoded arrays are kept in `cifar10/` under the data folder, each a .npy file named as in `forms.SHA256`.
+
     Args:
-        root: as for `fetch_cifar10`.
+        root: the data folder; by default $VIT_DATA, else `data/` in the repository, or in the working folder where
+            there is only the package. A CIFAR-10 archive or extracted folder in it, or in `cifar10/` under it, is used
+            before anything is downloaded.
         val_size: images cut from the train images for validation, 1 to 49,999.
         seed: decides which ones; 0 or more.
         download: whether the network may be asked if the data is not on disk.
 
     Raises:
         ValueError: `val_size` or `seed` is out of range.
-        DataUnavailableError, OSError: as for `fetch_cifar10`.
+        DataUnavailableError: there is no way to get the data; the message says what was tried and what to do.
+        OSError: the folder cannot be written, or is too small; the message shows free and needed bytes.
     """
     # A rehearsal on images without pixels: bad arguments should fail before a download, not after it.
     rehearsal = torch.empty((*forms.array_shape("train_labels"), 0, 0, 0), dtype=torch.uint8)
@@ -96,33 +101,14 @@ def _test_images(mapped: Tensor) -> Tensor:
     The same tensor as before while somebody still holds it and has not changed it: a panel of an earlier run of a
     notebook may, and a second copy would stay with the first.
     """
-    images = _held[0]() if _held else None
+    images = _held.get("test_images")
     if images is None or not torch.equal(images, mapped):
-        images = mapped.clone()
-        _held[:] = [weakref.ref(images)]
+        images = _held["test_images"] = mapped.clone()
     return images
 
 
-def fetch_cifar10(root: str | Path | None = None) -> Path:
-    """Makes sure that the four verified arrays are on disk.
-
-    Args:
-        root: the data folder; by default $VIT_DATA, else `data/` in the repository, or in the working folder where
-            there is only the package. A CIFAR-10 archive or
-            extracted folder in it, or in `cifar10/` under it, is used before anything is downloaded.
-
-    Returns: the folder `cifar10/` under the root; each array is a .npy file in it, named as in `forms.SHA256`.
-
-    Raises:
-        DataUnavailableError: there is no way to get the data; the message says what was tried and what to do.
-        OSError: the folder cannot be written, or is too small; the message shows free and needed bytes.
-    """
-    _obtain(root, download=True)
-    return _folder(root)
-
-
 def _folder(root: str | Path | None) -> Path:
-    return Path(root or os.environ.get("VIT_DATA") or home() / "data").expanduser() / "cifar10"
+    return data_root(root) / "cifar10"
 
 
 # From a place to arrays
@@ -207,7 +193,8 @@ def _read_archive(path: Path, folder: Path) -> forms.Arrays:
     try:
         return forms.decode(read_archive(path, {member for members in forms.FORMS for member in members}))
     except Exception as error:
-        _reraise_if_not_the_files_fault(error)
+        if not is_damage(error):
+            raise
         kind, expected = ARCHIVES.get(path.name, ("sha256", "unknown"))
         with open(path, "rb") as file:
             actual = hashlib.file_digest(file, lambda: hashlib.new(kind, usedforsecurity=False)).hexdigest()
@@ -221,14 +208,9 @@ def _read_folder(folder: Path, members: tuple[str, ...]) -> forms.Arrays:
     try:
         return forms.decode(read_folder(folder, members))
     except Exception as error:
-        _reraise_if_not_the_files_fault(error)
+        if not is_damage(error):
+            raise
         raise SourceError(str(error)) from error
-
-
-def _reraise_if_not_the_files_fault(error: Exception) -> None:
-    """Damaged bytes make decoders raise anything, but not want of memory, nor errors with an errno."""
-    if isinstance(error, MemoryError) or getattr(error, "errno", None) is not None:
-        raise error
 
 
 def _set_aside(path: Path, folder: Path) -> str:
@@ -266,7 +248,8 @@ def _load_arrays(folder: Path) -> forms.Arrays:
                 raise ValueError(f"{surplus} bytes after its array")
             forms.check_array(name, arrays[name])
         except Exception as error:
-            _reraise_if_not_the_files_fault(error)
+            if not is_damage(error):
+                raise
             arrays.pop(name, None)  # Windows renames no mapped file
             raise SourceError(f"{path} is damaged: {error}; {_set_aside(path, folder)}") from error
     return arrays

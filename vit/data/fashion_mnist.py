@@ -7,7 +7,6 @@ Source: Xiao et al., "Fashion-MNIST: a Novel Image Dataset for Benchmarking Mach
 
 import gzip
 import hashlib
-import os
 import zlib
 from pathlib import Path
 
@@ -16,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vit.data.normalization import channel_statistics
 from vit.data.splits import DataSplits, Split, make_val_split
-from vit.files import home
+from vit.files import data_root
+from vit.normalization import channel_statistics
 
 FASHION_CLASSES = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
@@ -46,16 +45,16 @@ def load_fashion_mnist(root: str | Path | None = None, *, val_size: int = 5000, 
         ValueError: a file is not the official one.
     """
     folder = _folder(root)
-    arrays = [_read(folder, name) for name in FILES]
-    images, labels = ([_as_rgb32(arrays[i]) for i in (0, 2)], [torch.from_numpy(arrays[i]).long() for i in (1, 3)])
-    train, val = make_val_split(images[0], labels[0], val_size, seed)
-    mean, std = channel_statistics(images[0])
-    return DataSplits("fashion_mnist", train, val, Split(images[1], labels[1]), FASHION_CLASSES, mean, std)
+    train_images, train_labels, test_images, test_labels = (_read(folder, name) for name in FILES)
+    train_images = _as_rgb32(train_images)
+    train, val = make_val_split(train_images, train_labels.long(), val_size, seed)
+    test = Split(_as_rgb32(test_images), test_labels.long())
+    mean, std = channel_statistics(train_images)
+    return DataSplits("fashion_mnist", train, val, test, FASHION_CLASSES, mean, std)
 
 
 def _folder(root: str | Path | None) -> Path:
-    data = Path(os.environ.get("VIT_DATA") or home() / "data").expanduser()
-    places = [data / "fashion-mnist", DEBIAN] if root is None else [Path(root).expanduser()]
+    places = [data_root() / "fashion-mnist", DEBIAN] if root is None else [Path(root).expanduser()]
     for place in places:
         if all((place / f"{name}.gz").is_file() for name in FILES):
             return place
@@ -65,7 +64,7 @@ def _folder(root: str | Path | None) -> Path:
     )
 
 
-def _read(folder: Path, name: str) -> np.ndarray:
+def _read(folder: Path, name: str) -> Tensor:
     """The numbers of an IDX file, verified: images (N, 28, 28) or labels (N,), uint8."""
     size, sha256 = FILES[name]
     path = folder / f"{name}.gz"
@@ -76,10 +75,10 @@ def _read(folder: Path, name: str) -> np.ndarray:
         raise ValueError(f"{path} is damaged: {error}") from error
     if len(content) != size or hashlib.sha256(content).hexdigest() != sha256:
         raise ValueError(f"{path} is not the official file: its content does not have the known SHA-256")
-    values = np.frombuffer(content, dtype=np.uint8)
-    return values[16:].reshape(-1, 28, 28).copy() if "images" in name else values[8:].copy()
+    values = torch.from_numpy(np.frombuffer(content, dtype=np.uint8).copy())
+    return values[16:].reshape(-1, 28, 28) if "images" in name else values[8:]
 
 
-def _as_rgb32(images: np.ndarray) -> Tensor:
-    padded = F.pad(torch.from_numpy(images), (2, 2, 2, 2))  # (N, 32, 32)
+def _as_rgb32(images: Tensor) -> Tensor:
+    padded = F.pad(images, (2, 2, 2, 2))  # (N, 32, 32)
     return padded[:, None].repeat(1, 3, 1, 1)  # (N, 3, 32, 32)
