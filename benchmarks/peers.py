@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision import transforms
 
-from vit.data.augment import rand_augment, random_erase, random_flip
+from vit.data.augment import random_erase, random_flips
+from vit.data.auto_augment import rand_augment
 from vit.model.patch_embed import patchify
 from vit.model.transformer import DropPath
 from vit.training.optim import learning_rate_factor
@@ -182,6 +183,11 @@ def padded_crop(images: Tensor, generator: torch.Generator) -> Tensor:
     return moved.permute(0, 3, 1, 2)  # (B, C, H, W)
 
 
+def flip(images: Tensor, generator: torch.Generator) -> Tensor:
+    """`RandomHorizontalFlip` with a draw for each image."""
+    return torch.where(random_flips(images, generator)[:, None, None, None], images.flip(3), images)
+
+
 def erase(images: Tensor, generator: torch.Generator, *, fill: tuple[float, ...]) -> Tensor:
     """One image in four loses a square of the mean area that `RandomErasing` takes, 21 %, less where it overhangs."""
     chosen = torch.rand(len(images), generator=generator) < 0.25  # (B,)
@@ -195,7 +201,7 @@ RATIO_3_4, RATIO_9_10 = (3 / 4, 4 / 3), (0.9, 1.1)
 # at that strength stands in for it, which moves or bends an image in a third of the cases, the policy in a fifth, and
 # leaves black outside, the policy grey.
 AUGMENTATIONS = {
-    "flip": (transforms.RandomHorizontalFlip(), random_flip),
+    "flip": (transforms.RandomHorizontalFlip(), flip),
     "crop": (transforms.RandomCrop(32, padding=4), padded_crop),
     "resized_crop_3_4": (transforms.RandomResizedCrop(32, (0.8, 1), RATIO_3_4), partial(resized_crop, ratio=RATIO_3_4)),
     "resized_crop_9_10": (

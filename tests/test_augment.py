@@ -32,12 +32,21 @@ def pictures(batch: int = 6, channels: int = 3, height: int = 32, width: int = 3
     return images
 
 
+def crop(images: Tensor, padding: int, g: torch.Generator) -> Tensor:
+    offsets = augment.crop_offsets(images, padding, g)
+    return augment.crop_and_flip(images, offsets, torch.zeros(len(images)).bool(), padding)
+
+
+def flip(images: Tensor, flips: Tensor) -> Tensor:
+    return augment.crop_and_flip(images, torch.zeros(len(images), 2).long(), flips, 0)
+
+
 RANDOM_FUNCTIONS = {
-    "crop": lambda images, g: augment.random_crop(images, 4, g),
-    "flip": augment.random_flip,
+    "crop": lambda images, g: crop(images, 4, g),
+    "flip": lambda images, g: flip(images, augment.random_flips(images, g)),
     "erase": lambda images, g: augment.random_erase(images, 5, g, (0.1, 0.2, 0.3)),
-    "trivial": augment.trivial_augment,
-    "rand": augment.rand_augment,
+    "trivial": auto_augment.trivial_augment,
+    "rand": auto_augment.rand_augment,
 }
 
 
@@ -83,8 +92,7 @@ def test_crop_and_flip_against_numpy(padding):
 def test_crop_takes_non_contiguous_images():
     images = random_images()
     as_channels_last = images.contiguous(memory_format=torch.channels_last)
-    expected = augment.random_crop(images, 3, generator())
-    assert torch.equal(augment.random_crop(as_channels_last, 3, generator()), expected)
+    assert torch.equal(crop(as_channels_last, 3, generator()), crop(images, 3, generator()))
 
 
 def test_crop_with_centered_offsets_is_the_image():
@@ -101,32 +109,25 @@ def test_crop_offsets_are_uniform():
     assert chi_square < 60  # 24 degrees of freedom: p < 1e-4 beyond it
 
 
-def test_random_crop_draws_what_crop_offsets_draws():
-    images = random_images()
-    offsets = augment.crop_offsets(images, 4, generator(3))
-    expected = augment.crop_and_flip(images, offsets, torch.zeros(len(images)).bool(), 4)
-    assert torch.equal(augment.random_crop(images, 4, generator(3)), expected)
-
-
-def test_random_flip_mirrors_half_of_the_images():
+def test_random_flips_mirror_half_of_the_images():
     images = random_images(4000, 1, 2, 3)
-    result = augment.random_flip(images, generator())
+    result = flip(images, augment.random_flips(images, generator()))
     is_same = (result == images).flatten(1).all(1)
     is_mirrored = torch.from_numpy((result.numpy() == images.numpy()[..., ::-1]).reshape(len(images), -1).all(1))
     assert (is_same | is_mirrored).all()
     assert 0.46 < is_mirrored.double().mean() < 0.54
 
 
-def test_alternating_flip_shows_both_orientations_in_two_epochs():
+def test_alternating_flips_show_both_orientations_in_two_epochs():
     images, sample_idx = random_images(), torch.arange(16) * 311
-    epochs = [augment.alternating_flip(images, sample_idx, epoch, seed=3) for epoch in range(4)]
+    epochs = [flip(images, augment.alternating_flips(sample_idx, epoch, seed=3)) for epoch in range(4)]
     assert torch.equal(epochs[0], epochs[2]) and torch.equal(epochs[1], epochs[3])
     assert torch.equal(epochs[0].flip(3), epochs[1])
     is_same = (epochs[0] == images).flatten(1).all(1)
     assert 0 < is_same.sum() < 16
 
 
-def test_alternating_flip_follows_the_sample_not_its_place_in_the_batch():
+def test_alternating_flips_follow_the_sample_not_its_place_in_the_batch():
     sample_idx = torch.randperm(1000, generator=generator())
     flips = augment.alternating_flips(sample_idx, 5, seed=1)
     in_order = augment.alternating_flips(torch.arange(1000), 5, seed=1)
@@ -207,7 +208,7 @@ def count_draws(monkeypatch: pytest.MonkeyPatch, batch: int = 14_000) -> tuple[T
     """The operations and magnitudes that TrivialAugment draws, without the work of applying them."""
     drawn = []
     monkeypatch.setattr(auto_augment, "apply_ops", lambda images, *draws: drawn.append(draws) or images)
-    augment.trivial_augment(torch.zeros(batch, 1, 1, 1, dtype=torch.uint8), generator())
+    auto_augment.trivial_augment(torch.zeros(batch, 1, 1, 1, dtype=torch.uint8), generator())
     return drawn[0]
 
 
@@ -226,10 +227,10 @@ def test_trivial_augment_draws_operations_strengths_and_signs_uniformly(monkeypa
 
 def test_rand_augment_applies_as_many_operations_as_asked(monkeypatch):
     images = pictures()
-    assert torch.equal(augment.rand_augment(images, generator(), num_ops=0), images)
+    assert torch.equal(auto_augment.rand_augment(images, generator(), num_ops=0), images)
     drawn = []
     monkeypatch.setattr(auto_augment, "apply_ops", lambda images, *draws: drawn.append(draws) or images)
-    augment.rand_augment(images.expand(6, 3, 32, 32), generator(), num_ops=3, magnitude=30)
+    auto_augment.rand_augment(images.expand(6, 3, 32, 32), generator(), num_ops=3, magnitude=30)
     assert len(drawn) == 3 and not torch.equal(drawn[0][0], drawn[1][0])
     is_rotation = torch.cat([op_idx for op_idx, _ in drawn]) == auto_augment.OPS.index("Rotate")
     assert (torch.cat([magnitudes for _, magnitudes in drawn])[is_rotation].abs() == 30).all()
@@ -240,7 +241,7 @@ def test_nothing_is_read_back_from_the_device():
     images, sample_idx = random_images().to("meta"), torch.arange(16, device="meta")
     offsets, flips = sample_idx[:, None].expand(16, 2), sample_idx.bool()
     assert augment.crop_and_flip(images, offsets, flips, 4).shape == images.shape
-    assert augment.alternating_flip(images, sample_idx, 1, seed=0).shape == images.shape
+    assert augment.alternating_flips(sample_idx, 1, seed=0).shape == (16,)
     assert auto_augment.apply_ops(images, sample_idx, sample_idx.float()).shape == images.shape
 
 
@@ -320,24 +321,23 @@ LABELS = torch.arange(16) % 10
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda i: augment.random_crop(i.float(), 4, generator()), "torch.float32, not uint8.*before normal"),
-        (lambda i: augment.random_crop(i[0], 4, generator()), r"\(B, C, H, W\).*unsqueeze"),
-        (lambda i: augment.random_crop(i, -1, generator()), r"padding=-1 is not in 0\.\.8"),
-        (lambda i: augment.random_crop(i, 9, generator()), r"padding=9 is not in 0\.\.8.*12 x 9.*try 4"),
-        (lambda i: augment.random_flip(i.double(), generator()), "torch.float64.*uint8"),
+        (lambda i: crop(i.float(), 4, generator()), "torch.float32, not uint8.*before normal"),
+        (lambda i: flip(i[0], torch.zeros(3).bool()), r"\(B, C, H, W\).*unsqueeze"),
+        (lambda i: crop(i, -1, generator()), r"padding=-1 is not in 0\.\.8"),
+        (lambda i: crop(i, 9, generator()), r"padding=9 is not in 0\.\.8.*12 x 9.*try 4"),
         (
-            lambda i: augment.random_flip(i.to("meta"), generator()),
+            lambda i: augment.random_erase(i.to("meta"), 2, generator(), (0, 0, 0)),
             "generator is on cpu but images are on meta",
         ),
-        (lambda i: augment.alternating_flip(i, torch.zeros(16), 0, 0), "sample_idx is torch.float32"),
-        (lambda i: augment.alternating_flip(i, torch.arange(16), -1, 0), "epoch=-1 is negative"),
+        (lambda i: augment.alternating_flips(torch.zeros(16), 0, 0), "sample_idx is torch.float32"),
+        (lambda i: augment.alternating_flips(torch.arange(16), -1, 0), "epoch=-1 is negative"),
         (lambda i: augment.random_erase(i, -2, generator(), (0, 0, 0)), "size=-2 is negative"),
         (lambda i: augment.random_erase(i, 2, generator(), (0.5, 0.5)), r"3 values in \[0, 1\]"),
         (lambda i: augment.random_erase(i, 2, generator(), (125, 122, 114)), r"fill=\(125, 122, 114\).*mean"),
-        (lambda i: augment.trivial_augment(i[:, :2], generator()), "2 channels.*1 .grey. or 3"),
-        (lambda i: augment.trivial_augment(i.float(), generator()), "torch.float32, not uint8"),
-        (lambda i: augment.rand_augment(i, generator(), num_ops=-1), "num_ops=-1 is negative"),
-        (lambda i: augment.rand_augment(i, generator(), magnitude=31), r"magnitude=31 is not in 0\.\.30"),
+        (lambda i: auto_augment.trivial_augment(i[:, :2], generator()), "2 channels.*1 .grey. or 3"),
+        (lambda i: auto_augment.trivial_augment(i.float(), generator()), "torch.float32, not uint8"),
+        (lambda i: auto_augment.rand_augment(i, generator(), num_ops=-1), "num_ops=-1 is negative"),
+        (lambda i: auto_augment.rand_augment(i, generator(), magnitude=31), r"magnitude=31 is not in 0\.\.30"),
         (lambda i: wrong_mix(i, LABELS), "torch.uint8.*normalized"),
         (lambda i: wrong_mix(i.float(), LABELS.float()), r"labels are torch.float32.*int64 \(16,\)"),
         (lambda i: wrong_mix(i.float(), LABELS[:3]), r"labels are torch.int64 \(3,\)"),

@@ -15,54 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vit.data.auto_augment import check_images, rand_augment, trivial_augment
-
-__all__ = [
-    "alternating_flip",
-    "alternating_flips",
-    "crop_and_flip",
-    "crop_offsets",
-    "cutmix_mixup",
-    "flip",
-    "rand_augment",
-    "random_crop",
-    "random_erase",
-    "random_flip",
-    "random_flips",
-    "trivial_augment",
-]
-
-
-def random_crop(images: Tensor, padding: int, generator: torch.Generator) -> Tensor:
-    """Pad by reflection and cut a window of the old size at an independent place for each image.
-
-    Args:
-        images: uint8 (B, C, H, W).
-        padding: pixels added on each side, 0 (off) to min(H, W) - 1.
-    Returns: uint8 (B, C, H, W).
-    """
-    check_images(images, generator)
-    flips = torch.zeros(len(images), dtype=torch.bool, device=images.device)
-    return crop_and_flip(images, crop_offsets(images, padding, generator), flips, padding)
-
-
-def random_flip(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Mirror each image left to right with probability 0.5. (B, C, H, W) in and out."""
-    check_images(images, generator)
-    return flip(images, random_flips(images, generator))
-
-
-def alternating_flip(images: Tensor, sample_idx: Tensor, epoch: int, seed: int) -> Tensor:
-    """Mirror each image on every other epoch, so that two epochs in a row show both of its orientations.
-
-    Args:
-        images: uint8 (B, C, H, W).
-        sample_idx: int64 (B,), the place of each image in the training set, the same in every epoch.
-        epoch: 0 or more; which half of the images is mirrored in epoch 0 depends on `seed`.
-    Source: Jordan 2024, section 3.6 (derandomized flipping).
-    """
-    check_images(images)
-    return flip(images, alternating_flips(sample_idx, epoch, seed))
+from vit.data.auto_augment import check_images
 
 
 def random_erase(images: Tensor, size: int, generator: torch.Generator, fill: Sequence[float]) -> Tensor:
@@ -145,7 +98,14 @@ def random_flips(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def alternating_flips(sample_idx: Tensor, epoch: int, seed: int) -> Tensor:
-    """Which samples are mirrored, bool (B,): a coin fixed by (index, seed) and turned over every epoch."""
+    """Which samples are mirrored, bool (B,): a coin fixed by (index, seed) and turned over every epoch, so that two
+    epochs in a row show both orientations of an image.
+
+    Args:
+        sample_idx: int64 (B,), the place of each image in the training set, the same in every epoch.
+        epoch: 0 or more.
+    Source: Jordan 2024, section 3.6 (derandomized flipping).
+    """
     if sample_idx.ndim != 1 or sample_idx.dtype != torch.int64:
         raise ValueError(
             f"sample_idx is {sample_idx.dtype} {tuple(sample_idx.shape)}; make it int64 (B,), one an image"
@@ -154,11 +114,6 @@ def alternating_flips(sample_idx: Tensor, epoch: int, seed: int) -> Tensor:
         raise ValueError(f"epoch={epoch} is negative; count epochs from 0")
     coin = _hash32(_hash32(sample_idx & 0xFFFFFFFF) ^ (seed & 0xFFFFFFFF))
     return ((coin + epoch) & 1).bool()
-
-
-def flip(images: Tensor, flips: Tensor) -> Tensor:
-    """Mirror the images (B, C, H, W) whose `flips` (B,) is true."""
-    return torch.where(flips[:, None, None, None], images.flip(3), images)
 
 
 def crop_and_flip(images: Tensor, offsets: Tensor, flips: Tensor, padding: int) -> Tensor:
