@@ -18,6 +18,7 @@ from vit.model.vision_transformer import VisionTransformer, check_own, check_pla
 from vit.pretrained import names
 from vit.pretrained.assembly import mlp_ratio
 from vit.pretrained.conversions import Tensors
+from vit.pretrained.facts import PIL_INTERPOLATIONS
 
 # timm's configuration can hold an eps or a gated MLP only by the name of an architecture that has it.
 _TIMM_ARCHITECTURES = {
@@ -26,7 +27,7 @@ _TIMM_ARCHITECTURES = {
     (1e-6, True): "vit_giant_patch14_dinov2",
 }
 _HF_ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "quick_gelu": "quick_gelu"}
-_PIL_NUMBERS = {"lanczos": 1, "bilinear": 2, "bicubic": 3}
+_PIL_NUMBERS = {name: number for number, name in PIL_INTERPOLATIONS.items()}
 
 
 def to_timm(model: VisionTransformer, folder: str | Path) -> Path:

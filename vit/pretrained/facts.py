@@ -5,10 +5,13 @@ images were prepared (`mean`, `std`, `interpolation`, `crop`, `squash`; see `vit
 """
 
 from collections.abc import Mapping
+from numbers import Integral
 from typing import Any
 
 import torch
 from torch import nn
+
+from vit.pretrained.conversions import Facts
 
 _ACTIVATIONS = {
     "gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "quick_gelu": "quick_gelu",
@@ -17,7 +20,7 @@ _ACTIVATIONS = {
 }  # fmt: skip
 _OTHER_ACTIVATIONS = ("ReLU", "ReLU6", "Mish", "Hardswish", "ELU", "LeakyReLU", "PReLU", "SELU")
 _TIMM_POOLS = {"token": "cls", "": "cls", "avg": "mean"}
-_PIL_INTERPOLATIONS = {1: "lanczos", 2: "bilinear", 3: "bicubic"}
+PIL_INTERPOLATIONS = {1: "lanczos", 2: "bilinear", 3: "bicubic"}
 
 # Processors of transformers to which one number means the shorter side; to the others, both sides.
 _BY_SHORTER_SIDE = ("clip", "bit")
@@ -25,10 +28,10 @@ _BY_SHORTER_SIDE = ("clip", "bit")
 # The images of torchvision's weights from SWAG, fine-tuned from end to end; all others of its ViTs take 224 pixels.
 _SWAG_SIZES = (384, 512, 518)
 
-Facts = tuple[dict[str, Any], dict[str, Any]]
+Metadata = dict[str, Any]
 
 
-def of_transformers(config: Mapping[str, Any], processor: Mapping[str, Any] | None = None) -> Facts:
+def of_transformers(config: Mapping[str, Any], processor: Mapping[str, Any] | None = None) -> tuple[Facts, Metadata]:
     """From config.json and preprocessor_config.json of transformers."""
     names = _class_names(config.get("id2label") or {})
     model_type = config.get("model_type", "")
@@ -50,10 +53,10 @@ def of_transformers(config: Mapping[str, Any], processor: Mapping[str, Any] | No
     return facts, metadata
 
 
-def of_timm(config: Mapping[str, Any]) -> dict[str, Any]:
+def of_timm(config: Mapping[str, Any]) -> Metadata:
     """Preprocessing, from a `pretrained_cfg` of timm."""
     metadata = {key: list(config[key]) for key in ("mean", "std") if key in config}
-    if config.get("interpolation") in _PIL_INTERPOLATIONS.values():
+    if config.get("interpolation") in PIL_INTERPOLATIONS.values():
         metadata["interpolation"] = config["interpolation"]
     if "crop_pct" in config:
         metadata["crop"] = config["crop_pct"]
@@ -65,20 +68,18 @@ def of_timm(config: Mapping[str, Any]) -> dict[str, Any]:
     return metadata
 
 
-def of_module(module: nn.Module) -> Facts:
+def of_module(module: nn.Module) -> tuple[Facts, Metadata]:
     """From a module of transformers, timm, torchvision or vit-pytorch, or of anything that is built like them."""
     config = getattr(module, "config", None)
     if hasattr(config, "to_dict") and "model_type" in config.to_dict():
         return of_transformers(config.to_dict())
     parts = list(module.modules())
     _check_timms(module)
+    heads = [getattr(part, name, None) for part in parts for name in ("num_heads", "heads")]
     facts = {
         "norm_eps": _only("LayerNorm's eps", {part.eps for part in parts if isinstance(part, nn.LayerNorm)}),
-        "num_heads": _only(
-            "number of heads",
-            {getattr(part, name) for part in parts for name in ("num_heads", "heads") if hasattr(part, name)}
-            & set(range(1, 1000)),
-        ),
+        # What torchvision has under `heads` is no number, but its classifier.
+        "num_heads": _only("number of heads", {number for number in heads if isinstance(number, Integral)}),
         "act": _only("activation", {_activation_of(part) for part in parts} - {None}),
     }
     if isinstance(getattr(module, "global_pool", None), str):
@@ -114,7 +115,7 @@ def _check_timms(module: nn.Module) -> None:
         raise ValueError("pool_include_prefix=True is not supported: its average takes in CLS and registers")
 
 
-def _of_processor(processor: Mapping[str, Any], model_type: str) -> dict[str, Any]:
+def _of_processor(processor: Mapping[str, Any], model_type: str) -> Metadata:
     metadata = {}
     kind = processor.get("image_processor_type") or processor.get("feature_extractor_type") or model_type
     kind = str(kind).lower()
@@ -124,8 +125,8 @@ def _of_processor(processor: Mapping[str, Any], model_type: str) -> dict[str, An
         metadata |= {"mean": [0.0] * 3, "std": [1.0] * 3}
     elif "image_mean" in processor and "image_std" in processor:
         metadata |= {"mean": list(processor["image_mean"]), "std": list(processor["image_std"])}
-    if processor.get("resample") in _PIL_INTERPOLATIONS:
-        metadata["interpolation"] = _PIL_INTERPOLATIONS[processor["resample"]]
+    if processor.get("resample") in PIL_INTERPOLATIONS:
+        metadata["interpolation"] = PIL_INTERPOLATIONS[processor["resample"]]
     size = processor.get("size")
     if isinstance(size, Mapping):
         edges = size
