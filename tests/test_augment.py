@@ -174,7 +174,7 @@ def test_erase_size_zero_is_off():
 @pytest.mark.parametrize(("channels", "height", "width"), [(3, 32, 32), (3, 24, 40), (1, 32, 20)])
 @pytest.mark.parametrize("space", ["trivial", "rand"])
 def test_operations_against_torchvision(space, channels, height, width):
-    """Grey levels agree exactly; warps but for the few pixels where two source pixels are equally near."""
+    """Gray levels agree exactly; warps but for the few pixels where two source pixels are equally near."""
     from torchvision.transforms import InterpolationMode, autoaugment
 
     images = pictures(6, channels, height, width)
@@ -334,7 +334,7 @@ LABELS = torch.arange(16) % 10
         (lambda i: augment.random_erase(i, -2, generator(), (0, 0, 0)), "size=-2 is negative"),
         (lambda i: augment.random_erase(i, 2, generator(), (0.5, 0.5)), r"3 values in \[0, 1\]"),
         (lambda i: augment.random_erase(i, 2, generator(), (125, 122, 114)), r"fill=\(125, 122, 114\).*mean"),
-        (lambda i: auto_augment.trivial_augment(i[:, :2], generator()), "2 channels.*1 .grey. or 3"),
+        (lambda i: auto_augment.trivial_augment(i[:, :2], generator()), "2 channels.*1 .gray. or 3"),
         (lambda i: auto_augment.trivial_augment(i.float(), generator()), "torch.float32, not uint8"),
         (lambda i: auto_augment.rand_augment(i, generator(), num_ops=-1), "num_ops=-1 is negative"),
         (lambda i: auto_augment.rand_augment(i, generator(), magnitude=31), r"magnitude=31 is not in 0\.\.30"),

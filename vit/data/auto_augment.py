@@ -3,9 +3,9 @@
 An image's draw is an operation and a magnitude. To run each operation on its own images would be to wait for
 a GPU to say which they are. So all images go through three stages, whose parameters leave an image alone
 unless its operation is there: a warp (every geometric operation, one gather), a blend with a degenerate image
-(brightness, color, contrast, sharpness) and a table of the 256 grey levels (posterize, solarize,
+(brightness, color, contrast, sharpness) and a table of the 256 gray levels (posterize, solarize,
 auto-contrast, equalize).
-Operations, ranges and grey levels are those of torchvision's `TrivialAugmentWide` and `RandAugment` on uint8
+Operations, ranges and gray levels are those of torchvision's `TrivialAugmentWide` and `RandAugment` on uint8
 tensors, with the nearest pixel taken and black outside.
 Sources: Mueller and Hutter 2021, arXiv:2103.10158; Cubuk et al. 2020, arXiv:1909.13719.
 """
@@ -110,7 +110,7 @@ def _check_channels(images: Tensor, generator: torch.Generator | None = None) ->
     check_images(images, generator)
     if images.shape[1] not in (1, 3):
         raise ValueError(
-            f"images have {images.shape[1]} channels; color operations need 1 (grey) or 3 (RGB); "
+            f"images have {images.shape[1]} channels; color operations need 1 (gray) or 3 (RGB); "
             "use crop, flip and erasing for other images"
         )
 
@@ -166,19 +166,19 @@ def _warp(images: Tensor, is_op: dict[str, Tensor], magnitudes: Tensor) -> Tenso
 
 
 def _blend(images: Tensor, is_op: dict[str, Tensor], magnitudes: Tensor) -> Tensor:
-    """Brightness, color, contrast, sharpness: away from black, grey, mean grey or blur by 1 + magnitude."""
+    """Brightness, color, contrast, sharpness: away from black, gray, mean gray or blur by 1 + magnitude."""
     is_op = {name: where[:, None, None, None] for name, where in is_op.items()}  # (B, 1, 1, 1)
     pixels = images.float()
     if images.shape[1] == 3:
         red, green, blue = pixels[:, 0:1], pixels[:, 1:2], pixels[:, 2:3]
-        grey = (0.2989 * red + 0.587 * green + 0.114 * blue).floor()  # (B, 1, H, W)
+        gray = (0.2989 * red + 0.587 * green + 0.114 * blue).floor()  # (B, 1, H, W)
         is_blended = is_op["Brightness"] | is_op["Color"] | is_op["Contrast"] | is_op["Sharpness"]
     else:
-        grey = pixels  # its own color: a blend could only lose a level to rounding
+        gray = pixels  # its own color: a blend could only lose a level to rounding
         is_blended = is_op["Brightness"] | is_op["Contrast"] | is_op["Sharpness"]
     amount = magnitudes[:, None, None, None].where(is_blended, 0.0)
-    other = grey.mean((1, 2, 3), keepdim=True).where(is_op["Contrast"], 0.0)  # black for brightness
-    other = _blur(pixels).where(is_op["Sharpness"], grey.where(is_op["Color"], other))  # (B, C, H, W)
+    other = gray.mean((1, 2, 3), keepdim=True).where(is_op["Contrast"], 0.0)  # black for brightness
+    other = _blur(pixels).where(is_op["Sharpness"], gray.where(is_op["Color"], other))  # (B, C, H, W)
     return ((1 + amount) * pixels).sub_(other.mul_(amount)).clamp_(0, 255).to(torch.uint8)  # (B, C, H, W)
 
 
@@ -194,7 +194,7 @@ def _blur(pixels: Tensor) -> Tensor:
 
 
 def _map_levels(images: Tensor, is_op: dict[str, Tensor], magnitudes: Tensor) -> Tensor:
-    """Posterize, solarize, auto-contrast, equalize: a table of what each grey level of a channel becomes."""
+    """Posterize, solarize, auto-contrast, equalize: a table of what each gray level of a channel becomes."""
     pixels = images.flatten(2)  # (B, C, H*W)
     darkest, brightest = (find(2, keepdim=True).long() for find in (pixels.amin, pixels.amax))  # (B, C, 1)
     pixels, levels = pixels.long(), torch.arange(256, device=images.device)

@@ -33,7 +33,7 @@ def corrupt(images: Tensor, kind: str, strength: int, seed: int = 0) -> Tensor:
             "blur" is Gaussian, of a standard deviation of s / 80 of the shorter side (0.4 s pixels of 32);
             "brightness" adds or subtracts 20 s levels of 255;
             "rotation" turns by 9 s degrees to either side, mirroring what comes in at the edges;
-            "occlusion" covers s tenths of the image by a grey rectangle of its shape, anywhere inside;
+            "occlusion" covers s tenths of the image by a gray rectangle of its shape, anywhere inside;
             "patch_shuffle" moves s fifths of the patches of an 8 x 8 grid to each other's places.
         strength: 0, which changes nothing, to 5.
         seed: 0 or more.
@@ -111,8 +111,8 @@ def _occlusion(images: Tensor, strength: int, seed: int) -> Tensor:
         position = torch.arange(side, device=images.device)
         inside.append((position >= start) & (position < start + length))  # (B, side)
     rows, columns = inside
-    grey = torch.full_like(images[:1, :, :1, :1], 128)
-    return torch.where(rows[:, None, :, None] & columns[:, None, None, :], grey, images)
+    gray = torch.full_like(images[:1, :, :1, :1], 128)
+    return torch.where(rows[:, None, :, None] & columns[:, None, None, :], gray, images)
 
 
 def _patch_shuffle(images: Tensor, strength: int, seed: int) -> Tensor:

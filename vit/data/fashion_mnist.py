@@ -1,4 +1,4 @@
-"""Fashion-MNIST: ten kinds of clothes in grey, from the files of the Debian package or of the authors.
+"""Fashion-MNIST: ten kinds of clothes in gray, from the files of the Debian package or of the authors.
 
 A second target for transfer, and a trap: it is so easy that raw pixels do well, and so says little of what a network
 has learned before. Nothing is downloaded; what is read must match known hashes.
@@ -31,7 +31,7 @@ FILES = {
 
 
 def load_fashion_mnist(root: str | Path | None = None, *, val_size: int = 5000, seed: int = 0) -> DataSplits:
-    """Fashion-MNIST in memory, as networks for CIFAR-10 take it: 28x28 pixels with a black margin of 2, grey in all of
+    """Fashion-MNIST in memory, as networks for CIFAR-10 take it: 28x28 pixels with a black margin of 2, gray in all of
     three channels.
 
     Args:

@@ -70,8 +70,9 @@ def _pool(tensors: Tensors, facts: Facts) -> str:
 def _join_heads(tensors: Tensors) -> None:
     """DeiT's two heads, whose logits are averaged, are one head that reads both tokens."""
     if "head_dist.weight" in tensors and "head.weight" in tensors:
-        for part, join in (("weight", lambda a, b: torch.cat([a, b], dim=1)), ("bias", torch.add)):
-            tensors[f"head.{part}"] = join(tensors[f"head.{part}"], tensors.pop(f"head_dist.{part}")) / 2
+        weight, bias = tensors.pop("head_dist.weight"), tensors.pop("head_dist.bias")
+        tensors["head.weight"] = torch.cat([tensors["head.weight"], weight], dim=1) / 2
+        tensors["head.bias"] = (tensors["head.bias"] + bias) / 2
 
 
 def split_table(length: int, slots: list[int], own: Grid | None, target: Grid | None) -> tuple[int, Grid]:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 Tensors = dict[str, Tensor]
 Facts = dict[str, Any]
+_PACKED = {"attn.qkv.": ("attn.q.", "attn.k.", "attn.v."), "mlp.fc1.": ("mlp.gate.", "mlp.value.")}
 MAX_DEPTH = 1000  # blocks; a shape in a file costs nothing, and may claim any number
 
 
@@ -22,7 +23,7 @@ def nothing(tensors: Tensors, facts: Facts) -> None:
 
 def pack(tensors: Tensors, facts: Facts) -> None:
     """Queries, keys and values into one matrix, and the two halves of a gated MLP into another."""
-    for parts, whole in ((("attn.q.", "attn.k.", "attn.v."), "attn.qkv."), (("mlp.gate.", "mlp.value."), "mlp.fc1.")):
+    for whole, parts in _PACKED.items():
         for first in [name for name in tensors if parts[0] in name]:
             names = [first.replace(parts[0], part) for part in parts]
             if all(name in tensors for name in names):
@@ -78,7 +79,7 @@ def unstack(tensors: Tensors) -> Tensors:
 def from_vit_pytorch(tensors: Tensors, facts: Facts) -> None:
     """Patches are flattened row, column, channel; here channel, row, column. Tables get a batch axis."""
     matrix = tensors["patch_embed.proj.weight"]  # (D, p*p*C)
-    length = matrix.shape[1]
+    dim, length = matrix.shape[0], matrix.shape[1]
     channels = facts.get("in_chans") or (3 if math.isqrt(length // 3) ** 2 * 3 == length else 1)
     side = math.isqrt(length // channels)
     if side * side * channels != length:
@@ -89,10 +90,9 @@ def from_vit_pytorch(tensors: Tensors, facts: Facts) -> None:
             tensors[name] = tensors[name].reshape(side, side, channels).permute(2, 0, 1).flatten()
     for name in ("cls_token", "pos_embed"):
         if name in tensors:
-            tensors[name] = tensors[name].reshape(1, -1, matrix.shape[0])  # earlier versions have the batch axis
+            tensors[name] = tensors[name].reshape(1, -1, dim)  # earlier versions have the batch axis
     if "cls_token" in tensors and not tensors["cls_token"].numel():
         del tensors["cls_token"]  # with pool="mean" there are none, in a table of none
-    dim = matrix.shape[0]
     for name in [name for name in tensors if name.endswith("attn.qkv.weight")]:
         inner = tensors[name].shape[0] // 3
         if inner != dim:

@@ -41,7 +41,8 @@ class Format:
         fields: of ViTConfig, what holds unless the source says otherwise; `pos_embed` is for one without a table.
         assumed: some of these that its files differ in without saying so, and what to say of each; said unless the
             source or the caller names the field.
-        slots: how many prefix tokens have a position in the table: "all", "cls", or "any" where its length must tell.
+        slots: which prefix tokens have a position in the table: "all", "cls", "none", or "any" where its length must
+            tell.
         images: preprocessing in the format's own code, for a source that comes with none.
     """
 

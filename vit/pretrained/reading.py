@@ -15,7 +15,7 @@ import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -166,24 +166,30 @@ def _read_torch(path: Path) -> dict[str, Any]:
 
 
 def _read_npz(path: Path) -> dict[str, Tensor]:
-    arrays = {}
+    tensors = {}
     with zipfile.ZipFile(path) as archive:
         for info in archive.infolist():
             name = info.filename.removesuffix(".npy")
             with archive.open(info) as member:
-                try:
-                    is_first = np.lib.format.read_magic(member) == (1, 0)
-                    read = np.lib.format.read_array_header_1_0 if is_first else np.lib.format.read_array_header_2_0
-                    shape, is_fortran, dtype = read(member)
-                except ValueError as error:
-                    raise ValueError(f"{path}: {name} is not a NumPy array ({error})") from error
-                nbytes = math.prod(shape) * dtype.itemsize
-                if dtype.hasobject or not dtype.isnative or member.tell() + nbytes != info.file_size:
-                    raise ValueError(f"{path}: {name} is not a plain array of its size ({dtype}, {shape}); refused")
-                is_bfloat16 = dtype == np.dtype("V2")  # how NumPy stores JAX's
-                if not is_bfloat16 and (dtype.kind not in "fiub" or dtype.itemsize > 8):
-                    raise ValueError(f"{path}: {name} holds no numbers that are read ({dtype}); save it as float32")
-                data = bytearray(member.read(nbytes))
-            array = np.ndarray(shape, np.int16 if is_bfloat16 else dtype, data, order="F" if is_fortran else "C")
-            arrays[name] = torch.from_numpy(array).view(torch.bfloat16) if is_bfloat16 else torch.from_numpy(array)
-    return arrays
+                tensors[name] = _read_array(member, info.file_size, f"{path}: {name}")
+    return tensors
+
+
+def _read_array(member: IO[bytes], size: int, name: str) -> Tensor:
+    """The array in a `.npy` member of `size` bytes, which errors call by `name`."""
+    try:
+        is_first = np.lib.format.read_magic(member) == (1, 0)
+        read = np.lib.format.read_array_header_1_0 if is_first else np.lib.format.read_array_header_2_0
+        shape, is_fortran, dtype = read(member)
+    except ValueError as error:
+        raise ValueError(f"{name} is not a NumPy array ({error})") from error
+    nbytes = math.prod(shape) * dtype.itemsize
+    if dtype.hasobject or not dtype.isnative or member.tell() + nbytes != size:
+        raise ValueError(f"{name} is not a plain array of its size ({dtype}, {shape}); refused")
+    is_bfloat16 = dtype == np.dtype("V2")  # how NumPy stores JAX's
+    if not is_bfloat16 and (dtype.kind not in "fiub" or dtype.itemsize > 8):
+        raise ValueError(f"{name} holds no numbers that are read ({dtype}); save it as float32")
+    data = bytearray(member.read(nbytes))
+    array = np.ndarray(shape, np.int16 if is_bfloat16 else dtype, data, order="F" if is_fortran else "C")
+    tensor = torch.from_numpy(array)
+    return tensor.view(torch.bfloat16) if is_bfloat16 else tensor
