@@ -28,7 +28,8 @@ from contender import repeats_per_second
 
 import vit
 from vit.data import DataSplits, Loader, Split
-from vit.training.epoch import classification_loss, set_patch_drop
+from vit.training.epoch import set_patch_drop
+from vit.training.losses import classification_loss
 from vit.training.memory import keep_freed_memory
 from vit.training.optim import build_optimizers
 

@@ -25,7 +25,7 @@ import torch
 import vit
 from vit.training import build_optimizers, train_one_epoch
 from vit.training.checkpoint import describe_data, save_training_state
-from vit.training.epoch import classification_loss
+from vit.training.losses import classification_loss
 
 COMMAND = "python benchmarks/loop_overhead.py"
 RECIPE = vit.TrainConfig.preset("cpu_10min", device="cpu")

@@ -50,7 +50,7 @@ from vit.data import DataSplits, Split
 from vit.device import resolve_device
 from vit.tasks.mae import MaskedAutoencoder, reconstruction_loss, to_classifier
 from vit.training import build_optimizers
-from vit.training.epoch import LossFn
+from vit.training.losses import LossFn
 from vit.training.run_folder import runs_root, write_json
 
 RUNS = runs_root() / "benchmark-record"

@@ -51,7 +51,8 @@ from vit.config import RECIPES
 from vit.data import DataSplits, Loader, Split
 from vit.data.loader import make_mix
 from vit.files import REPOSITORY
-from vit.training.epoch import classification_loss, run_steps, set_patch_drop
+from vit.training.epoch import run_steps, set_patch_drop
+from vit.training.losses import classification_loss
 from vit.training.memory import keep_freed_memory
 from vit.training.run_folder import current_commit, runs_root, write_json
 

@@ -17,7 +17,7 @@ from vit.config import TrainConfig, ViTConfig
 from vit.data import DataSplits, Loader, keep_classes, make_eval_loader, make_loaders
 from vit.model.vision_transformer import VisionTransformer
 from vit.training import build_optimizers, evaluate, fit, for_budget, list_runs, train_one_epoch
-from vit.training.epoch import classification_loss
+from vit.training.losses import classification_loss
 from vit.training.run_files import STATE_FILE, RunFiles
 
 SMALL = ViTConfig(image_size=16, embed_dim=24, depth=1, num_heads=2, mlp_ratio=2.0)

@@ -19,8 +19,8 @@ from vit.data.augment import cutmix_mixup
 from vit.model.vision_transformer import VisionTransformer
 from vit.training import Evaluation, build_optimizers, fit, load_state_weights, loop, run_files, train_one_epoch
 from vit.training.averaging import AveragedWeights
-from vit.training.epoch import classification_loss
 from vit.training.finite import LAG, FiniteCheck
+from vit.training.losses import classification_loss
 from vit.training.run_files import STATE_FILE
 from vit.training.state_file import read_state
 

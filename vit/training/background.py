@@ -16,9 +16,9 @@ from torch import nn
 
 from vit.config import TrainConfig
 from vit.progress import say
-from vit.training.epoch import LossFn
 from vit.training.history import History
 from vit.training.loop import fit
+from vit.training.losses import LossFn
 
 _starting = threading.Lock()
 _current: "BackgroundRun | None" = None

@@ -20,8 +20,9 @@ from vit.progress import progress_bar
 from vit.training.averaging import AveragedWeights
 from vit.training.checks import check_compile
 from vit.training.distributed import current_world
-from vit.training.epoch import LossFn, train_one_epoch
+from vit.training.epoch import train_one_epoch
 from vit.training.evaluation import check_is_model, check_loaders, evaluate
+from vit.training.losses import LossFn
 from vit.training.memory import keep_freed_memory
 from vit.training.optim import build_optimizers
 
@@ -92,8 +93,8 @@ def for_budget(
 
 
 def _epochs_that_fit(seconds: float, epoch: float, val: float) -> float:
-    """The epochs, in hundredths, for which training and a validation after each, begun ones included, take no more
-    than `seconds`."""
+    """The most epochs, to a hundredth, that fit into `seconds`, with a validation after each, a partial last one
+    included."""
     whole = int(seconds // (epoch + val))
     rest = max(0.0, seconds - whole * (epoch + val) - val) / epoch
     return whole + math.floor(100 * min(rest, 1)) / 100

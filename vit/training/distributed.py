@@ -161,7 +161,7 @@ def processes(device: str = "auto") -> Iterator[World]:
     Raises:
         OSError: the port at which to meet is in use.
         ValueError: there are more processes than GPUs.
-        RuntimeError: the others did not come; or the environment names not all that is needed to meet them.
+        RuntimeError: the others did not come; or an environment variable needed to meet them is not set.
     """
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield ALONE

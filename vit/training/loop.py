@@ -21,18 +21,11 @@ from vit.progress import progress_bar
 from vit.training.averaging import AveragedWeights
 from vit.training.checks import check_fit, check_same, try_evaluation
 from vit.training.distributed import current_world
-from vit.training.epoch import (
-    LossFn,
-    Sums,
-    epoch_steps,
-    explaining_memory,
-    run_steps,
-    set_patch_drop,
-    train_one_epoch,
-)
+from vit.training.epoch import Sums, epoch_steps, explaining_memory, run_steps, set_patch_drop, train_one_epoch
 from vit.training.evaluation import evaluate
 from vit.training.history import History
 from vit.training.interrupt import stop_on_interrupt
+from vit.training.losses import LossFn
 from vit.training.memory import keeping_freed_memory
 from vit.training.optim import build_optimizers, note_peak_rates
 from vit.training.run_files import RunFiles
@@ -66,8 +59,8 @@ def fit(
 
     Args:
         run_dir: folder for `config.json`, if it has none, `history.csv` and the resumable state, written at the start,
-            after each epoch, every five minutes and at a stop. The state before the last and that of the best epoch
-            are kept beside it.
+            after each epoch, at a stop, and every few minutes of a long epoch (`run_files.SAVE_SECONDS`). The state
+            before the last and that of the best epoch are kept beside it.
         resume: go on from the state in `run_dir`; the result is then the same as without the stop.
         loss_fn: what to learn instead of classification. Its metrics, each one number of the batch and none named
             "loss" or "samples", are summed and divided by the samples seen. The val loader still measures a classifier:
@@ -79,7 +72,8 @@ def fit(
         make_bar: what shows the progress; called and used as `progress_bar` is.
         should_stop: asked after every step and before every val batch; a yes is like Ctrl-C.
         save_seconds: an epoch that ends sooner after the last save is not saved, nor kept as the best, unless it is
-            the last: for a GPU whose epochs take no longer than a save. Above 300, it replaces the five minutes.
+            the last: for a GPU whose epochs take no longer than a save. If it is longer than `run_files.SAVE_SECONDS`,
+            it takes the place of that within an epoch.
 
     Raises:
         TypeError: an argument is of another kind, or what `loss_fn` returns.

@@ -35,7 +35,7 @@ def classification_loss(label_smoothing: float = 0.0, loader: Any = None) -> Los
 
 
 def loss_and_metrics(returned: Any) -> tuple[Tensor, Mapping[str, Any]]:
-    """What a loss_fn has returned, if a training can do with it; looks at kinds and shapes only."""
+    """Checks the kinds and shapes of what loss_fn returned, and gives it back."""
     is_pair = isinstance(returned, (tuple, list)) and len(returned) == 2
     if not is_pair or not isinstance(returned[1], Mapping):
         kinds = ", ".join(type(part).__name__ for part in (returned if is_pair else [returned]))

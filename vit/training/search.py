@@ -177,11 +177,11 @@ def _tell(study: Any, asked: Any, trial: Trial) -> None:
 def importances(result: SearchResult) -> dict[str, float]:
     """How much each name in the space decides whether a trial is among the best; shares of 1, the largest first.
 
-    Found by PED-ANOVA, which compares the values of the best 30 % with those of all. Since it asks no more than which
-    trials are the best, pruned and failed ones take part: without them, a learning rate whose bad values are always
-    pruned would seem to matter little. A pruned one was behind half of the others when it ended, so where there are
-    some, no more than the better half of the complete ones are the best. Shares are rough: of twenty trials, believe
-    the first, and the order of the rest from more.
+    Found by PED-ANOVA, which compares the values of the best trials (BEST_SHARE of all) with those of all. Since it
+    asks no more than which trials are the best, pruned and failed ones take part: without them, a learning rate whose
+    bad values are always pruned would seem to matter little. A pruned one was behind half of the others when it ended,
+    so where there are some, no more than the better half of the complete ones are the best. Shares are rough: of
+    twenty trials, believe the first, and the order of the rest from more.
 
     Raises:
         ValueError: there are too few trials that are complete or pruned, or too many of the same accuracy.

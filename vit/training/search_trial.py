@@ -47,8 +47,8 @@ class Watch:
     def train(
         self, train: Callable[..., History], configs: tuple[ViTConfig, TrainConfig], *, is_proven: bool
     ) -> tuple[str, str]:
-        """State and reason of the trial. Once `is_proven`, by a training that came to its end, an error is one of the
-        values that were suggested, and not of the code."""
+        """State and reason of the trial. After a first training has ended well (`is_proven`), an error is blamed on the
+        suggested values and not on the code."""
         watch = {"history": self.history, "should_stop": self.should_stop, "make_bar": self.make_bar}
         try:
             history = train(*configs, **watch)
