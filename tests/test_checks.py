@@ -519,6 +519,11 @@ def test_other_labels_are_refused_with_the_first_batch(change, message):
     assert loader.num_given == 1
 
 
+def test_a_loader_that_gives_nothing_is_named():
+    with pytest.raises(ValueError, match="loader gives no batch: there is nothing to measure"):
+        evaluate(make_model(), Given())
+
+
 class Wraps(nn.Module):
     def __init__(self, function, model: nn.Module | None = None) -> None:
         super().__init__()

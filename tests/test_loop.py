@@ -31,8 +31,8 @@ from vit.training import (
     train_one_epoch,
 )
 from vit.training.averaging import AveragedWeights
-from vit.training.epoch import classification_loss
 from vit.training.interrupt import stop_on_interrupt
+from vit.training.losses import classification_loss
 from vit.training.optim import layer_of
 from vit.training.run_files import STATE_FILE
 from vit.training.state_file import write_state

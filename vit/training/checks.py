@@ -71,9 +71,9 @@ def check_fit(
     check_loaders(train_loader, val_loader)
     if history:
         raise ValueError(f"history holds {len(history)} epochs already: give an empty one, which resume=True fills too")
-    for name, loader in (("train_loader", train_loader), ("val_loader", val_loader)):
+    for name, loader, use in (("train_loader", train_loader, "train on"), ("val_loader", val_loader, "measure")):
         if loader is not None and not len(loader):
-            raise ValueError(f"{name} has no batch: there is nothing to {'train on' if name[0] == 't' else 'measure'}")
+            raise ValueError(f"{name} has no batch: there is nothing to {use}")
     of_model = getattr(getattr(model, "config", None), "num_classes", None)
     of_data = getattr(train_loader, "num_classes", None)
     if of_model and of_data and of_model != of_data:

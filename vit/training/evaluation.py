@@ -54,7 +54,8 @@ def evaluate(
 
     Raises:
         TypeError: an argument is of another kind, or what the model or the loader gives.
-        ValueError: the loader augments or shuffles; or its classes or normalization are not those of the model.
+        ValueError: the loader augments or shuffles, or gives nothing; or its classes or normalization are not those of
+            the model.
     """
     check_is_model(model)
     if not hasattr(loader, "epoch"):
@@ -98,6 +99,8 @@ def evaluate(
                 batch = torch.logaddexp(batch, of_mirrored) - math.log(2)
             log_probabilities.append(sharing.joined(batch, count))
             labels.append(batch_labels.long())
+    if not labels:
+        raise ValueError("loader gives no batch: there is nothing to measure")
     log_p, y = torch.cat(log_probabilities).cpu(), torch.cat(labels).cpu()  # (N, K), (N,)
     accuracy = 100 * (log_p.argmax(dim=1) == y).double().mean().item()
     return Evaluation(loss=F.nll_loss(log_p, y).item(), accuracy=accuracy, probabilities=log_p.exp(), labels=y)

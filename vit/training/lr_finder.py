@@ -19,8 +19,9 @@ from vit.config import TrainConfig, check_is_config
 from vit.device import forked_random, resolve_device
 from vit.progress import progress_bar
 from vit.training.distributed import ALONE
-from vit.training.epoch import LossFn, add_gradients, classification_loss, explaining_memory, set_patch_drop
+from vit.training.epoch import add_gradients, explaining_memory, set_patch_drop
 from vit.training.evaluation import check_is_model, check_loaders
+from vit.training.losses import LossFn, classification_loss
 from vit.training.optim import build_optimizers, set_learning_rate
 
 MAX_RISE = 3  # the ramp ends where the loss is above its lowest value by more than so many times that value

@@ -7,7 +7,6 @@ Regularization", ICLR 2019.
 """
 
 import math
-import numbers
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable
@@ -16,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vit.arguments import check_choice
+from vit.arguments import as_integer, check_choice
 from vit.config import TrainConfig
 from vit.device import has_bf16
 from vit.training.distributed import current_world
@@ -115,14 +114,14 @@ class Muon(torch.optim.Optimizer):
 
 
 def _check_muon(group: dict[str, Any]) -> None:
-    for name, is_allowed, rule in (
-        ("lr", lambda value: 0 <= value < math.inf, "a number of 0 or more, such as 0.008"),
-        ("momentum", lambda value: 0 <= value < 1, "in [0, 1), such as 0.95"),
-        ("weight_decay", lambda value: 0 <= value < math.inf, "a number of 0 or more, such as 0.05"),
-        ("num_splits", lambda value: isinstance(value, numbers.Integral) and value >= 1, "an integer of 1 or more"),
+    for name, end, rule in (
+        ("lr", math.inf, "a number of 0 or more, such as 0.008"),
+        ("momentum", 1, "in [0, 1), such as 0.95"),
+        ("weight_decay", math.inf, "a number of 0 or more, such as 0.05"),
     ):
-        if not is_allowed(group[name]):
+        if not 0 <= group[name] < end:
             raise ValueError(f"Muon: {name}={group[name]!r} must be {rule}")
+    as_integer("Muon: num_splits", group["num_splits"], 1)
 
 
 def build_optimizers(model: nn.Module, config: TrainConfig, *, layer_decay: float = 1.0) -> list[torch.optim.Optimizer]:
