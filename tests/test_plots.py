@@ -38,6 +38,10 @@ def test_class_accuracy_is_the_share_of_right_answers():
     ax = plot_class_accuracy(probabilities, labels, ["cat", "dog"]).axes[0]
     assert [bar.get_width() for bar in ax.patches] == pytest.approx([75.0, 100.0])
     assert [text.get_text() for text in ax.get_yticklabels()] == ["cat", "dog"]
+    with pytest.raises(ValueError, match="labels is empty: there is nothing to plot"):
+        plot_class_accuracy(probabilities[:0], labels[:0], ["cat", "dog"])
+    with pytest.raises(ValueError, match="probabilities has 5 entries for 6 labels"):
+        plot_class_accuracy(probabilities[:5], labels, ["cat", "dog"])
 
 
 def test_images_are_drawn_as_they_are():

@@ -207,3 +207,14 @@ def test_large_networks_have_room_for_their_numbers(rng):
             ticks = [(text.get_window_extent(), text.get_text()) for text in axis.get_ticklabels()]
             assert 8 <= len(ticks) <= 16 and [int(text) for _, text in ticks][:2] in ([0, 2], [0, 3])
             assert not any(a.overlaps(b) for (a, _), (b, _) in pairwise(ticks))
+
+
+def test_figures_of_no_images_are_refused():
+    images = np.zeros((0, 3, 4, 4), np.uint8)
+    for plot in (
+        lambda: plot_token_pca(images, np.zeros((0, 2, 2, 3))),
+        lambda: plot_token_norms(images, np.ones((2, 0, 2, 2))),
+        lambda: plot_logit_lens(images, np.ones((2, 0, 3)), np.zeros(0, int), ["a", "b", "c"]),
+    ):
+        with pytest.raises(ValueError, match="images is empty: there is nothing to plot"):
+            plot()

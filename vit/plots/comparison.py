@@ -38,7 +38,7 @@ def plot_time_to_accuracy(curves: Sequence[Mapping[str, Any]], *, title: str = "
     if not 0 < len(names) <= len(_COLORS):
         raise ValueError(f"curves has {len(names)} names; between 1 and {len(_COLORS)} can be told apart")
     figure, axes = new_figure(1, 2, height=3.6 + 0.21 * math.ceil(len(curves) / 3))
-    for curve in sorted(curves, key=lambda curve: -_check(curve)["accuracy"][-1]):
+    for curve, values in sorted(((c, _check(c)) for c in curves), key=lambda pair: -pair[1]["accuracy"][-1]):
         variants = [other["variant"] for other in curves if other["name"] == curve["name"]]
         if len(variants) > len(_STYLES):
             raise ValueError(f"{curve['name']!r} has {len(variants)} variants; {len(_STYLES)} can be told apart")
@@ -47,7 +47,6 @@ def plot_time_to_accuracy(curves: Sequence[Mapping[str, Any]], *, title: str = "
             "linestyle": _STYLES[variants.index(curve["variant"])],
             "linewidth": 3 if curve["name"] == names[0] else 1.7,
         }
-        values = _check(curve)
         label = f"{values['accuracy'][-1]:.1f}  {curve['name']}, {curve['variant'].replace('_', ' ')}"
         for ax, x in zip(axes, ("seconds", "flops"), strict=True):
             ax.plot(values[x], values["accuracy"], label=label, **look)

@@ -5,9 +5,22 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from vit.plots.style import BLUE, GREY, ORANGE, as_array, new_figure, set_figure_title, set_title
+from vit.plots.style import (
+    BLUE,
+    GREY,
+    ORANGE,
+    as_array,
+    check_one_each,
+    label_bar,
+    new_figure,
+    set_figure_title,
+    set_title,
+)
+
+_SPLITS = {"train": {"color": ORANGE, "linestyle": "--"}, "val": {"color": BLUE, "linestyle": "-"}}
 
 
 def plot_history(rows: Sequence[dict[str, float]] | Any, *, title: str = "") -> Figure:
@@ -19,7 +32,6 @@ def plot_history(rows: Sequence[dict[str, float]] | Any, *, title: str = "") -> 
     rows = getattr(rows, "rows", rows)
     if not rows:
         raise ValueError("rows is empty: there is nothing to plot before the first epoch has ended")
-    epochs = [row["epoch"] for row in rows]
     panels = {"loss": "cross-entropy (nats)", "accuracy": "accuracy (%)"}
     told = {name for row in rows for name in row}
     panels = {quantity: label for quantity, label in panels.items() if told & {f"train_{quantity}", f"val_{quantity}"}}
@@ -27,17 +39,12 @@ def plot_history(rows: Sequence[dict[str, float]] | Any, *, title: str = "") -> 
         raise ValueError(f"rows hold neither losses nor accuracies, but {', '.join(sorted(told))}")
     figure, axes = new_figure(1, len(panels))
     for ax, (quantity, label) in zip(np.atleast_1d(axes), panels.items(), strict=True):
-        for split, color, style in (("train", ORANGE, "--"), ("val", BLUE, "-")):
-            name = f"{split}_{quantity}"
-            values = [row.get(name, math.nan) for row in rows]
-            if not all(map(math.isnan, values)):
-                ax.plot(epochs, values, style, color=color, marker="o", markersize=4, label=split)
+        _plot_splits(ax, rows, quantity)
         ax.set(xlabel="epoch", ylabel=label)
         set_title(ax, quantity.capitalize())
         ax.xaxis.get_major_locator().set_params(integer=True)
         ax.legend(frameon=False)
-    if title:
-        figure.suptitle(title, fontsize=11, x=0.01, ha="left", parse_math=False)
+    set_figure_title(figure, title)
     return figure
 
 
@@ -54,12 +61,10 @@ def plot_progress(
     figure, (left, right) = new_figure(1, 2)
     if losses:
         left.plot(*zip(*losses, strict=True), color=ORANGE, label="train, epoch so far")
-    ends = [row["epoch"] for row in rows]
-    for ax, quantity in ((left, "loss"), (right, "accuracy")):
-        for split, color, style in (("train", ORANGE, "--"), ("val", BLUE, "-")):
-            values = [row.get(f"{split}_{quantity}", math.nan) for row in rows]
-            if not all(map(math.isnan, values)) and not (split == "train" and ax is left and losses):
-                ax.plot(ends, values, style, color=color, marker="o", markersize=4, label=split, clip_on=False)
+    # The falling loss is that of the training images already.
+    _plot_splits(left, rows, "loss", ("val",) if losses else tuple(_SPLITS), clip_on=False)
+    _plot_splits(right, rows, "accuracy", clip_on=False)
+    for ax in (left, right):
         ax.set(xlabel="epoch", xlim=(0, epochs))
         ax.xaxis.get_major_locator().set_params(integer=epochs >= 2)
         if ax.lines:
@@ -81,8 +86,9 @@ def plot_class_accuracy(probabilities: np.ndarray, labels: np.ndarray, class_nam
     Args:
         probabilities: (N, K); labels: (N,).
     """
-    labels = as_array(labels)
-    right = as_array(probabilities).argmax(axis=1) == labels
+    probabilities, labels = as_array(probabilities), as_array(labels)
+    check_one_each("labels", labels, probabilities=probabilities)
+    right = probabilities.argmax(axis=1) == labels
     per_class = {k: 100 * right[labels == k].mean() for k in np.unique(labels)}
     order = sorted(per_class, key=per_class.get)
     figure, ax = new_figure(height=max(3.2, 0.7 + 0.22 * len(order)))
@@ -94,10 +100,23 @@ def plot_class_accuracy(probabilities: np.ndarray, labels: np.ndarray, class_nam
         100 * right.mean() + 0.7, -0.45, f"all {100 * right.mean():.1f} %", color="#444444", va="bottom", fontsize=9
     )
     for y, k in enumerate(order):
-        is_long = per_class[k] > 6  # long enough for its number to stand inside
-        x, color = (1, "white") if is_long else (per_class[k] + 1, "black")
-        ax.text(x, y, f"{per_class[k]:.0f}", color=color, va="center", fontsize=9)
+        label_bar(ax, y, per_class[k], gap=1, room=6)
     ax.set(xlim=(0, 100), xlabel="accuracy (%)")
     set_title(ax, "Accuracy by class")
     ax.grid(axis="y", visible=False)
     return figure
+
+
+def _plot_splits(
+    ax: Axes,
+    rows: Sequence[Mapping[str, float]],
+    quantity: str,
+    splits: Sequence[str] = tuple(_SPLITS),
+    **options: Any,
+) -> None:
+    """A quantity against the epochs, a line for each split that has it."""
+    for split in splits:
+        values = [row.get(f"{split}_{quantity}", math.nan) for row in rows]
+        if not all(map(math.isnan, values)):
+            look = {"marker": "o", "markersize": 4, "label": split, **_SPLITS[split], **options}
+            ax.plot([row["epoch"] for row in rows], values, **look)

@@ -17,6 +17,7 @@ from vit.plots.style import (
     BLUE,
     GREEN,
     GREY,
+    MAX_CLASSES,
     ORANGE,
     PURPLE,
     VERMILION,
@@ -32,7 +33,6 @@ from vit.plots.style import (
     set_title,
 )
 
-MAX_CLASSES = 20  # so many numbers stand beside each other without touching
 FEW = 20  # images; the accuracy of fewer may be off by 20 points and more
 PERCENT = (-3, 103)  # limits of an axis that show a point at its end whole
 LOOKS = ((BLUE, "o"), (ORANGE, "s"), (GREEN, "^"), (VERMILION, "D"), (PURPLE, "v"), ("black", "P"))

@@ -11,7 +11,18 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 
-from vit.plots.style import BLUE, GREEN, GREY, ORANGE, VERMILION, as_array, new_figure, set_figure_title, set_title
+from vit.plots.style import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    VERMILION,
+    as_array,
+    label_bar,
+    new_figure,
+    set_figure_title,
+    set_title,
+)
 
 RANDOM = "random"  # the name of the order that knows nothing
 # Every other line is broken and drawn over the solid ones: two methods that agree are both seen.
@@ -103,9 +114,7 @@ def _plot_bars(ax: Axes, measure: str, of_method: Mapping[str, float], chance: f
     values = 100 * _check_range(f"the scores of {measure!r}", np.array([of_method[name] for name in names]))
     ax.barh([_spoken(name) for name in names], values, color=BLUE, height=0.65)
     for y, value in enumerate(values):
-        is_long = value > 12  # long enough for its number to stand inside
-        x, color = (1.5, "white") if is_long else (value + 1.5, "black")
-        ax.text(x, y, f"{value:.0f}", color=color, va="center", fontsize=9)
+        label_bar(ax, y, value, gap=1.5, room=12)
     ax.axvline(100 * chance, color="black", linestyle="--", linewidth=1.5)
     side, gap = ("left", 1.5) if chance < 0.7 else ("right", -1.5)
     ax.text(100 * chance + gap, len(names) - 0.45, f"chance {100 * chance:.0f}", ha=side, fontsize=9)

@@ -19,10 +19,12 @@ from vit.plots.style import (
     BLUE,
     GREEN,
     GREY,
+    MAX_CLASSES,
     ORANGE,
     VERMILION,
     as_array,
     check_images,
+    check_one_each,
     draw_image,
     draw_values,
     image_grid,
@@ -32,7 +34,6 @@ from vit.plots.style import (
 )
 
 SETS = ((BLUE, "o"), (ORANGE, "s"), (GREEN, "^"), (VERMILION, "D"))  # a color and a marker for each set of heads
-MAX_CLASSES = 20  # so many names stand below each other without touching
 
 
 def plot_patch_filters(filters: ArrayLike, explained: ArrayLike | None = None, *, columns: int = 14) -> Figure:
@@ -58,9 +59,9 @@ def plot_patch_filters(filters: ArrayLike, explained: ArrayLike | None = None, *
     return figure
 
 
-def _spaced(count: int, most: int = 16) -> range:
-    """At most so many of the numbers below `count`, evenly spaced: their labels have room."""
-    return range(0, count, math.ceil(count / most))
+def _spaced(count: int) -> range:
+    """At most 16 of the numbers below `count`, evenly spaced: their labels have room."""
+    return range(0, count, math.ceil(count / 16))
 
 
 def plot_pos_embed_similarity(similarity: ArrayLike) -> Figure:
@@ -123,6 +124,7 @@ def plot_head_similarity(similarity: ArrayLike, num_heads: int) -> Figure:
 def plot_token_pca(images: ArrayLike, rgb: ArrayLike) -> Figure:
     """Images, uint8 (B, C, H, W), and below them the colors (B, rows, columns, 3) of their patch tokens."""
     images, rgb = check_images(images), as_array(rgb)
+    check_one_each("images", images)
     if rgb.ndim != 4 or rgb.shape[3] != 3 or len(rgb) != len(images):
         raise ValueError(f"rgb must be ({len(images)}, rows, columns, 3), one map an image, got {rgb.shape}")
     side = min(7.8 / len(images), 2.0)
@@ -146,6 +148,7 @@ def plot_logit_lens(
         class_names: K of them, at most 20.
     """
     images, probabilities, labels = check_images(images), as_array(probabilities), as_array(labels)
+    check_one_each("images", images)
     L, B, K = len(probabilities), len(images), len(class_names)
     if probabilities.shape != (L, B, K) or labels.shape != (B,):
         shapes = f"probabilities {probabilities.shape} and labels {labels.shape}"
@@ -183,6 +186,7 @@ def plot_token_norms(images: ArrayLike, norms: ArrayLike) -> Figure:
         norms: (L, B, rows, columns): `token_layout(model).to_grid` of `token_norms`.
     """
     images, norms = check_images(images), as_array(norms)
+    check_one_each("images", images)
     if norms.ndim != 4 or norms.shape[1] != len(images):
         raise ValueError(f"norms must be (L, {len(images)}, rows, columns), maps of every image, got {norms.shape}")
     L, B = norms.shape[:2]

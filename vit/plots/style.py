@@ -21,6 +21,11 @@ from vit.arguments import as_integer
 # Okabe & Ito, "Color Universal Design", 2008.
 BLUE, ORANGE, GREEN, VERMILION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 PURPLE, SKY, GREY, BLACK = "#CC79A7", "#56B4E9", "#7F7F7F", "#000000"
+MARKERS = "osD^vPX*"  # they tell eight lines apart in print
+
+WIDTH = 8.0  # inches: that of a web page
+CAPTION_SIZE = 8  # points
+MAX_CLASSES = 20  # whose names or numbers stand beside each other without touching
 
 _PYPLOT = threading.Lock()
 STYLE = {
@@ -36,7 +41,7 @@ STYLE = {
 }
 
 
-def new_figure(rows: int = 1, columns: int = 1, *, width: float = 8.0, height: float = 3.2) -> tuple[Figure, Any]:
+def new_figure(rows: int = 1, columns: int = 1, *, width: float = WIDTH, height: float = 3.2) -> tuple[Figure, Any]:
     """A figure in the house style and its axes. It is closed for pyplot, so a notebook shows it once: as the value
     of the cell that returns it. One at a time, since a panel may draw in a thread of its own, and what pyplot sets is
     for all."""
@@ -52,7 +57,7 @@ def set_title(ax: Axes, text: str) -> None:
 
 def set_caption(ax: Axes, text: str, **options: Any) -> None:
     """A small title over an image; a name with dollars in it is no formula, here or in the other titles."""
-    ax.set_title(text, fontsize=8, fontweight="normal", loc="center", pad=3, parse_math=False, **options)
+    ax.set_title(text, fontsize=CAPTION_SIZE, fontweight="normal", loc="center", pad=3, parse_math=False, **options)
 
 
 def set_figure_title(figure: Figure, text: str) -> None:
@@ -66,9 +71,9 @@ def shortened(name: str, most: int) -> str:
     return name if len(name) <= most else name[: most - 1] + "…"
 
 
-def fitting(name: str, inches: float, *, before: str = "", after: str = "", fontsize: float = 8) -> str:
-    """A line of text with a name in it, whose end is cut off where the line would be wider than that."""
-    font, room = FontProperties(size=fontsize), 72 * inches - fontsize / 2
+def fitting(name: str, inches: float, *, before: str = "", after: str = "") -> str:
+    """A line of a caption with a name in it, whose end is cut off where the line would be wider than that."""
+    font, room = FontProperties(size=CAPTION_SIZE), 72 * inches - CAPTION_SIZE / 2  # points
     for most in range(len(name), 3, -1):
         line = before + shortened(name, most) + after
         if text_to_path.get_text_width_height_descent(line, font, ismath=False)[0] <= room:
@@ -127,6 +132,12 @@ def check_one_each(of: str, items: Sized, **lists: Sized | None) -> None:
             raise ValueError(f"{name} has {len(entries)} entries for {len(items)} {of}; one for each is needed")
 
 
+def label_bar(ax: Axes, y: float, value: float, *, gap: float, room: float) -> None:
+    """The number of a horizontal bar: beside its end, or inside a bar that is longer than `room`."""
+    x, color = (gap, "white") if value > room else (value + gap, "black")
+    ax.text(x, y, f"{value:.0f}", color=color, va="center", fontsize=9)
+
+
 def draw_values(ax: Axes, values: NDArray, **options: Any) -> AxesImage:
     """Numbers (rows, columns) as colors, each in its own square, without a frame."""
     ax.grid(False)
@@ -146,12 +157,11 @@ def draw_image(ax: Axes, image: NDArray, **options: Any) -> None:
     ax.set(xticks=[], yticks=[])
 
 
-def image_grid(num_images: int, columns: int, *, width: float = 8.0, title_lines: int = 1) -> tuple[Figure, list[Axes]]:
+def image_grid(num_images: int, columns: int, *, title_lines: int = 1) -> tuple[Figure, list[Axes]]:
     """A figure with one bare square axes an image, row by row."""
     columns = as_integer("columns", columns, 1)
     rows = math.ceil(num_images / columns)
-    height = rows * (width / columns + 0.19 * title_lines) + 0.25
-    figure, axes = new_figure(rows, columns, width=width, height=height)
+    figure, axes = new_figure(rows, columns, height=rows * (WIDTH / columns + 0.19 * title_lines) + 0.25)
     flat = list(np.atleast_1d(axes).flat)
     for ax in flat:
         ax.axis("off")

@@ -10,6 +10,7 @@ from vit.plots.style import (
     BLUE,
     GREEN,
     GREY,
+    MARKERS,
     ORANGE,
     PURPLE,
     SKY,
@@ -21,7 +22,6 @@ from vit.plots.style import (
 )
 
 _COLORS = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, GREY, BLACK)
-_MARKERS = "osD^vPX*"
 _LINE = 0.05  # of the height that a name takes
 
 
@@ -38,7 +38,7 @@ def plot_shots(
         raise ValueError(f"curves has {len(curves)} methods; between 1 and {len(_COLORS)} can be told apart")
     figure, ax = new_figure(height=4.2)
     ends = {}
-    for (name, of_shots), color, marker in zip(curves.items(), _COLORS, _MARKERS, strict=False):
+    for (name, of_shots), color, marker in zip(curves.items(), _COLORS, MARKERS, strict=False):
         shots = sorted(of_shots)
         values = [as_array(of_shots[s], dtype=float) for s in shots]
         if not shots or any(v.ndim != 1 or not len(v) for v in values):

@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from vit.analysis.metrics import confusion_cell, confusion_matrix, most_confused_pairs
-from vit.plots.evaluation import MAX_CLASSES, confusion_colors, plot_confusion_cell
+from vit.plots.evaluation import confusion_colors, plot_confusion_cell
+from vit.plots.style import MAX_CLASSES
 from vit.widgets.panel import shrinking_picture, side_by_side, to_png
 
 PAGE = 18  # images shown at once
