@@ -13,8 +13,8 @@ from ablation_variants import Setup
 
 import vit
 from vit.data import DataSplits, resize
-from vit.data.normalization import normalize
 from vit.model import init_mimetic, init_whitened_patches
+from vit.normalization import normalize
 from vit.progress import progress_bar
 from vit.tasks.progressive import train_progressively
 from vit.training import build_optimizers

@@ -23,7 +23,7 @@ from torchvision.transforms import functional as TF
 
 import vit
 from vit.analysis.cost import count_parameters, forward_flops
-from vit.data.normalization import normalize
+from vit.normalization import normalize
 from vit.plots.comparison import plot_time_to_accuracy
 
 TINY = PeerModel(image_size=(8, 8), embed_dim=12, depth=2, num_heads=3, mlp_dim=20)

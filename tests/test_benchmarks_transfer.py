@@ -10,7 +10,7 @@ import transfer_methods
 
 import vit
 from vit.data import keep_classes
-from vit.model.vision_transformer import learned_from
+from vit.metadata import learned_from
 from vit.tasks import fine_tuning
 
 

@@ -88,6 +88,15 @@ def test_pictures_are_normalized_as_the_file_of_the_weights_says(model, tmp_path
         torch.testing.assert_close(vit.predict(loaded, image), expected, rtol=0, atol=1e-6)
 
 
+def test_pixels_are_those_of_a_loader_to_the_last_bit_and_a_mean_for_all_channels_is_refused(model, shapes):
+    model.metadata = shapes.metadata
+    [(expected, _)] = vit.make_eval_loader(shapes, shapes.val.subset(slice(20)), device="cpu").epoch(0)
+    assert torch.equal(prepare_images(model, shapes.val.images[:20]), expected)
+    model.metadata = {"mean": (0.5,), "std": (0.5,)}  # would go to all channels, silently
+    with pytest.raises(ValueError, match=r"mean=.* need one value for each of the 3 channels"):
+        prepare_images(model, shapes.val.images)
+
+
 def test_nothing_in_nothing_out(model):
     assert vit.predict(model, []).shape == (0, 10)
     assert vit.predict(model, torch.zeros(0, 3, 8, 8)).shape == (0, 10)

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from vit.analysis.layout import token_layout
+from vit.metadata import facts_of, normalization_of
 from vit.modules import unwrap
+from vit.normalization import normalize
 from vit.pictures import Picture, picture_to_tensor
 
 Images = Tensor | Picture | Sequence[Picture]  # what `prepare_images` takes
@@ -84,35 +86,20 @@ def _converted(images: Tensor, model: nn.Module) -> Tensor:
             "on normalized images yourself"
         )
     images = images.to(reference.device)
-    images = _normalize(images, model) if images.dtype == torch.uint8 else images
+    images = normalize(images, *normalization_of(model)) if images.dtype == torch.uint8 else images
     return images.to(reference.dtype)  # (B, C, H, W)
 
 
 def picture_options(model: nn.Module) -> dict[str, Any]:
     """How `picture_to_tensor` should prepare pictures for a model: as its metadata says, else as training on an image
     folder does."""
-    facts = _facts(unwrap(model))
+    facts = facts_of(unwrap(model))
     return {
         "interpolation": facts.get("interpolation", "bicubic"),
         "crop": facts.get("crop", facts.get("crop_pct", 1.0)),
         "squash": facts.get("squash", facts.get("crop_mode") == "squash"),
         "channels": _num_channels(unwrap(model)) or 3,
     }
-
-
-def _facts(model: nn.Module) -> dict[str, Any]:
-    return getattr(model, "metadata", None) or getattr(model, "pretrained_cfg", None) or {}
-
-
-def _normalize(images: Tensor, model: nn.Module) -> Tensor:
-    facts = _facts(model)
-    if "mean" not in facts or "std" not in facts:
-        raise ValueError(
-            "the model does not say how its images were normalized: set model.metadata = data.metadata, "
-            "or pass normalized floats"
-        )
-    mean, std = (torch.tensor(facts[key], device=images.device) for key in ("mean", "std"))
-    return (images.float() / 255 - mean[:, None, None]) / std[:, None, None]  # (B, C, H, W)
 
 
 def as_targets(targets: Targets, num_images: int) -> Tensor:
@@ -170,7 +157,7 @@ def _check_images(images: Tensor, model: nn.Module) -> None:
             f"vit.data.resize(data, {tuple(size)}) does"
         )
     if images.dtype != torch.uint8 and images.numel():
-        _check_values(images, _facts(model))
+        _check_values(images, facts_of(model))
 
 
 def _num_channels(model: nn.Module) -> int | None:

@@ -8,9 +8,9 @@ from vit.data.derived import keep_classes, resize, sample_shots
 from vit.data.fashion_mnist import load_fashion_mnist
 from vit.data.image_folder import load_image_folder, save_image_folder
 from vit.data.loader import Loader, make_eval_loader, make_loaders
-from vit.data.normalization import channel_statistics, denormalize, normalize
 from vit.data.shapes import make_shapes
 from vit.data.splits import DataSplits, Split
+from vit.normalization import channel_statistics, denormalize, normalize
 
 DATASETS = {
     "cifar10": load_cifar10,

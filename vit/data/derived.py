@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 
 from vit.arguments import as_integer, as_size
-from vit.data.normalization import channel_statistics
 from vit.data.splits import DataSplits, Split
+from vit.normalization import channel_statistics
 
 
 def keep_classes(data: DataSplits, classes: Sequence[str | int]) -> DataSplits:

@@ -20,8 +20,8 @@ from PIL import Image
 from torch import Tensor
 
 from vit.arguments import as_integer, as_size
-from vit.data.normalization import channel_statistics
 from vit.data.splits import DataSplits, Split, check_labels
+from vit.normalization import channel_statistics
 from vit.pictures import SUFFIXES, picture_to_tensor
 from vit.progress import progress_bar, say
 

@@ -17,9 +17,10 @@ from vit.arguments import as_integer
 from vit.config import TrainConfig, check_is_config
 from vit.data.augment import alternating_flips, crop_and_flip, crop_offsets, cutmix_mixup, random_erase, random_flips
 from vit.data.auto_augment import rand_augment, trivial_augment
-from vit.data.normalization import as_statistics, normalization_of, shift_and_scale
 from vit.data.splits import DataSplits, Split, check_labels
 from vit.device import resolve_device
+from vit.metadata import normalization_of
+from vit.normalization import as_statistics, shift_and_scale
 
 Batch = tuple[Tensor, Tensor]
 

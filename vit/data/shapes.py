@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 
 from vit.arguments import as_integer, as_size
-from vit.data.normalization import channel_statistics
 from vit.data.splits import DataSplits, Split
+from vit.normalization import channel_statistics
 
 Floats = NDArray[np.float32]
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from vit.arguments import as_integer
-from vit.data.normalization import as_statistics
+from vit.normalization import as_statistics
 
 
 @dataclass(frozen=True, eq=False)

@@ -248,12 +248,3 @@ def _described(model: nn.Module) -> dict[str, Any]:
     return {name: tensor.shape for name, tensor in model.state_dict().items()} | {
         name: (type(part), part.extra_repr()) for name, part in parts if type(part) not in silent
     }
-
-
-def learned_from(metadata: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What weights have learned from, first to last, by their metadata: dictionaries with "dataset" and "class_names".
-    The last is of the dataset "unknown" where it is not said."""
-    newest = {"dataset": "unknown", "class_names": ()}
-    if {"dataset", "class_names"} <= metadata.keys():
-        newest = {"dataset": metadata["dataset"], "class_names": tuple(metadata["class_names"])}
-    return [*metadata.get("pretrained_on", []), newest]

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from vit.arguments import check_choice, did_you_mean
 from vit.config import ViTConfig
+from vit.metadata import PREPROCESSING, learned_from
 from vit.model.head import build_head
 from vit.model.initialization import init_head
 from vit.model.pos_embed import resample_pos_embed
-from vit.model.vision_transformer import VisionTransformer, blank_model, learned_from
-from vit.pictures import PREPROCESSING
+from vit.model.vision_transformer import VisionTransformer, blank_model
 from vit.pretrained.agreement import agree
 from vit.pretrained.assembly import describe, join_tokens, own_name
 from vit.pretrained.conversions import Tensors

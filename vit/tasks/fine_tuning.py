@@ -14,10 +14,9 @@ from torch import nn
 
 from vit.config import TrainConfig
 from vit.data import DataSplits, make_loaders
-from vit.data.normalization import normalization_of
-from vit.model.vision_transformer import VisionTransformer, check_own, check_plain, learned_from
+from vit.metadata import PREPROCESSING, learned_from, normalization_of
+from vit.model.vision_transformer import VisionTransformer, check_own, check_plain
 from vit.modules import unwrap
-from vit.pictures import PREPROCESSING
 from vit.training import History, build_optimizers, fit
 
 

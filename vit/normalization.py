@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
 def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -75,18 +75,3 @@ def denormalize(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...])
         raise TypeError(f"denormalize takes the floats that normalize returns, got {images.dtype}")
     mean_, std_ = _per_channel(*as_statistics(mean, std, images.shape[-3:]), images.device)
     return ((images * std_ + mean_) * 255).round().clamp(0, 255).to(torch.uint8)  # (B, C, H, W)
-
-
-def normalization_of(model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and std that a model was trained with, by its `metadata` or, for one of timm, its `pretrained_cfg`.
-
-    Raises:
-        ValueError: it says neither.
-    """
-    facts = getattr(model, "metadata", None) or getattr(model, "pretrained_cfg", None) or {}
-    if "mean" not in facts or "std" not in facts:
-        raise ValueError(
-            "the model does not say how its images were normalized: set model.metadata = data.metadata, with the "
-            "data that it was trained on"
-        )
-    return tuple(facts["mean"]), tuple(facts["std"])
