@@ -28,7 +28,7 @@ ALLOWED = {
     "vit.metadata": set(),
     "vit.normalization": set(),
     "vit.files": set(),
-    "vit.pictures": set(),
+    "vit.pictures": {"vit.files"},
     "vit.progress": {"vit.arguments"},
     "vit.device": {"vit.arguments", "vit.config"},
     "vit.model.patch_embed": set(),

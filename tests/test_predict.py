@@ -213,5 +213,5 @@ def test_a_model_without_classes_predicts_none():
 
 
 def test_an_address_is_not_fetched(model):
-    with pytest.raises(FileNotFoundError, match="addresses are never fetched: save the picture and pass its path"):
+    with pytest.raises(FileNotFoundError, match="addresses are never fetched: save the file and pass its path"):
         vit.predict(model, "https://example.org/cat.png")

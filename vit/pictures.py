@@ -6,7 +6,6 @@ and 8 bits deep, whatever went in; of an animated picture it is the first frame.
 
 import contextlib
 import os
-import re
 import struct
 import warnings
 from pathlib import Path
@@ -16,6 +15,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
+
+from vit.files import is_damage, url_hint
 
 Picture = Any  # a path, a PIL image, or a uint8 array (H, W, 3) or (H, W)
 
@@ -117,9 +118,7 @@ def open_picture(source: str | Path | BinaryIO, name: str = "the picture") -> Im
     if isinstance(source, (str, Path)):
         source = os.path.expanduser(source)
         if not os.path.isfile(source):
-            is_url = re.match("[a-z]+:/", str(source))
-            hint = "; addresses are never fetched: save the picture and pass its path" if is_url else ""
-            raise FileNotFoundError(f"there is no file at {source}{hint}")
+            raise FileNotFoundError(f"there is no file at {source}{url_hint(source)}")
         with open(source, "rb") as file:
             return open_picture(file, str(source))
     start = source.read(12)
@@ -136,8 +135,7 @@ def open_picture(source: str | Path | BinaryIO, name: str = "the picture") -> Im
     except UnidentifiedImageError:
         reason = _describe(start)
     except Exception as error:
-        # Damaged bytes make decoders raise anything, but not want of memory, nor errors with an errno.
-        if isinstance(error, MemoryError) or getattr(error, "errno", None) is not None:
+        if not is_damage(error):
             raise
         reason = f"it is damaged or cut off ({error})"
     raise ValueError(f"{name} cannot be read: {reason}; allowed: {', '.join(FORMATS)}")
