@@ -7,13 +7,12 @@ Sources: Abnar and Zuidema, "Quantifying Attention Flow in Transformers", ACL 20
 "Generic Attention-model Explainability for Interpreting Bi-Modal and Encoder-Decoder Transformers", ICCV 2021, Eq. 5-6.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from vit.analysis.attention import maps_of_prepared, record_attention
 from vit.analysis.inputs import (
+    Images,
     Targets,
     as_targets,
     check_classes,
@@ -23,7 +22,7 @@ from vit.analysis.inputs import (
     prepare_images,
     prepared_parts,
 )
-from vit.analysis.layout import blocks_of, pooled_row, token_layout
+from vit.analysis.layout import blocks_of, check_maps, pooled_row, token_layout
 from vit.arguments import check_choice
 from vit.modules import eval_mode, unwrap
 
@@ -33,7 +32,7 @@ CHUNK_ENTRIES = 2**23  # of all maps of the images that `explain` looks at toget
 HEAD_FUSIONS = {"mean": torch.mean, "max": torch.amax, "min": torch.amin}
 
 
-def explain(model: nn.Module, images: Any, method: str = "relevance", *, targets: Targets | None = None) -> Tensor:
+def explain(model: nn.Module, images: Images, method: str = "relevance", *, targets: Targets | None = None) -> Tensor:
     """How much each patch matters for the target class, (B, rows, columns), zero or more, in no unit: compare patches
     of one image, not images or methods.
 
@@ -54,12 +53,13 @@ def explain(model: nn.Module, images: Any, method: str = "relevance", *, targets
         check_has_classes(model)
     else:
         targets = None
-    of_image = len(blocks) * blocks[0].attn.num_heads * layout.num_tokens**2
-    heat, done = [], 0
-    for part in prepared_parts(model, images, max(1, min(images_at_once(model), CHUNK_ENTRIES // of_image))):
-        if targets is not None and not done:  # and not before the images are known to be some
-            targets = as_targets(targets, num_images(images))
-        chosen = None if targets is None else targets[done : done + len(part)]
+    entries = len(blocks) * blocks[0].attn.num_heads * layout.num_tokens**2  # of the maps of one image
+    at_once = max(1, min(images_at_once(model), CHUNK_ENTRIES // entries))
+    heat, classes, done = [], None, 0
+    for part in prepared_parts(model, images, at_once):
+        if targets is not None and classes is None:  # the images are checked by now, so they can be counted
+            classes = as_targets(targets, num_images(images))  # (B,)
+        chosen = None if classes is None else classes[done : done + len(part)]  # (b,)
         matrix = _matrix(model, part, method, chosen)  # (b, T, T)
         heat.append(layout.to_grid(pooled_row(matrix, layout)))  # (b, rows, columns)
         done += len(part)
@@ -91,7 +91,7 @@ def attention_rollout(maps: Tensor, *, head_fusion: str = "mean", discard_ratio:
     Differs: `head_fusion` and `discard_ratio` are not in the paper, which takes the mean of all; each row loses the
         same number of entries, so a token with flat attention is not erased.
     """
-    _check_maps(maps)
+    check_maps(maps)
     check_choice("head_fusion", head_fusion, HEAD_FUSIONS)
     if not 0 <= discard_ratio < 1:
         raise ValueError(f"discard_ratio={discard_ratio} must be in [0, 1)")
@@ -101,7 +101,7 @@ def attention_rollout(maps: Tensor, *, head_fusion: str = "mean", discard_ratio:
     return _whole(*_flow(fused.scatter(-1, smallest, 0.0), normalize=True))
 
 
-def attention_gradients(model: nn.Module, images: Any, targets: Targets | None = None) -> tuple[Tensor, Tensor]:
+def attention_gradients(model: nn.Module, images: Images, targets: Targets | None = None) -> tuple[Tensor, Tensor]:
     """The attention maps and how the target's logit changes with each entry: two tensors (L, B, h, T, T).
 
     The model is in evaluation mode meanwhile, its parameters get no gradient, and it may be frozen. An image's gradient
@@ -160,7 +160,7 @@ def relevance(maps: Tensor, gradients: Tensor) -> Tensor:
 
 def _raising(maps: Tensor, gradients: Tensor) -> Tensor:
     """The part of the attention that raises the target, mean of the heads: (L, B, T, T)."""
-    _check_maps(maps)
+    check_maps(maps)
     if gradients.shape != maps.shape:
         raise ValueError(f"gradients have shape {tuple(gradients.shape)}, maps {tuple(maps.shape)}: they must agree")
     return (_float(gradients) * _float(maps)).clamp(min=0).mean(dim=2)
@@ -194,9 +194,3 @@ def _target_logits(logits: Tensor, targets: Tensor | None) -> Tensor:
     targets = logits.argmax(dim=1) if targets is None else targets.to(logits.device)  # (B,)
     check_classes(targets, logits.shape[1])
     return logits.gather(1, targets[:, None])[:, 0]  # (B,)
-
-
-def _check_maps(maps: Tensor) -> None:
-    if not isinstance(maps, Tensor) or maps.ndim != 5 or maps.shape[-1] != maps.shape[-2] or len(maps) == 0:
-        shape = tuple(maps.shape) if isinstance(maps, Tensor) else type(maps).__name__
-        raise ValueError(f"maps must be a tensor (L, B, h, T, T) of at least one layer, got {shape}")

@@ -16,6 +16,7 @@ from vit.plots.style import (
     BLUE,
     GREEN,
     GREY,
+    MARKERS,
     ORANGE,
     PURPLE,
     SKY,
@@ -27,9 +28,8 @@ from vit.plots.style import (
     spread_heights,
 )
 
-# Okabe & Ito's eight, grey for their yellow, which is too light for a line; a marker each tells them apart in print.
+# Okabe & Ito's eight, grey for their yellow, which is too light for a line.
 _COLORS = (BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, BLACK, GREY)
-_MARKERS = "osD^vPX*"
 _LABELS = {
     "val_accuracy": "validation accuracy (%)",
     "train_accuracy": "training accuracy (%)",
@@ -60,7 +60,7 @@ def plot_runs(
     if not 0 < len(curves) <= len(_COLORS):
         raise ValueError(f"runs has {len(curves)} with an epoch; between 1 and {len(_COLORS)} can be told apart")
     figure, ax = new_figure(height=max(3.2, 1.2 + 0.27 * len(curves)))
-    for (name, (x, y)), color, marker in zip(curves.items(), _COLORS, _MARKERS, strict=False):
+    for (name, (x, y)), color, marker in zip(curves.items(), _COLORS, MARKERS, strict=False):
         ax.plot(x, y, color=color, marker=marker, markersize=5, markevery=max(1, len(x) // 12), label=name)
     ax.set(xlabel="training time (s)" if against == "seconds" else "epoch", ylabel=_LABELS.get(quantity, quantity))
     ax.set_xlim(left=0)
