@@ -6,6 +6,7 @@ stay on the device.
 
 import contextlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -18,7 +19,7 @@ from vit.device import autocast
 from vit.modules import unwrap
 from vit.progress import progress_bar
 from vit.training.distributed import ALONE, World
-from vit.training.finite import LAG, FiniteCheck
+from vit.training.finite import LAG, FiniteCheck, Step
 from vit.training.losses import LossFn, classification_loss, loss_and_metrics, one_number
 from vit.training.optim import learning_rate_factor, note_peak_rates, set_learning_rate
 
@@ -60,7 +61,7 @@ def train_one_epoch(
     loss_fn = loss_fn or classification_loss(config.label_smoothing, loader)
     total_steps, warmup_steps = run_steps(config, len(loader)), config.warmup_epochs * len(loader)
     lag = LAG.get(next(model.parameters()).device.type, 0)
-    finite = FiniteCheck(lag, lambda *facts: _not_finite(*facts, loader, epoch, was_taken=lag > 0))
+    finite = FiniteCheck(lag, partial(_not_finite, loader=loader, epoch=epoch, was_taken=lag > 0))
     end_step = epoch_steps(config, len(loader), epoch)
     if epoch < 0 or end_step <= 0:
         raise ValueError(f"epoch={epoch} is not among the epochs of epochs={config.epochs}, counted from 0")
@@ -87,7 +88,7 @@ def train_one_epoch(
             loss = counts["loss"] / len(batch[0])
             gradient_norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
             gradient_norm = gradient_norm.full_tensor() if hasattr(gradient_norm, "full_tensor") else gradient_norm
-            finite.look(loss, gradient_norm, step, config.learning_rate * factor, None if lag else batch)
+            finite.look(loss, gradient_norm, Step(step, config.learning_rate * factor, None if lag else batch))
             if config.clip_grad_norm:
                 nn.utils.clip_grads_with_norm_(parameters, config.clip_grad_norm, gradient_norm)
             for optimizer in optimizers:
@@ -192,32 +193,23 @@ def set_patch_drop(model: nn.Module, rate: float) -> None:
         raise ValueError(f"patch_drop_rate={rate}: {type(model).__name__} has no `patch_drop.rate` to set; use 0")
 
 
-def _not_finite(
-    loss: Tensor,
-    gradient_norm: Tensor,
-    step: int,
-    learning_rate: float,
-    batch: tuple[Tensor, ...] | None,
-    loader: Any,
-    epoch: int,
-    *,
-    was_taken: bool,
-) -> str:
+def _not_finite(loss: Tensor, gradient_norm: Tensor, step: Step, *, loader: Any, epoch: int, was_taken: bool) -> str:
     """What to say of a step whose loss or gradient is not finite; its batch is drawn again where it was not kept."""
     samples = ""
     if hasattr(loader, "batch_indices"):
-        first = ", ".join(map(str, loader.batch_indices(epoch, step)[:8].tolist()))
-        samples = f". Its samples are train_loader.batch_indices({epoch}, {step}): {first}, ..."
+        first = ", ".join(map(str, loader.batch_indices(epoch, step.number)[:8].tolist()))
+        samples = f". Its samples are train_loader.batch_indices({epoch}, {step.number}): {first}, ..."
     values = f"the loss is {float(loss):.4g} and the gradient's norm {float(gradient_norm):.4g}"
     stopped = "stopped before that step, and what was saved last is good"
     if was_taken:
         stopped = "seen after that step, so the weights in memory are spoiled, but what was saved last is good"
     remedy = "try a lower learning_rate or muon_learning_rate, or clip_grad_norm=1.0"
-    if fault := _fault_of(next(iter(loader.epoch(epoch, step)), ()) if batch is None else batch, loader):
+    batch = next(iter(loader.epoch(epoch, step.number)), ()) if step.batch is None else step.batch
+    if fault := _fault_of(batch, loader):
         remedy = f"the data is at fault: {fault}"
     return (
-        f"{values} in step {step + 1} of epoch {epoch + 1}, at learning_rate {learning_rate:.3g}: {stopped}; "
-        f"{remedy}{samples}"
+        f"{values} in step {step.number + 1} of epoch {epoch + 1}, at learning_rate {step.learning_rate:.3g}: "
+        f"{stopped}; {remedy}{samples}"
     )
 
 

@@ -110,8 +110,7 @@ def fit(
     if val_loader is not None:
         try_evaluation(evaluated, val_loader, config, world)
     history = History() if history is None else history
-    state = {"model": model, "optimizers": optimizers, "ema": ema, "config": config}
-    run = RunFiles(run_dir, history, train_loader, world, **state)
+    run = RunFiles(run_dir, history, train_loader, world, model=model, optimizers=optimizers, ema=ema, config=config)
     num_steps, total_steps = len(train_loader), run_steps(config, len(train_loader))
     num_epochs = math.ceil(total_steps / num_steps)
     make_bar = make_bar if world.is_first else partial(progress_bar, disable=True)

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
-from vit.config import ViTConfig
+from vit.config import TrainConfig, ViTConfig
 from vit.files import read_json, remove_leftovers
 from vit.progress import say
 from vit.training.checkpoint import describe_data, load_training_state, save_training_state
@@ -51,10 +53,24 @@ class RunFiles:
     Only the first process reads and writes files, so the folder needs to be on its machine only.
     """
 
-    def __init__(self, folder: str | Path | None, history: History, loader: Any, world: World, **state: Any) -> None:
-        self.folder, self.history = None if folder is None else Path(folder), history
-        self.state = state if folder is None else {**state, "data": describe_data(loader), "world": world}
-        self.world = world
+    def __init__(
+        self,
+        folder: str | Path | None,
+        history: History,
+        loader: Any,
+        world: World,
+        *,
+        model: nn.Module,
+        optimizers: list[torch.optim.Optimizer],
+        ema: AveragedModel | None,
+        config: TrainConfig,
+    ) -> None:
+        self.folder, self.history, self.world = None if folder is None else Path(folder), history, world
+        self.model, self.config = model, config
+        self.has_files = folder is not None and world.is_first  # to read and to write
+        self.state = {"model": model, "optimizers": optimizers, "ema": ema, "config": config, "world": world}
+        if folder is not None:
+            self.state["data"] = describe_data(loader)  # whose fingerprint takes a look at all images
         self.started = self.saved = time.perf_counter()
         self.best = -math.inf  # validation accuracy of what has been saved
 
@@ -66,50 +82,50 @@ class RunFiles:
     def start(self) -> tuple[int, int, Sums]:
         """Saves the state before the first step: a folder that cannot be written should fail now, not after an hour."""
         self._tidy()
-        if self.folder is not None and self.world.is_first:
+        if self.has_files:
             refuse_existing(self.folder)  # again, since now the folder is locked
-        told = self._told()
+        saved_config = self._saved_config()
         self.save(0, 0, {}, is_last=True)
-        self._describe(told, anew=True)
+        self._describe(saved_config, anew=True)
         return 0, 0, {}
 
     def resume(self, device: torch.device, num_epochs: int) -> tuple[int, int, Sums]:
         """Puts the run back to where it was saved: epoch, step and the sums of the epoch so far."""
         self._tidy()
-        told = self._told()
+        saved_config = self._saved_config()
         progress = load_training_state(self.folder / STATE_FILE, **self.state)
-        self._describe(told)
+        self._describe(saved_config)
         self.history.rows = progress["rows"]
         self._save_history()
         self.started = time.perf_counter() - progress["seconds"]
         highest = max((row.get("val_accuracy", -math.inf) for row in self.history.rows), default=-math.inf)
         self.best = progress.get("best", highest)  # which states of earlier versions do not say
         if progress["epoch"] >= num_epochs and self.world.is_first:
-            epochs = self.state["config"].epochs
+            epochs = self.config.epochs
             say(f"the run in {self.folder} is complete, {epochs} epochs: for more of them begin a run with more epochs")
         sums = {name: v.to(device) if torch.is_tensor(v) else v for name, v in progress["sums"].items()}
         return progress["epoch"], progress["step"], sums
 
-    def _told(self) -> dict[str, Any] | None:
+    def _saved_config(self) -> dict[str, Any] | None:
         """What `config.json` says already. Raises ValueError for one that cannot be read, before anything is done."""
-        if self.folder is None or not self.world.is_first or not (path := self.folder / CONFIG_FILE).exists():
+        if not self.has_files or not (self.folder / CONFIG_FILE).exists():
             return None
-        return read_json(path)
+        return read_json(self.folder / CONFIG_FILE)
 
-    def _describe(self, told: dict[str, Any] | None, anew: bool = False) -> None:
+    def _describe(self, saved: dict[str, Any] | None, anew: bool = False) -> None:
         """Writes `config.json`, without which a folder is not listed as a run. Notes in one that is there stay; what it
         says of the configs is put right if the run begins `anew`, since plans may have changed."""
-        network = getattr(self.state["model"], "config", None)
-        if self.folder is None or not self.world.is_first or not isinstance(network, ViTConfig):
+        network = getattr(self.model, "config", None)
+        if not self.has_files or not isinstance(network, ViTConfig):
             return
-        configs = {"model": network.to_dict(), "train": self.state["config"].to_dict()}
-        if told is None or (anew and any(isinstance(told.get(name), dict) for name in configs)):
-            size = sum(p.numel() for p in self.state["model"].parameters() if p.requires_grad)
-            write_json(self.folder / CONFIG_FILE, (told or {}) | configs | {"num_parameters": size})
+        configs = {"model": network.to_dict(), "train": self.config.to_dict()}
+        if saved is None or (anew and any(isinstance(saved.get(name), dict) for name in configs)):
+            size = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+            write_json(self.folder / CONFIG_FILE, (saved or {}) | configs | {"num_parameters": size})
 
     def _tidy(self) -> None:
         """Removes what a training that was killed while it saved has left behind."""
-        if self.folder is not None and self.world.is_first:
+        if self.has_files:
             state = self.folder / STATE_FILE
             beside = (self.folder / HISTORY_FILE, self.folder / CONFIG_FILE)
             for path in (state, previous_of(state), best_of(state), *beside):
