@@ -11,7 +11,7 @@ import numpy as np
 
 import vit
 from vit.model import patchify
-from vit.plots.style import BLUE, GREY, ORANGE, set_title
+from vit.plots.style import BLUE, GRAY, ORANGE, set_title
 from vit.training import History
 
 PICTURE = Path(__file__).resolve().parents[1] / "docs" / "overview.png"
@@ -44,7 +44,7 @@ def draw(run_dir: Path) -> plt.Figure:
         face = ORANGE if is_cls else tuple(color)
         ax.add_patch(plt.Rectangle((0.05, -n), 0.35, 0.8, facecolor=face, edgecolor="none"))
         ax.text(0.5, -n + 0.4, "CLS" if is_cls else f"patch {n - 1} + position", va="center", fontsize=7.5)
-    ax.text(0.22, -12.2, "...", ha="center", fontsize=11, color=GREY)
+    ax.text(0.22, -12.2, "...", ha="center", fontsize=11, color=GRAY)
     ax.set(xlim=(0, 1.5), ylim=(-12.6, 1))
     set_title(ax, "65 tokens")
     for name in "ABC":

@@ -205,15 +205,15 @@ def test_the_warm_up_stays_shorter_than_the_run(form):
     assert form.train_config.epochs == 0.1 and form.train_config.warmup_epochs < 0.1
 
 
-def test_what_has_no_effect_is_greyed_out(form):
-    greyed = lambda: {name for name, control in form.controls.items() if control.disabled}  # noqa: E731
-    assert greyed() == {"train.patch_drop_until", "train.mix_probability", "train.mix_until"}
+def test_what_has_no_effect_is_grayed_out(form):
+    grayed = lambda: {name for name, control in form.controls.items() if control.disabled}  # noqa: E731
+    assert grayed() == {"train.patch_drop_until", "train.mix_probability", "train.mix_until"}
     form.controls["train.patch_drop_rate"].value = 0.5
     form.controls["train.cutmix_alpha"].value = 1.0
     form.controls["train.optimizer"].value = "adamw"
-    assert greyed() == {"train.muon_learning_rate", "train.muon_momentum"}
+    assert grayed() == {"train.muon_learning_rate", "train.muon_momentum"}
     form.controls["train.schedule"].value = "constant"
-    assert greyed() == {"train.muon_learning_rate", "train.muon_momentum", "train.flat_until"}
+    assert grayed() == {"train.muon_learning_rate", "train.muon_momentum", "train.flat_until"}
 
 
 def test_a_change_is_told_once_and_after_those_that_follow(form):

@@ -6,7 +6,7 @@ from scipy import stats
 
 from vit.plots import plot_differences
 from vit.plots.ablations import _t_95
-from vit.plots.style import GREY
+from vit.plots.style import GRAY
 
 RESULTS = {"plain": [70.0, 71.0, 72.0], "worse": [66.0, 68.0, 70.0], "better": [75.0], "level": [71.0, 71.0]}
 
@@ -58,7 +58,7 @@ def test_more_less_and_chance_differ_in_color():
         [bar.lines[0].get_color() for bar in plot_differences(results, "plain").axes[0].containers]
         for results in (known, unknown)
     )
-    assert len(set(colors)) == 3 and colors[1] == GREY
+    assert len(set(colors)) == 3 and colors[1] == GRAY
     assert len(set(of_unknown)) == 2, "of one seed each, nothing is called chance"
 
 

@@ -14,7 +14,7 @@ DARKEST = np.array(mpl.colormaps[COLORS](0.0)[:3])
 
 @pytest.fixture
 def image() -> np.ndarray:
-    """A grey picture that is not square, (3, 12, 20)."""
+    """A gray picture that is not square, (3, 12, 20)."""
     return np.full((3, 12, 20), 128, dtype=np.uint8)
 
 
@@ -29,10 +29,10 @@ def test_heat_covers_its_patch_and_nothing_else(image, patch):
     np.testing.assert_allclose(mixed[~inside], np.broadcast_to(DARKEST, (224, 3)))
 
 
-def test_opacity_goes_from_the_grey_image_to_the_heat(image):
+def test_opacity_goes_from_the_gray_image_to_the_heat(image):
     heat = np.eye(3)
     image = image[:, :, :12]
-    image[0, 6:] = 255  # the lower half is brighter: grey 128 above, (255 + 128 + 128) / 3 below, 149.1667 on average
+    image[0, 6:] = 255  # the lower half is brighter: gray 128 above, (255 + 128 + 128) / 3 below, 149.1667 on average
     above, below = 0.5 - 0.35 * 21.166667 / 255, 0.5 + 0.35 * 21.166667 / 255
     only_image = blend(image, heat, opacity=0)
     np.testing.assert_allclose(only_image[:6], np.full((6, 12, 3), above), rtol=1e-6)

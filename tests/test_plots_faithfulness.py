@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from vit.plots.faithfulness import plot_deletion_insertion, plot_randomization, plot_scores
-from vit.plots.style import GREY
+from vit.plots.style import GRAY
 
 X = np.linspace(0, 1, 5)
 CURVES = {
@@ -28,7 +28,7 @@ def test_curves_are_drawn_in_percent_with_the_best_first():
         for name, curves in CURVES.items():
             np.testing.assert_allclose(lines[name].get_xdata(), [0, 25, 50, 75, 100])
             np.testing.assert_allclose(lines[name].get_ydata(), np.asarray(curves[i]))
-        assert (lines["random"].get_linestyle(), lines["random"].get_color()) == ("--", GREY)
+        assert (lines["random"].get_linestyle(), lines["random"].get_color()) == ("--", GRAY)
         assert len({line.get_color() for line in ax.lines}) == 3 and "%" in ax.get_xlabel()
 
 

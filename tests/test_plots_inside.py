@@ -42,7 +42,7 @@ def is_small_and_readable(figure: Figure) -> None:
         assert box.x0 >= 0 and box.x1 <= width and box.y0 >= 0 and box.y1 <= height, f"{artist} is cut off"
 
 
-def test_patch_filters_are_drawn_around_grey(rng):
+def test_patch_filters_are_drawn_around_gray(rng):
     filters = rng.normal(size=(5, 3, 4, 4)).astype(np.float32)
     figure = plot_patch_filters(filters, rng.dirichlet(np.ones(5)))
     is_small_and_readable(figure)

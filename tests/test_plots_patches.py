@@ -66,8 +66,8 @@ def test_a_patch_and_its_token_are_drawn_number_by_number():
     colors = [bar.get_facecolor() for bar in middle.patches]
     assert len(set(colors)) == 3 and all(len(set(colors[i : i + 16])) == 1 for i in (0, 16, 32))
     assert [text.get_text() for text in middle.get_legend().get_texts()] == ["red", "green", "blue"]
-    grey = plot_patch_token(patch[:1], values[:16], token).axes[1]
-    assert [text.get_text() for text in grey.get_legend().get_texts()] == ["grey"]
+    gray = plot_patch_token(patch[:1], values[:16], token).axes[1]
+    assert [text.get_text() for text in gray.get_legend().get_texts()] == ["gray"]
 
 
 def test_a_position_table_is_drawn_channel_by_channel_on_its_grid():
@@ -105,7 +105,7 @@ def test_a_sequence_puts_each_patch_above_its_token():
     assert [(text.get_text(), text.get_position()[0]) for text in top.texts] == [("CLS", 0), ("reg", 1)]
 
 
-def test_grey_images_keep_their_brightness_and_a_patch_may_be_one_pixel():
+def test_gray_images_keep_their_brightness_and_a_patch_may_be_one_pixel():
     dim = PIXELS[:1] // 2
     for ax in plot_patches(dim, [4]).axes:
         assert drawn(ax).ndim == 2 and ax.images[0].get_clim() == (0, 255)

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from vit.plots.style import BLUE, GREY, VERMILION, as_array, new_figure, set_title
+from vit.plots.style import BLUE, GRAY, VERMILION, as_array, new_figure, set_title
 
 _BAND = "#DDDDDD"
 
@@ -15,10 +15,10 @@ def plot_differences(results: Mapping[str, Sequence[float]], base: str, *, title
     """Accuracy minus the mean of the base, the best change on top.
 
     Every seed is a dot, their mean a diamond on a line of one standard error either way. A change that does nothing has
-    its diamond in the grey band with a probability of 95 %, so of twenty such changes one stands outside. All errors
+    its diamond in the gray band with a probability of 95 %, so of twenty such changes one stands outside. All errors
     come from one deviation, pooled over all names: that of a few seeds alone is itself mostly chance. With one seed of
     each nothing is known of chance, and there is no band. Blue diamonds are above the base, vermilion ones below, and
-    those inside the band grey.
+    those inside the band gray.
 
     Args:
         results: for each name the accuracies in percent, one a seed; the base among them.
@@ -33,16 +33,16 @@ def plot_differences(results: Mapping[str, Sequence[float]], base: str, *, title
     differences = {name: v - center for name, v in values.items() if name != base}
     names = sorted(differences, key=lambda name: differences[name].mean())
     figure, ax = new_figure(height=1.2 + 0.27 * max(len(names), 1))
-    ax.axvline(0, color=GREY, linewidth=1.2, zorder=1)
+    ax.axvline(0, color=GRAY, linewidth=1.2, zorder=1)
     for y, name in enumerate(names):
         of_name = differences[name]
         mean = of_name.mean()
         color = BLUE if mean >= 0 else VERMILION
         if freedom:
             band = _t_95(freedom) * deviation * (1 / len(values[base]) + 1 / len(of_name)) ** 0.5
-            color = GREY if abs(mean) <= band else color
+            color = GRAY if abs(mean) <= band else color
             ax.add_patch(Rectangle((-band, y - 0.5), 2 * band, 1, color=_BAND, linewidth=0, zorder=0))
-        seeds = {"color": "white", "markeredgecolor": GREY, "markersize": 3.5, "zorder": 4}
+        seeds = {"color": "white", "markeredgecolor": GRAY, "markersize": 3.5, "zorder": 4}
         ax.plot(of_name, np.full(len(of_name), y), "o", **seeds)
         error = deviation / len(of_name) ** 0.5
         ax.errorbar(mean, y, xerr=error, fmt="D", color=color, markersize=6, elinewidth=1.5, zorder=3)

@@ -27,7 +27,7 @@ def blend(image: ArrayLike, heat: ArrayLike, *, opacity: float = 0.6) -> NDArray
     Args:
         image: uint8 (C, H, W), C = 1 or 3.
         heat: (rows, columns), 0 or more; the image's sides are multiples of it.
-        opacity: 0 shows the image alone, in grey of little contrast around a middle one; 1 the heat alone.
+        opacity: 0 shows the image alone, in gray of little contrast around a middle one; 1 the heat alone.
     """
     image, heat = check_images(image, "(C, H, W)", name="image"), as_array(heat, dtype=np.float64)
     if heat.ndim != 2 or any(side % n for side, n in zip(image.shape[1:], heat.shape, strict=True)):
@@ -39,12 +39,12 @@ def blend(image: ArrayLike, heat: ArrayLike, *, opacity: float = 0.6) -> NDArray
     share = heat / heat.max() if heat.max() > 0 else heat
     patch = np.ones((image.shape[1] // heat.shape[0], image.shape[2] // heat.shape[1]))
     colors = mpl.colormaps[COLORS](np.kron(share, patch))[..., :3]  # (H, W, 3)
-    grey = image.mean(axis=0)[..., None] / 255  # (H, W, 1)
-    return opacity * colors + (1 - opacity) * (0.5 + _CONTRAST * (grey - grey.mean()))
+    gray = image.mean(axis=0)[..., None] / 255  # (H, W, 1)
+    return opacity * colors + (1 - opacity) * (0.5 + _CONTRAST * (gray - gray.mean()))
 
 
 def blended_colors(opacity: float = 0.6) -> ListedColormap:
-    """The colors of heat over a middle grey, from cold to hot: those of `blend` where the image is as bright as it is
+    """The colors of heat over a middle gray, from cold to hot: those of `blend` where the image is as bright as it is
     on average."""
     colors = mpl.colormaps[COLORS](np.linspace(0, 1, 256))[:, :3]  # (256, 3)
     return ListedColormap(opacity * colors + (1 - opacity) * 0.5)

@@ -10,8 +10,8 @@ from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
 
 from vit.plots.style import (
     BLUE,
+    GRAY,
     GREEN,
-    GREY,
     ORANGE,
     PURPLE,
     SKY,
@@ -23,7 +23,7 @@ from vit.plots.style import (
 )
 
 # Two more of Okabe & Ito's: seven names have to be told apart.
-_COLORS = (BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, GREY)
+_COLORS = (BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, GRAY)
 _STYLES = ("-", "--", ":")
 
 

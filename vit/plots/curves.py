@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from vit.plots.style import (
     BLUE,
-    GREY,
+    GRAY,
     ORANGE,
     as_array,
     check_one_each,
@@ -73,7 +73,7 @@ def plot_progress(
     right.set_ylabel("accuracy (%)")
     if not rows:
         right.set_yticks([])
-        right.text(0.5, 0.5, "after the first epoch", transform=right.transAxes, ha="center", color=GREY)
+        right.text(0.5, 0.5, "after the first epoch", transform=right.transAxes, ha="center", color=GRAY)
     set_title(left, "Loss")
     set_title(right, "Accuracy")
     set_figure_title(figure, title)
@@ -95,7 +95,7 @@ def plot_class_accuracy(probabilities: np.ndarray, labels: np.ndarray, class_nam
     ax.barh(range(len(order)), [per_class[k] for k in order], color=BLUE, height=0.7)
     ax.set_yticks(range(len(order)), [class_names[k] for k in order])
     ax.margins(y=0.5 / len(order))
-    ax.axvline(100 * right.mean(), color=GREY, linestyle="--")
+    ax.axvline(100 * right.mean(), color=GRAY, linestyle="--")
     ax.text(
         100 * right.mean() + 0.7, -0.45, f"all {100 * right.mean():.1f} %", color="#444444", va="bottom", fontsize=9
     )

@@ -15,8 +15,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from vit.plots.style import (
     BLUE,
+    GRAY,
     GREEN,
-    GREY,
     MAX_CLASSES,
     ORANGE,
     PURPLE,
@@ -128,7 +128,7 @@ def plot_robustness(accuracies: Mapping[str, ArrayLike], *, chance: float | None
         color, marker = looks[name]
         ax.plot(lines[name], color=color, marker=marker, markersize=6, label=name.replace("_", " "))
     if chance is not None:
-        ax.axhline(100 * chance, color=GREY, linestyle="--", linewidth=1.5, label="guessing")
+        ax.axhline(100 * chance, color=GRAY, linestyle="--", linewidth=1.5, label="guessing")
     steps = range(max(map(len, lines.values())))
     ax.set(xlabel="strength of the corruption", ylabel="accuracy (%)", ylim=(0, 100), xticks=steps)
     figure.legend(loc="outside right center", frameon=False)
@@ -202,7 +202,7 @@ def _draw_reliability(ax: Axes, confidence: NDArray, accuracy: NDArray, count: N
     """Points, with a bar from each to the diagonal; returns the expected calibration error."""
     is_filled = count > 0
     x, y, weight = 100 * confidence[is_filled], 100 * accuracy[is_filled], count[is_filled] / count.sum()
-    ax.plot([0, 100], [0, 100], color=GREY, linestyle="--", linewidth=1.5, label="calibrated")
+    ax.plot([0, 100], [0, 100], color=GRAY, linestyle="--", linewidth=1.5, label="calibrated")
     ax.vlines(x, np.minimum(x, y), np.maximum(x, y), color=ORANGE, linewidth=4, label="gap")
     is_few = count[is_filled] < FEW
     for chosen, fill, label in ((~is_few, BLUE, "a bin of answers"), (is_few, "white", f"fewer than {FEW} in it")):

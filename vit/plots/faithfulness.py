@@ -13,8 +13,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from vit.plots.style import (
     BLUE,
+    GRAY,
     GREEN,
-    GREY,
     ORANGE,
     VERMILION,
     as_array,
@@ -45,7 +45,7 @@ def plot_deletion_insertion(curves: Mapping[str, tuple[ArrayLike, ArrayLike]], *
         areas = {name: float(np.trapezoid(y, dx=1 / (len(y) - 1))) for name, y in of_method.items()}
         for name in sorted(areas, key=areas.get, reverse=i == 1):  # best first
             y = of_method[name]
-            style, color = looks.get(name, ("--", GREY))
+            style, color = looks.get(name, ("--", GRAY))
             label = f"{areas[name]:.3f}  {_spoken(name)}"
             ax.plot(np.linspace(0, 100, len(y)), y, style, color=color, label=label, zorder=2 if style == "-" else 3)
         ax.set(xlabel=f"{what}, hottest first (%)", xlim=(0, 100), ylim=(0, 1))
@@ -90,7 +90,7 @@ def plot_randomization(curves: Mapping[str, ArrayLike]) -> Figure:
     [num_stages] = set(lengths.values())
     figure, ax = new_figure(1, 1, height=3.6)
     for name, y in of_method.items():
-        style, color = looks.get(name, ("--", GREY))
+        style, color = looks.get(name, ("--", GRAY))
         ax.plot(y, style, color=color, marker="o", markersize=4, label=_spoken(name), zorder=2 if style == "-" else 3)
     ax.axhline(0, color="black", linestyle="--", linewidth=1.5, zorder=1)
     labels = ["none", "head", *(f"block {i}" for i in reversed(range(num_stages - 3))), "all"]

@@ -17,8 +17,8 @@ from numpy.typing import ArrayLike
 
 from vit.plots.style import (
     BLUE,
+    GRAY,
     GREEN,
-    GREY,
     MAX_CLASSES,
     ORANGE,
     VERMILION,
@@ -37,7 +37,7 @@ SETS = ((BLUE, "o"), (ORANGE, "s"), (GREEN, "^"), (VERMILION, "D"))  # a color a
 
 
 def plot_patch_filters(filters: ArrayLike, explained: ArrayLike | None = None, *, columns: int = 14) -> Figure:
-    """Filters of the patch embedding as images, each scaled by its largest weight: mid-grey is a weight of 0.
+    """Filters of the patch embedding as images, each scaled by its largest weight: mid-gray is a weight of 0.
 
     Args:
         filters: (num, C, p, p), C = 1 or 3.
@@ -242,7 +242,7 @@ def _plot_heads(sets: Mapping[str, ArrayLike] | ArrayLike, uniform: float | None
         x = np.repeat(layers, array.shape[1])  # (L*h,)
         ax.plot(x, array.ravel(), marker, color=color, markersize=6, alpha=0.8, markeredgewidth=0, label=name)
     if uniform is not None:
-        ax.axhline(uniform, color=GREY, linestyle="--", linewidth=1.5, label="uniform attention")
+        ax.axhline(uniform, color=GRAY, linestyle="--", linewidth=1.5, label="uniform attention")
     top = max([np.nanmax(array) for array in values.values()] + [uniform or 0])
     ax.set(xlabel="layer", ylabel=label, xticks=range(max(map(len, values.values()))), ylim=(0, 1.08 * top or 1))
     ax.grid(axis="x", visible=False)

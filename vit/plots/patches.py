@@ -16,8 +16,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from vit.plots.style import (
     BLUE,
+    GRAY,
     GREEN,
-    GREY,
     VERMILION,
     as_array,
     check_images,
@@ -79,11 +79,11 @@ def plot_patch_token(patch: ArrayLike, values: ArrayLike, token: ArrayLike) -> F
     draw_image(left, patch)
     left.axis("off")
     set_title(left, f"{patch.shape[1]} x {patch.shape[2]} pixels")
-    colors = CHANNEL_COLORS if len(patch) == 3 else {"grey": GREY}
+    colors = CHANNEL_COLORS if len(patch) == 3 else {"gray": GRAY}
     for i, (name, part) in enumerate(zip(colors, np.split(values, len(patch)), strict=True)):
         middle.bar(np.arange(len(part)) + i * len(part), part, width=0.8, color=colors[name], label=name)
     middle.legend(frameon=False, fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.2))
-    right.bar(np.arange(len(token)), token, width=0.8, color=GREY)
+    right.bar(np.arange(len(token)), token, width=0.8, color=GRAY)
     middle.set(xlabel="place in the vector", ylabel="normalized value")
     right.set(xlabel="channel of the token", ylabel="value")
     set_title(middle, f"{values.size} numbers")

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 
 from vit.arguments import as_integer
 from vit.plots.attention import blend
-from vit.plots.style import BLUE, GREY, as_array, check_images, draw_image, new_figure, set_figure_title, shortened
+from vit.plots.style import BLUE, GRAY, as_array, check_images, draw_image, new_figure, set_figure_title, shortened
 
 MAX_NAME = 22  # letters of a class name; longer ones would squeeze the bars
 
@@ -45,7 +45,7 @@ def plot_top_classes(
     for ax, picture, name in zip(axes, (image, blend(image, heat)), ("what the model sees", unit), strict=False):
         draw_image(ax, picture)
         ax.set_title(name, fontsize=9, pad=4)
-    bars = axes[2].barh(range(len(order)), percent, color=[BLUE] + [GREY] * (len(order) - 1), height=0.7)
+    bars = axes[2].barh(range(len(order)), percent, color=[BLUE] + [GRAY] * (len(order) - 1), height=0.7)
     axes[2].bar_label(bars, [f"{value:.1f} %" for value in percent], fontsize=8, padding=3)
     axes[2].set_yticks(range(len(order)), [shortened(class_names[k], MAX_NAME) for k in order], fontsize=9)
     axes[2].set(xlim=(0, 128), xticks=range(0, 101, 25), xlabel="probability (%)")

@@ -14,8 +14,8 @@ from vit.arguments import check_choice
 from vit.plots.style import (
     BLACK,
     BLUE,
+    GRAY,
     GREEN,
-    GREY,
     MARKERS,
     ORANGE,
     PURPLE,
@@ -28,8 +28,8 @@ from vit.plots.style import (
     spread_heights,
 )
 
-# Okabe & Ito's eight, grey for their yellow, which is too light for a line.
-_COLORS = (BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, BLACK, GREY)
+# Okabe & Ito's eight, gray for their yellow, which is too light for a line.
+_COLORS = (BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, BLACK, GRAY)
 _LABELS = {
     "val_accuracy": "validation accuracy (%)",
     "train_accuracy": "training accuracy (%)",
@@ -113,7 +113,7 @@ def plot_learning_rates(
             f"{factors.shape}, {losses.shape} and {smoothed.shape}"
         )
     figure, ax = new_figure()
-    ax.plot(factors, losses, ".", color=GREY, markersize=5, alpha=0.7, label="each step")
+    ax.plot(factors, losses, ".", color=GRAY, markersize=5, alpha=0.7, label="each step")
     ax.plot(factors, smoothed, color=BLUE, label="smoothed")
     # The explosion at the end must not press the rest flat.
     low, fall = losses.min(), max(smoothed[0] - smoothed.min(), 1e-3 * abs(smoothed[0]))

@@ -8,12 +8,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from vit.plots.style import BLUE, GREY, ORANGE, VERMILION, new_figure, set_title
+from vit.plots.style import BLUE, GRAY, ORANGE, VERMILION, new_figure, set_title
 
 _COLUMNS = 3
 _LOOKS = {
     "complete": {"marker": "o", "color": BLUE, "markersize": 7, "markeredgecolor": "white", "markeredgewidth": 0.7},
-    "pruned": {"marker": "o", "color": GREY, "markersize": 5, "markerfacecolor": "none"},
+    "pruned": {"marker": "o", "color": GRAY, "markersize": 5, "markerfacecolor": "none"},
     "failed": {"marker": "x", "color": VERMILION, "markersize": 5, "markeredgewidth": 2},
     "best": {"marker": "*", "color": ORANGE, "markersize": 16, "markerfacecolor": "none", "markeredgewidth": 1.6},
 }

@@ -20,7 +20,7 @@ from vit.arguments import as_integer
 
 # Okabe & Ito, "Color Universal Design", 2008.
 BLUE, ORANGE, GREEN, VERMILION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
-PURPLE, SKY, GREY, BLACK = "#CC79A7", "#56B4E9", "#7F7F7F", "#000000"
+PURPLE, SKY, GRAY, BLACK = "#CC79A7", "#56B4E9", "#7F7F7F", "#000000"
 MARKERS = "osD^vPX*"  # they tell eight lines apart in print
 
 WIDTH = 8.0  # inches: that of a web page
@@ -150,8 +150,8 @@ def draw_image(ax: Axes, image: NDArray, **options: Any) -> None:
     """An image without ticks or frame: uint8 (C, H, W), or floats (H, W, C)."""
     pixels = image.transpose(1, 2, 0) if image.dtype == np.uint8 else image  # (H, W, C)
     if pixels.shape[2] == 1:
-        grey = {"cmap": "gray", "vmin": 0, "vmax": 255 if image.dtype == np.uint8 else 1}
-        draw_values(ax, pixels.squeeze(2), **grey, **options)
+        gray = {"cmap": "gray", "vmin": 0, "vmax": 255 if image.dtype == np.uint8 else 1}
+        draw_values(ax, pixels.squeeze(2), **gray, **options)
     else:
         draw_values(ax, pixels, **options)
     ax.set(xticks=[], yticks=[])

@@ -8,8 +8,8 @@ from matplotlib.ticker import NullLocator
 from vit.plots.style import (
     BLACK,
     BLUE,
+    GRAY,
     GREEN,
-    GREY,
     MARKERS,
     ORANGE,
     PURPLE,
@@ -21,7 +21,7 @@ from vit.plots.style import (
     spread_heights,
 )
 
-_COLORS = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, GREY, BLACK)
+_COLORS = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, GRAY, BLACK)
 _LINE = 0.05  # of the height that a name takes
 
 
@@ -52,7 +52,7 @@ def plot_shots(
     ax.set_xticks(ticks, [f"{shots:,}" for shots in ticks])
     ax.xaxis.set_minor_locator(NullLocator())
     if chance is not None:
-        ax.axhline(chance, color=GREY, linestyle=":", linewidth=1.2)
+        ax.axhline(chance, color=GRAY, linestyle=":", linewidth=1.2)
         ax.text(ticks[0], chance, " chance", color="#555555", fontsize=9, va="bottom")
     low, high = ax.get_ylim()
     heights = spread_heights([(y - low) / (high - low) for _, y, _ in ends.values()], _LINE)

@@ -1,7 +1,7 @@
 """A form for both configs: a control for every field that matters, each with its explanation as a tooltip.
 
 Allowed values follow each other: heads divide the width, the warm-up is shorter than the run, and what a choice makes
-meaningless is greyed out. What the form cannot keep from going wrong, the configs refuse themselves.
+meaningless is grayed out. What the form cannot keep from going wrong, the configs refuse themselves.
 """
 
 import inspect
