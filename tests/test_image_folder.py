@@ -294,6 +294,13 @@ def test_splits_that_do_not_fit_are_refused(photos, tmp_path):
         load_image_folder(root)
     for name in ("val", "valid"):
         shutil.rmtree(root / name)
+    if not (root / "TRAIN").exists():  # on a disk that tells them apart
+        shutil.copytree(photos, root / "Train")
+        shutil.copytree(photos, root / "test")
+        with pytest.raises(ValueError, match=r"Train and .*train are both for train; keep one of them"):
+            load_image_folder(root)
+        for name in ("Train", "test"):
+            shutil.rmtree(root / name)
     for split in ("val", "test"):  # the same two pictures
         for name in ("ape", "cat"):
             (root / split / name).mkdir(parents=True)

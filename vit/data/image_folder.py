@@ -42,7 +42,7 @@ def load_image_folder(
 ) -> DataSplits:
     """The pictures of a folder `path/<class>/<picture>`, resized with antialiasing and cut to their middle.
 
-    Each class is split by itself, so that all splits have the same mixture, and lends at least one picture to each.
+    Each class is split by itself, so that all splits have the same mixture, and gives at least one picture to each.
     Where `path` holds a folder "train" with the classes in it, and "val" or "test" beside it, those are taken as they
     are, and one that is missing is cut from "train". All pictures stay in memory, N x 3 x H x W bytes.
 
@@ -143,7 +143,8 @@ def _assigned(
         found[origin].append(i)
     splits: dict[str, list[int]] = {"train": [], "val": [], "test": []}
     for (split, _), members in found.items():
-        splits[split] += members if split != "train" else []
+        if split != "train":
+            splits[split] += members
     for label, name in enumerate(class_names):
         members = torch.tensor(found["train", label])
         num_val, num_test = _counts(name, len(members), fractions)
@@ -169,10 +170,10 @@ def _find(root: Path) -> dict[str, dict[str, list[Path]]]:
     """The files of every split and class; those of a folder that is not split yet are all of "train"."""
     if not root.is_dir():
         raise FileNotFoundError(f"there is no folder at {root}")
-    folders = {entry.name.lower(): entry for entry in _visible(root) if entry.is_dir()}
+    folders = [entry for entry in _visible(root) if entry.is_dir()]
     splits = {}
     for split, names in _SPLITS.items():
-        of_split = [folders[name] for name in names if name in folders]
+        of_split = [folder for folder in folders if folder.name.lower() in names]
         if len(of_split) > 1:
             raise ValueError(f"{of_split[0]} and {of_split[1]} are both for {split}; keep one of them")
         if of_split:

@@ -41,6 +41,7 @@ class Loader:
         shuffle: a new random order every epoch, or the split's own.
         seed: decides the order and the augmentations of every epoch.
         num_classes, class_names: let `fit` and `evaluate` compare them with the model's before they start.
+        config: that of the run, for `fit` to compare with its own; it says how long batches are mixed.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class Loader:
         device: torch.device | str = "cpu",
         num_classes: int | None = None,
         class_names: tuple[str, ...] | None = None,
+        config: TrainConfig | None = None,
     ) -> None:
         if len(split) == 0:
             raise ValueError("the split holds no image: a loader needs at least one")
@@ -69,12 +71,12 @@ class Loader:
         # Made once: a copy to the device at every batch would make a GPU wait.
         self.shift, self.scale = shift_and_scale(mean, std, self.device)
         self.augment, self.mix = augment, mix
-        self.mixed_steps = math.inf  # of the run, from its start; `make_loaders` knows how long it will be
         self.shuffle, self.seed = shuffle, seed
         self.num_classes, self.class_names = num_classes, class_names
         self.mean, self.std = mean, std
-        self.config: TrainConfig | None = None  # that of `make_loaders`, for `fit` to compare with its own
         self.num_steps = math.ceil(len(split) / batch_size)
+        self.config = config
+        self.mixed_steps = config.mixed_steps(self.num_steps) if config else math.inf  # of the run, from its start
         self._order: tuple[int, Tensor] | None = None
         self._next_epoch = 0  # of those who iterate; nothing in this package does
 
@@ -213,8 +215,8 @@ def make_loaders(data: DataSplits, config: TrainConfig) -> tuple[Loader, Loader]
         device=resolve_device(config.device),
         num_classes=data.num_classes,
         class_names=data.class_names,
+        config=config,
     )
-    train.config, train.mixed_steps = config, config.mixed_steps(len(train))
     return train, make_eval_loader(data, data.val, device=config.device)
 
 

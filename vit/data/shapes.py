@@ -33,7 +33,7 @@ def make_shapes(
 
     Args:
         num_train, num_val, num_test: images, 1 or more; each split has its classes equally often, within one.
-        image_size: pixels, one side of a square or (height, width), each 8 or more.
+        image_size: pixels, one side of a square or (height, width), each `MIN_SIDE` or more.
         seed: 0 or more.
     Returns: images (N, 3, H, W), labels and masks (N, H, W), true where the shape is.
     """

@@ -4,9 +4,7 @@ Images stay uint8 until a batch is drawn: a quarter of the memory of float32, an
 Validation is cut from train by a seed, so the test split is untouched until the one final measurement.
 """
 
-import hashlib
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -39,12 +37,11 @@ class Split:
             raise ValueError(f"labels must have shape ({len(self.images)},), got {tuple(self.labels.shape)}")
         if self.labels.dtype != torch.int64:
             raise ValueError(f"labels must be int64, got {self.labels.dtype}; convert with labels.long()")
-        if (masks := self.masks) is not None:
-            shape = (len(self.images), *self.images.shape[2:])
-            if not isinstance(masks, Tensor) or masks.dtype != torch.bool or masks.shape != shape:
-                is_tensor = isinstance(masks, Tensor)
-                found = f"{masks.dtype} {tuple(masks.shape)}" if is_tensor else type(masks).__name__
-                raise ValueError(f"masks must be a bool tensor of shape (N, H, W) = {shape}, got {found}")
+        masks, shape = self.masks, (len(self.images), *self.images.shape[2:])
+        is_tensor = isinstance(masks, Tensor)
+        if masks is not None and not (is_tensor and masks.dtype == torch.bool and masks.shape == shape):
+            found = f"{masks.dtype} {tuple(masks.shape)}" if is_tensor else type(masks).__name__
+            raise ValueError(f"masks must be a bool tensor of shape (N, H, W) = {shape}, got {found}")
 
     def __len__(self) -> int:
         return len(self.images)
@@ -132,18 +129,3 @@ def make_val_split(images: Tensor, labels: Tensor, val_size: int, seed: int) -> 
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
     everything = Split(images, labels)
     return everything.subset(order[val_size:].sort().values), everything.subset(order[:val_size].sort().values)
-
-
-def check_disjoint(a: Split, b: Split) -> None:
-    """Raises ValueError, with both indices, if an image of one split is in the other too; 5 us an image."""
-    seen = {digest: index for index, digest in enumerate(_digests(a))}
-    for index, digest in enumerate(_digests(b)):
-        if digest in seen:
-            raise ValueError(
-                f"the splits overlap: image {index} of the second is image {seen[digest]} of the first; "
-                "remove the copies from one of them, or its score will count memorized images"
-            )
-
-
-def _digests(split: Split) -> Iterator[bytes]:
-    return (hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in split.images.cpu().numpy())

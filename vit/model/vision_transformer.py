@@ -199,7 +199,8 @@ def filled_like(model: VisionTransformer, blank: VisionTransformer, state: Mappi
         blank.get_parameter(name).requires_grad_(parameter.requires_grad)
     blank.train(model.training)
     for name, part in model.named_modules(remove_duplicate=False):
-        if type(part) is type(own := blank.get_submodule(name)):  # not what stands in for a dropout
+        own = blank.get_submodule(name)
+        if type(own) is type(part):  # not what stands in for a dropout
             own.training = part.training
     return blank
 
