@@ -78,11 +78,11 @@ def test_the_report_counts_every_tensor(state, capsys):
     rows = {line[2:18].strip(): line[18:] for line in printed.splitlines()[1:] if not line.startswith("  note")}
     counts = {state: int(row.split()[0]) for state, row in rows.items()}
     assert counts == {
-        "matched": names - 4, "reshaped": 1, "resized": 1, "re-initialised": 2,
+        "matched": names - 4, "reshaped": 1, "resized": 1, "re-initialized": 2,
         "missing": 0, "unexpected": 0, "of another shape": 0, "left out": 2,
     }  # fmt: skip
     assert rows["reshaped"].endswith("cls_token") and rows["resized"].endswith("pos_embed")
-    assert rows["re-initialised"].endswith("head.weight, head.bias")
+    assert rows["re-initialized"].endswith("head.weight, head.bias")
     assert "note: positions resampled from (4, 4) to (6, 6), bicubic_antialias" in printed
     assert model.config.image_size == (24, 24) and not model.training
     assert load_weights(None, state, num_heads=4, report=None) and capsys.readouterr().out == ""

@@ -20,7 +20,7 @@ from vit.model.head import build_head
 from vit.model.initialization import init_head
 from vit.model.pos_embed import resample_pos_embed
 from vit.model.vision_transformer import VisionTransformer, blank_model
-from vit.pretrained.agreement import agree
+from vit.pretrained.agreement import check_config, new_config
 from vit.pretrained.assembly import describe, join_tokens, own_name
 from vit.pretrained.conversions import Tensors
 from vit.pretrained.formats import FORMATS, Format, recognize
@@ -132,7 +132,7 @@ def _metadata(old: Mapping[str, Any], new: Mapping[str, Any], fmt: Format, log: 
         if images:
             log.notes.append("images are prepared as the model's metadata said before; the source does not say")
     facts = {name: fact for name, fact in new.items() if name not in PREPROCESSING}
-    if log.tensors["re-initialised"]:  # accuracies and classes were those of the head that is gone
+    if log.tensors["re-initialized"]:  # accuracies and classes were those of the head that is gone
         facts = {name: fact for name, fact in old.items() if name not in PREPROCESSING}
         facts["pretrained_on"] = learned_from(new)
     return facts | images
@@ -167,7 +167,11 @@ def _prepare(
     if source_grid and grid != tuple(source_grid):
         raise ValueError(f"source_grid={source_grid} does not fit its table of {grid} patches")
     described = describe(tensors, facts, grid)
-    config = agree(described, changes, model, log)
+    if model is None:
+        config = new_config(described, changes, log)
+    else:
+        config = model.config
+        check_config(described, changes, config, log)
     if "pos_embed" in tensors and grid is not None:
         if shapes["pos_embed"][-2] > math.prod(grid):
             shapes.pop("cls_token", None)  # it took its position along
@@ -224,7 +228,7 @@ def _change_head(state: Tensors, config: ViTConfig, model: VisionTransformer | N
         init_head(head)
     for name, tensor in head.state_dict(prefix="head.").items():
         state[name] = tensor
-        log.tensors["re-initialised"].append(name)
+        log.tensors["re-initialized"].append(name)
 
 
 def _owned(state: Tensors, dtypes: set[torch.dtype], found: Source, log: Report, reference: Tensor | None) -> Tensors:
@@ -241,7 +245,8 @@ def _owned(state: Tensors, dtypes: set[torch.dtype], found: Source, log: Report,
                 state[name] = state[name].clone()
             taken.add(state[name].data_ptr())
     if others := dtypes - {dtype}:
-        log.notes.append(f"{', '.join(str(other)[6:] for other in others)} became {str(dtype)[6:]}")
+        names = [str(each).removeprefix("torch.") for each in (*others, dtype)]
+        log.notes.append(f"{', '.join(names[:-1])} became {names[-1]}")
     return state
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 _FATAL = ("missing", "unexpected", "of another shape")
-_STATES = ("matched", "reshaped", "resized", "re-initialised", *_FATAL, "left out")
+_STATES = ("matched", "reshaped", "resized", "re-initialized", *_FATAL, "left out")
 
 
 @dataclass
@@ -16,7 +16,7 @@ class Report:
     Attributes:
         source, format: where the weights come from, and what was recognized.
         tensors: the names in each state: matched, reshaped (repacked, or joined with another), resized,
-            re-initialised (a new head), missing, unexpected, of another shape, left out (of no use here).
+            re-initialized (a new head), missing, unexpected, of another shape, left out (of no use here).
         notes: what else was done or assumed.
     """
 
@@ -27,7 +27,7 @@ class Report:
 
     def compare(self, state: Mapping[str, Tensor], expected: Mapping[str, Tensor], reshaped: set[str]) -> None:
         """Sorts the names of a state by what a model expects; `reshaped` are those that were not so in the source."""
-        listed = {*self.tensors["resized"], *self.tensors["re-initialised"]}
+        listed = {*self.tensors["resized"], *self.tensors["re-initialized"]}
         for name, tensor in expected.items():
             if name not in state:
                 self.tensors["missing"].append(name)
