@@ -71,7 +71,7 @@ GROUPS = {
         },
     },
     "When things go wrong": {
-        "faults": {"rows_pass": ("known faults handled as they should be, of 99; the rest cannot occur here", 0),
+        "faults": {"rows_pass": ("known faults handled correctly, of 99; the other one cannot occur here", 0),
                    "sigkill_same_bits": ("trainings killed by SIGKILL, of 100, resumed to the same bits", 0),
                    "fuzz_wrong": ("damaged files, of 24,000, handled wrongly", 0)},
     },
