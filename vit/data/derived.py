@@ -26,7 +26,7 @@ def keep_classes(data: DataSplits, classes: Sequence[str | int]) -> DataSplits:
         ValueError: a class that the data does not have, one named twice, or a split left without an image.
     """
     names = data.class_names
-    known = {**{name: i for i, name in enumerate(names)}, **{i: i for i in range(len(names))}}
+    known = {name: i for i, name in enumerate(names)} | {i: i for i in range(len(names))}
     is_wrong = [c not in known or isinstance(c, (bool, np.bool_)) for c in classes]  # True would pass for 1
     if isinstance(classes, str) or not is_wrong or any(is_wrong):
         raise ValueError(f"classes={classes!r} must be some of {', '.join(names)}, or of 0..{len(names) - 1}")
