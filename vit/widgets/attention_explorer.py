@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from vit.analysis import METHODS, attention_from, attention_maps, explain, predict, token_layout
 from vit.plots import plot_attention_view
-from vit.widgets.panel import shrinking_picture, side_by_side, to_png
+from vit.widgets.panel import class_names_of, shrinking_picture, side_by_side, to_png, updating
 
 MAX_BUTTONS = 400  # patches; a page with more buttons than that is slow
 
@@ -34,9 +34,8 @@ class AttentionExplorer(widgets.VBox):
         self.images = images.clone()  # a slice would keep its whole dataset in memory for as long as the panel is open
         self.maps = attention_maps(model, images)  # (L, B, h, T, T)
         self.probabilities = predict(model, images)  # (B, K)
-        names = class_names or getattr(model, "metadata", {}).get("class_names")
         num_classes = self.probabilities.shape[1]
-        self.class_names = list(names or (f"class {k}" for k in range(num_classes)))
+        self.class_names = class_names_of(model, class_names) or [f"class {k}" for k in range(num_classes)]
         if len(self.class_names) != num_classes:
             raise ValueError(f"class_names has {len(self.class_names)} names, the model {num_classes} classes")
         self.query: str | tuple[int, int] = "head"
@@ -166,8 +165,5 @@ class AttentionExplorer(widgets.VBox):
 
     def _set(self, control: widgets.Widget, value: object) -> None:
         """Moves a control without drawing: whoever calls this draws once, afterwards."""
-        self._is_updating = True
-        try:
+        with updating(self):
             control.value = value
-        finally:
-            self._is_updating = False

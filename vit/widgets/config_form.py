@@ -14,6 +14,7 @@ from typing import Any
 import ipywidgets as widgets
 
 from vit.config import TrainConfig, ViTConfig
+from vit.widgets.panel import updating
 
 WIDTHS = (32, 48, 64, 96, 128, 160, 192, 256, 320, 384, 512)
 BATCH_SIZES = (8, 16, 25, 32, 50, 64, 96, 128, 192, 256, 384, 512)
@@ -147,14 +148,11 @@ class ConfigForm(widgets.Tab):
         sides = math.gcd(*model_config.image_size)
         area = math.prod(model_config.image_size)
         sizes = [p for p in range(2, sides + 1) if sides % p == 0 and 4 <= area // p**2 <= MAX_PATCHES]
-        self._is_updating = True
-        try:
+        with updating(self):
             self.controls["model.patch_size"].options = sizes or [model_config.patch_size]
             self._offer_heads(model_config.embed_dim, model_config.pos_embed, model_config.num_heads)
             for name, value in shown.items():
                 _set(self.controls[name], "off" if value is None else value)  # a menu takes None for "nothing chosen"
-        finally:
-            self._is_updating = False
         self._follow()
 
     def on_change(self, callback: Callable[[], None]) -> None:
@@ -172,8 +170,7 @@ class ConfigForm(widgets.Tab):
         """Brings the values that depend on others in line, then tells who listens, once."""
         if self._is_updating:
             return
-        self._is_updating = True
-        try:
+        with updating(self):
             value = {name: control.value for name, control in self.controls.items()}
             self._offer_heads(value["model.embed_dim"], value["model.pos_embed"], value["model.num_heads"])
             epochs, warmup = value["train.epochs"], self.controls["train.warmup_epochs"]
@@ -189,8 +186,6 @@ class ConfigForm(widgets.Tab):
             }
             for name, is_meaningless in meaningless.items():
                 self.controls[name].disabled = is_meaningless
-        finally:
-            self._is_updating = False
         for callback in self._changed:
             callback()
 

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from vit.analysis.metrics import confusion_cell, confusion_matrix, most_confused_pairs
 from vit.plots.evaluation import confusion_colors, plot_confusion_cell
-from vit.plots.style import MAX_CLASSES
-from vit.widgets.panel import shrinking_picture, side_by_side, to_png
+from vit.plots.style import MAX_CLASSES, VERMILION
+from vit.widgets.panel import shrinking_picture, side_by_side, to_png, updating
 
 PAGE = 18  # images shown at once
 
@@ -69,14 +69,11 @@ class ConfusionExplorer(widgets.VBox):
         """Goes to the cell of images of class `truth` that are taken for class `guess`; the same as clicking it."""
         self.indices = confusion_cell(self.probabilities, self.labels, truth, guess)  # most confident first
         num_pages = max(1, -(-len(self.indices) // PAGE))
-        self._is_updating = True
-        try:
+        with updating(self):
             self.truth.value, self.guess.value = truth, guess
             self.page.value, self.page.max, self.page.disabled = 1, num_pages, num_pages == 1
-        finally:
-            self._is_updating = False
         for cell, button in self.cells.items():
-            button.layout.border = "3px solid #D55E00" if cell == (truth, guess) else "1px solid white"
+            button.layout.border = f"3px solid {VERMILION}" if cell == (truth, guess) else "1px solid white"
         self.draw()
 
     def _make_controls(self) -> None:

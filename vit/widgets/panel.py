@@ -1,10 +1,16 @@
-"""What every panel of this room has in common: controls beside one picture, and a figure as that picture."""
+"""What the panels of this room have in common: controls beside one picture, a figure as that picture, and messages."""
 
+import html
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import ipywidgets as widgets
 from matplotlib.figure import Figure
+from torch import nn
+
+from vit.plots.style import VERMILION
 
 
 def side_by_side(
@@ -29,3 +35,32 @@ def to_png(figure: Figure) -> bytes:
     png = io.BytesIO()
     figure.savefig(png, format="png", dpi=100)
     return png.getvalue()
+
+
+def message_html(text: str, *, is_error: bool = False) -> str:
+    """Plain text as the value of an `HTML` widget."""
+    color = f"color: {VERMILION}; " if is_error else ""
+    return f"<div style='{color}line-height: 1.4'>{html.escape(text)}</div>"
+
+
+def do_or_tell(act: Callable[[], object], tell: Callable[..., None]) -> None:
+    """Does what a button says; what cannot be done is told in the panel, by `tell(text, is_error=True)`."""
+    try:
+        act()
+    except (ValueError, OSError, RuntimeError) as error:
+        tell(str(error), is_error=True)
+
+
+def class_names_of(model: nn.Module, given: Sequence[str] | None) -> list[str]:
+    """The names that were given, else those of the model's metadata; none if it has none either."""
+    return list(given or getattr(model, "metadata", {}).get("class_names") or ())
+
+
+@contextmanager
+def updating(panel: Any) -> Iterator[None]:
+    """Sets the panel's `_is_updating` meanwhile, so that it does not answer each control that is moved by code."""
+    before, panel._is_updating = panel._is_updating, True
+    try:
+        yield
+    finally:
+        panel._is_updating = before

@@ -4,7 +4,6 @@ The same figure in a cell: `predict` and `explain`, then `plot_top_classes`. A f
 the panel, and the panel goes on.
 """
 
-import html
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,8 +16,7 @@ from vit.analysis import METHODS, explain, predict, token_layout
 from vit.analysis.inputs import picture_options
 from vit.pictures import SUFFIXES, open_picture, picture_to_tensor
 from vit.plots.predictions import plot_top_classes
-from vit.plots.style import VERMILION
-from vit.widgets.panel import shrinking_picture, side_by_side, to_png
+from vit.widgets.panel import class_names_of, message_html, shrinking_picture, side_by_side, to_png, updating
 
 
 class PicturePredictor(widgets.VBox):
@@ -35,8 +33,7 @@ class PicturePredictor(widgets.VBox):
     def __init__(self, model: nn.Module, class_names: Sequence[str] | None = None) -> None:
         self.answer = ""
         self.model, self.size = model, token_layout(model).image_size
-        names = class_names or getattr(model, "metadata", {}).get("class_names")
-        self.class_names = list(names) if names else None
+        self.class_names = class_names_of(model, class_names)
         self.pictures: list[tuple[str, Path | bytes]] = []
         self._is_updating = False
         self._make_controls()
@@ -75,7 +72,9 @@ class PicturePredictor(widgets.VBox):
         self.shown.value = to_png(figure)
         self.shown.layout.display = None
         known = f"the {len(self.class_names)} classes it knows" if self.class_names else "the classes it knows"
-        self._say(f"{self.answer}. The model names one of {known} for any picture, be it one of them or not.")
+        self.message.value = message_html(
+            f"{self.answer}. The model names one of {known} for any picture, be it one of them or not."
+        )
 
     def _make_controls(self) -> None:
         methods = [(name.replace("_", " "), name) for name in METHODS]
@@ -110,8 +109,8 @@ class PicturePredictor(widgets.VBox):
 
     def _offer(self, pictures: list[tuple[str, Path | bytes]], *, is_path: bool = False) -> None:
         """Puts pictures on the menu, forgets those from the other source, and draws the first, once."""
-        self.pictures, self._is_updating = pictures, True
-        try:
+        self.pictures = pictures
+        with updating(self):
             if is_path:
                 self.upload.value = ()
             else:
@@ -119,16 +118,11 @@ class PicturePredictor(widgets.VBox):
             self.choice.options = [(name, i) for i, (name, _) in enumerate(pictures)]
             self.choice.index = 0 if pictures else None
             self.choice.disabled = len(pictures) < 2
-        finally:
-            self._is_updating = False
         self.draw()
 
     def _show_error(self, error: Exception) -> None:
-        self._say(str(error), f"color: {VERMILION}")
+        self.message.value = message_html(str(error), is_error=True)
         self.shown.layout.display = "none"
-
-    def _say(self, text: str, style: str = "") -> None:
-        self.message.value = f"<div style='line-height: 1.4; {style}'>{html.escape(text)}</div>"
 
 
 def _pictures_at(text: str) -> list[tuple[str, Path | bytes]]:

@@ -6,7 +6,6 @@ and `wait` brings the panel up to date. One file, long for that: all of it is on
 """
 
 import asyncio
-import html
 import math
 import time
 from dataclasses import replace
@@ -21,7 +20,6 @@ from vit.config import TrainConfig, ViTConfig
 from vit.data import DataSplits, make_loaders
 from vit.model.vision_transformer import VisionTransformer
 from vit.plots import plot_progress
-from vit.plots.style import VERMILION
 from vit.pretrained import save
 from vit.training import (
     BackgroundRun,
@@ -34,7 +32,7 @@ from vit.training import (
 )
 from vit.training.run_folder import runs_root
 from vit.widgets.config_form import ConfigForm
-from vit.widgets.panel import side_by_side, to_png
+from vit.widgets.panel import do_or_tell, message_html, side_by_side, to_png
 from vit.widgets.run_table import MAX_CURVES, RunTable
 
 GLANCE = 0.5  # seconds between two looks at a running training
@@ -165,7 +163,7 @@ class Playground(widgets.VBox):
         self.model_preset.observe(lambda _: self._use_presets(), "value")
         self.train_preset.observe(lambda _: self._use_presets(), "value")
         self.form.on_change(self._tell_costs)
-        self.train_button.on_click(lambda _: self._try(self.train))
+        self.train_button.on_click(lambda _: do_or_tell(self.train, self._tell))
         self.stop_button.on_click(lambda _: self.stop())
 
     def _use_presets(self) -> None:
@@ -182,7 +180,7 @@ class Playground(widgets.VBox):
             self._tell_progress()  # in place of what an earlier choice was refused for
 
         try:
-            self._try(fill_in)
+            do_or_tell(fill_in, self._tell)
         finally:
             self.model_preset.value = self.train_preset.value = None
 
@@ -211,7 +209,7 @@ class Playground(widgets.VBox):
         try:
             told = self.costs()
         except (ValueError, RuntimeError) as error:
-            self.estimate.value = f"<div style='color: {VERMILION}; line-height: 1.4'>{html.escape(str(error))}</div>"
+            self.estimate.value = message_html(str(error), is_error=True)
             self.train_button.disabled = True
             return
         self.train_button.disabled = self.is_training
@@ -238,7 +236,7 @@ class Playground(widgets.VBox):
         return run
 
     def _watch_over(self, run: BackgroundRun) -> None:
-        self.run, self._started, self._first_step = run, time.monotonic(), None
+        self.run, self._first_step = run, None
         self.train_button.disabled, self.stop_button.disabled = True, False
         self.draw()
         self.runs.refresh()
@@ -307,15 +305,7 @@ class Playground(widgets.VBox):
         return f", {_duration((run.total_steps - run.steps_done) * elapsed / done)} to go"
 
     def _tell(self, text: str, *, is_error: bool = False) -> None:
-        color = f"color: {VERMILION}; " if is_error else ""
-        self.progress.value = f"<div style='{color}line-height: 1.4'>{html.escape(text)}</div>"
-
-    def _try(self, act) -> None:
-        """Does what a button says; what cannot be done is told in the panel."""
-        try:
-            act()
-        except (ValueError, OSError, RuntimeError) as error:
-            self._tell(str(error), is_error=True)
+        self.progress.value = message_html(text, is_error=is_error)
 
 
 def _keep(run: BackgroundRun) -> None:

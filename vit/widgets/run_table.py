@@ -12,11 +12,10 @@ import ipywidgets as widgets
 from matplotlib.figure import Figure
 
 from vit.plots import plot_runs
-from vit.plots.style import VERMILION
 from vit.training.run_folder import runs_root
 from vit.training.run_lock import is_being_written
 from vit.training.runs import Run, compare_runs, delete_run, list_runs, rename_run, skipped_folders, sort_runs
-from vit.widgets.panel import shrinking_picture, side_by_side, to_png
+from vit.widgets.panel import do_or_tell, message_html, shrinking_picture, side_by_side, to_png, updating
 
 MAX_ROWS = 20  # runs in the table; the rest waits for another order, or to be deleted
 MAX_CURVES = 8  # that can be told apart
@@ -144,10 +143,10 @@ class RunTable(widgets.VBox):
         for control in (self.quantity, self.against):
             control.observe(lambda _: self.draw(), "value")
         self.reread.on_click(lambda _: self.refresh())
-        self.rename.on_click(lambda _: self._answer(self._rename))
-        self.delete.on_click(lambda _: self._answer(self._delete))
-        self.settings.on_click(lambda _: self._answer(lambda: self._on_use(self._only_one(), "settings")))
-        self.go_on.on_click(lambda _: self._answer(lambda: self._on_use(self._only_one(), "training")))
+        self.rename.on_click(lambda _: do_or_tell(self._rename, self._say))
+        self.delete.on_click(lambda _: do_or_tell(self._delete, self._say))
+        self.settings.on_click(lambda _: do_or_tell(lambda: self._on_use(self._only_one(), "settings"), self._say))
+        self.go_on.on_click(lambda _: do_or_tell(lambda: self._on_use(self._only_one(), "training"), self._say))
 
     def _make_line(self) -> tuple[widgets.Checkbox, list[widgets.HTML]]:
         box = widgets.Checkbox(False, indent=False, layout={"width": "24px"})
@@ -156,24 +155,14 @@ class RunTable(widgets.VBox):
 
     def _tick(self, folder_names: set[str]) -> None:
         """Ticks the lines of these runs, and no others; whoever calls this draws once, afterwards."""
-        self._is_updating = True
-        try:
+        with updating(self):
             for i, (box, _) in enumerate(self._lines):
                 box.value = i < len(self.runs) and self.runs[i].folder.name in folder_names
-        finally:
-            self._is_updating = False
 
     def _take_ticks(self) -> None:
         if not self._is_updating:
             self._forget_delete()
             self.draw()
-
-    def _answer(self, act: Callable[[], None]) -> None:
-        """Does what a button says; what cannot be done is told in the panel."""
-        try:
-            act()
-        except (ValueError, OSError, RuntimeError) as error:
-            self._say(str(error), f"color: {VERMILION}")
 
     def _only_one(self) -> Run:
         if len(self.chosen) != 1:
@@ -208,8 +197,8 @@ class RunTable(widgets.VBox):
         self._about_to_delete = []
         self.delete.description, self.delete.button_style = "Delete", ""
 
-    def _say(self, text: str, style: str = "") -> None:
-        self.message.value = f"<div style='line-height: 1.4; {style}'>{html.escape(text)}</div>"
+    def _say(self, text: str, *, is_error: bool = False) -> None:
+        self.message.value = message_html(text, is_error=is_error)
 
 
 def _number(name: str, text: str) -> Callable[[Run], str]:
