@@ -201,8 +201,11 @@ def test_outputs_are_as_many_as_the_classes(shapes, outputs):
 
 def test_only_loaders_with_batches_are_taken(model):
     class Empty:
+        def __init__(self, said):
+            self.said = said
+
         def __len__(self):
-            return 0
+            return self.said
 
         def epoch(self, epoch, start_step):
             return iter(())
@@ -210,7 +213,9 @@ def test_only_loaders_with_batches_are_taken(model):
     with pytest.raises(TypeError, match=r"train_loader is a list without epoch\(epoch, start_step\): see make_loaders"):
         find_learning_rate(model, [], CONFIG)
     with pytest.raises(ValueError, match="train_loader has no batch"):
-        find_learning_rate(model, Empty(), CONFIG)
+        find_learning_rate(model, Empty(0), CONFIG)
+    with pytest.raises(ValueError, match="train_loader gives no batch: there is nothing to train on"):
+        find_learning_rate(model, Empty(3), CONFIG)
 
 
 def test_the_finder_trains_as_fit_does_whatever_the_mode(shapes, model):

@@ -6,6 +6,7 @@ Source: Tan & Le, "EfficientNetV2", ICML 2021, section 4 (progressive learning).
 Differs: two sizes alone, and the same augmentation at both.
 """
 
+import itertools
 from typing import Any
 
 import torch
@@ -74,13 +75,12 @@ def _train_steps(model: VisionTransformer, loader: Loader, config: TrainConfig, 
     """These steps of the run that the config describes, with new optimizers."""
     optimizers = build_optimizers(model, config)
     network = torch.compile(model) if config.compile else model
-    step, end = steps.start, steps.stop
-    while step < end:
+    step = steps.start
+    count = itertools.count(step + 1)  # of the steps that are done, since it is asked once after each
+    while step < steps.stop:
         epoch, start_step = divmod(step, len(loader))
-        # Asked once after every step; a yes after the last one of these.
-        answers = iter([False] * (end - step - 1) + [True])
         next_step, _ = train_one_epoch(
             network, loader, optimizers, config, epoch=epoch, start_step=start_step, bar=bar,
-            should_stop=answers.__next__,
+            should_stop=lambda: next(count) == steps.stop,
         )  # fmt: skip
         step = epoch * len(loader) + next_step

@@ -1,4 +1,4 @@
-"""An exponential moving average of the weights, which forgets its start, and without a wait of the GPU for it."""
+"""An exponential moving average of the weights, which forgets its start and never makes a GPU wait."""
 
 import torch
 from torch import nn
@@ -12,7 +12,7 @@ class AveragedWeights(AveragedModel):
     average reaches back over a ninth of the run at most, else that of a short run would hold its first weights.
 
     Differs from torch's `AveragedModel`, whose state and interface it has: that one sends its counter of updates to the
-    weights' device in every step, for which a GPU is waited for.
+    weights' device in every step, and waits for the GPU to do so.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:

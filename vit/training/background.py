@@ -45,13 +45,12 @@ class BackgroundRun:
         self.losses: list[tuple[int, float]] = []
         self._history = History()
         self._should_stop = threading.Event()
-        arguments = fit_arguments | {
+        self._fit_arguments = fit_arguments | {
             "run_dir": self.run_dir,
             "history": self._history,
             "make_bar": lambda **counts: _LiveBar(self, **counts),
             "should_stop": self._should_stop.is_set,
         }
-        self._fit_arguments = arguments
         self._num_threads = torch.get_num_threads()
         self._has_ended = threading.Event()
 
@@ -120,7 +119,8 @@ class _LiveBar:
         now = time.monotonic()
         # Ever more slowly, so that a run of days keeps a few thousand losses.
         is_due = now - self.shown >= max(0.5, (now - self.started) / 500)
-        self.shown = now if is_due else self.shown
+        if is_due:
+            self.shown = now
         return is_due
 
     def set_postfix(self, loss: str, refresh: bool) -> None:

@@ -163,7 +163,7 @@ def describe_data(loader: Any) -> dict[str, Any]:
 
 
 def _surroundings(model: nn.Module, config: TrainConfig) -> dict[str, Any]:
-    """What else decides the last bits of a run, beside its settings and data, or more of them: the precision."""
+    """What decides the last bits of a run beside its settings and data; the precision decides more than those."""
     device = next(model.parameters()).device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     versions = {"torch": str(torch.__version__), "numpy": np.__version__}

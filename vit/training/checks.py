@@ -71,9 +71,6 @@ def check_fit(
     check_loaders(train_loader, val_loader)
     if history:
         raise ValueError(f"history holds {len(history)} epochs already: give an empty one, which resume=True fills too")
-    for name, loader, use in (("train_loader", train_loader, "train on"), ("val_loader", val_loader, "measure")):
-        if loader is not None and not len(loader):
-            raise ValueError(f"{name} has no batch: there is nothing to {use}")
     of_model = getattr(getattr(model, "config", None), "num_classes", None)
     of_data = getattr(train_loader, "num_classes", None)
     if of_model and of_data and of_model != of_data:
@@ -103,13 +100,14 @@ def check_compile(config: TrainConfig) -> None:
 def _check_settings(train_loader: Any, config: TrainConfig) -> None:
     """Raises ValueError if the train loader was made with other settings."""
     made_with = getattr(train_loader, "config", None)
-    for name in DATA_SETTINGS if isinstance(made_with, TrainConfig) else ():
-        theirs, ours = getattr(made_with, name), getattr(config, name)
-        if theirs != ours:
-            raise ValueError(
-                f"train_loader was made with {name}={theirs!r}, but config has {name}={ours!r}: make the loaders with "
-                "this config"
-            )
+    if isinstance(made_with, TrainConfig):
+        for name in DATA_SETTINGS:
+            theirs, ours = getattr(made_with, name), getattr(config, name)
+            if theirs != ours:
+                raise ValueError(
+                    f"train_loader was made with {name}={theirs!r}, but config has {name}={ours!r}: make the loaders "
+                    "with this config"
+                )
     mixed_steps = getattr(train_loader, "mixed_steps", None)
     if getattr(train_loader, "mix", None) is not None and mixed_steps != config.mixed_steps(len(train_loader)):
         raise ValueError(
@@ -119,12 +117,24 @@ def _check_settings(train_loader: Any, config: TrainConfig) -> None:
 
 
 def check_same(
-    model: nn.Module, train_loader: Any, val_loader: Any, config: TrainConfig, world: World, **more: Any
+    model: nn.Module,
+    train_loader: Any,
+    val_loader: Any,
+    config: TrainConfig,
+    world: World,
+    *,
+    is_kept: bool,
+    resume: bool,
 ) -> None:
-    """Raises a ValueError, in every process, unless all of them are about to do the same training."""
+    """Raises a ValueError, in every process, unless all of them are about to do the same training.
+
+    Args:
+        is_kept: whether it has a folder.
+    """
     network = ", ".join(f"{name} {tuple(p.shape)} {p.dtype}" for name, p in model.named_parameters())
     data = describe_data(train_loader) | {"val_steps": 0 if val_loader is None else len(val_loader)}
-    world.check_same(asdict(config) | data | {"network": zlib.crc32(network.encode())} | more)
+    facts = {"network": zlib.crc32(network.encode()), "is_kept": is_kept, "resume": resume}
+    world.check_same(asdict(config) | data | facts)
 
 
 def try_evaluation(model: nn.Module, val_loader: Any, config: TrainConfig, world: World) -> None:

@@ -149,7 +149,7 @@ def add_gradients(
 
 @contextlib.contextmanager
 def explaining_memory(config: TrainConfig) -> Iterator[None]:
-    """Adds to an error for want of memory what can be done about it."""
+    """Adds to an out-of-memory error what can be done about it."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -187,7 +187,8 @@ def set_patch_drop(model: nn.Module, rate: float) -> None:
             have another kind, which keeps the share it was built with.
     """
     model = unwrap(model)
-    if hasattr(patch_drop := getattr(model, "patch_drop", None), "rate"):
+    patch_drop = getattr(model, "patch_drop", None)
+    if hasattr(patch_drop, "rate"):
         patch_drop.rate = rate
     elif rate:
         raise ValueError(f"patch_drop_rate={rate}: {type(model).__name__} has no `patch_drop.rate` to set; use 0")

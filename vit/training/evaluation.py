@@ -112,10 +112,14 @@ def check_is_model(model: Any) -> None:
 
 
 def check_loaders(train_loader: Any, val_loader: Any = None) -> None:
-    """Raises TypeError for what is no loader; the val loader may be None."""
-    for name, loader in (("train_loader", train_loader), ("val_loader", val_loader)):
-        if not hasattr(loader, "epoch") and not (loader is None and name == "val_loader"):
+    """Raises TypeError for what is no loader, and ValueError for one without a batch; the val loader may be None."""
+    for name, loader, use in (("train_loader", train_loader, "train on"), ("val_loader", val_loader, "measure")):
+        if loader is None and name == "val_loader":
+            continue
+        if not hasattr(loader, "epoch"):
             raise TypeError(f"{name} is a {type(loader).__name__} without epoch(epoch, start_step): see make_loaders")
+        if not len(loader):
+            raise ValueError(f"{name} has no batch: there is nothing to {use}")
 
 
 def check_plain_loader(name: str, loader: Any) -> None:

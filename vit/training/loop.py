@@ -191,6 +191,11 @@ def _describe(bar: Any, epoch: int, config: TrainConfig, history: History) -> No
 
 def _means(sums: Sums) -> dict[str, float]:
     """Sums over an epoch to its row of the history; "correct" becomes a percentage."""
-    means = {name: float(value) / sums["samples"] for name, value in sums.items() if name != "samples"}
-    names = {"correct": "train_accuracy"}
-    return {names.get(n, f"train_{n}"): 100 * mean if n == "correct" else mean for n, mean in means.items()}
+    row = {}
+    for name, value in sums.items():
+        mean = float(value) / sums["samples"]
+        if name == "correct":
+            row["train_accuracy"] = 100 * mean
+        elif name != "samples":
+            row[f"train_{name}"] = mean
+    return row

@@ -7,7 +7,9 @@ best loss, steepest descent as the suggestion).
 """
 
 import copy
+import itertools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -87,8 +89,6 @@ def find_learning_rate(
         raise ValueError(f"low={low} and high={high} must be positive, and low the lower one")
     num_steps = as_integer("num_steps", num_steps, 10)
     check_loaders(train_loader)
-    if not len(train_loader):
-        raise ValueError("train_loader has no batch: there is nothing to train on")
     loss_fn = loss_fn or classification_loss(config.label_smoothing, train_loader)
     device = resolve_device(config.device)
     factors = [low * (high / low) ** (i / (num_steps - 1)) for i in range(num_steps)]
@@ -120,11 +120,14 @@ def find_learning_rate(
     return LearningRateCurve(factors, losses, smoothed.tolist(), _steepest_descent(factors, visible, smoothed))
 
 
-def _batches(loader: Any) -> Any:
-    epoch = 0
-    while True:
-        yield from loader.epoch(epoch, 0)
-        epoch += 1
+def _batches(loader: Any) -> Iterator[tuple[Tensor, ...]]:
+    """Those of one epoch after the other, without end."""
+    for epoch in itertools.count():
+        batch = None
+        for batch in loader.epoch(epoch, 0):
+            yield batch
+        if batch is None:
+            raise ValueError("train_loader gives no batch: there is nothing to train on")
 
 
 def _ceiling(losses: list[float]) -> float:

@@ -41,7 +41,7 @@ def give_back_freed_memory() -> None:
 
 @contextlib.contextmanager
 def keeping_freed_memory(device: torch.device) -> Iterator[None]:
-    """Keeps freed blocks while it lasts and gives them back at the end; does nothing for a training elsewhere."""
+    """Keeps freed blocks while it lasts and gives them back at the end, if the training is on a CPU."""
     if device.type != "cpu":
         yield
         return

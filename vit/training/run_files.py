@@ -29,8 +29,8 @@ SAVE_SECONDS = 300.0  # longest time between two saves: what a crash in a long e
 
 
 def refuse_existing(folder: str | Path) -> None:
-    """Raises FileExistsError if the folder holds a run, or the history of one; one that was not saved after its first
-    step is none."""
+    """Raises FileExistsError if the folder holds a run, or the history of one; a run that was never saved after a step
+    does not count."""
     state, history = Path(folder) / STATE_FILE, Path(folder) / HISTORY_FILE
     states = [path for path in (state, previous_of(state)) if path.exists()]
     if any(not _is_at_start(path) for path in states):
@@ -141,12 +141,12 @@ class RunFiles:
             say(f"{self.folder / HISTORY_FILE} could not be written ({error}): the state holds it, a resume writes it")
 
     def is_save_due(self, seconds: float, *, within_epoch: bool = False) -> bool:
-        """Whether the last save is longer ago than that; within an epoch, than a crash in a long one may cost too."""
+        """Whether the last save was more than `seconds` ago; within an epoch, also more than SAVE_SECONDS."""
         longest = max(seconds, SAVE_SECONDS) if within_epoch else seconds
         return self.folder is not None and time.perf_counter() - self.saved > longest
 
     def save(self, epoch: int, step: int, sums: Sums, *, is_last: bool, may_be_best: bool = False) -> None:
-        """Saves the state, and the history for people; as the best, if it may be, where no better one has been saved.
+        """Saves the state, and the history for people; also as the best, if it may be, unless a better one was saved.
 
         Raises:
             OSError: that failed and `is_last`; if training goes on, the next save may do better, so it is only said.

@@ -5,6 +5,7 @@ as well. See `vit/training/run_folder.py` for what else is in it.
 """
 
 import json
+import math
 import re
 import shutil
 from collections.abc import Sequence
@@ -49,12 +50,14 @@ class Run:
         have yet in the days of the run has its default, which is what it was trained with."""
         settings = {}
         for name, value in self.config.items():
-            if isinstance(value, dict):
-                defaults = json.loads(json.dumps(_CONFIGS[name]().to_dict())) if name in _CONFIGS else {}
-                value = (defaults if value.keys() <= defaults.keys() else {}) | value
-                settings |= {f"{name}.{field}": v for field, v in value.items()}
-            else:
+            if not isinstance(value, dict):
                 settings[name] = value
+                continue
+            if name in _CONFIGS:
+                defaults = json.loads(json.dumps(_CONFIGS[name]().to_dict()))  # with lists, as in a file
+                if value.keys() <= defaults.keys():
+                    value = defaults | value
+            settings |= {f"{name}.{field}": v for field, v in value.items()}
         return settings
 
     def value(self, name: str) -> Any:
@@ -82,7 +85,9 @@ def skipped_folders(root: str | Path | None = None) -> dict[str, str]:
 def _read_all(root: str | Path | None) -> tuple[list[Run], dict[str, str]]:
     runs, skipped = [], {}
     root = runs_root(root)
-    for folder in sorted(root.iterdir()) if root.is_dir() else []:
+    if not root.is_dir():
+        return runs, skipped
+    for folder in sorted(root.iterdir()):
         if folder.is_dir() and not folder.name.startswith("."):
             try:
                 runs.append(load_run(folder))
@@ -129,13 +134,17 @@ def _read_history(path: Path) -> History:
 
 def sort_runs(runs: Sequence[Run], by: str, *, descending: bool = True) -> list[Run]:
     """The runs ordered by a value, see `Run.value`; those without it, or with nan, come last either way."""
-
-    def key(run: Run) -> tuple:
+    known, unknown = [], []
+    for run in runs:
         value = run.value(by)
-        return (0, value, "") if isinstance(value, (int, float)) else (1, 0, str(value))
-
-    known = [run for run in runs if run.value(by) is not None and run.value(by) == run.value(by)]
-    return sorted(known, key=key, reverse=descending) + [run for run in runs if run not in known]
+        is_number = isinstance(value, (int, float))
+        if value is None or (is_number and math.isnan(value)):
+            unknown.append(run)
+        else:
+            key = (0, value, "") if is_number else (1, 0, str(value))
+            known.append((key, run))
+    known.sort(key=lambda pair: pair[0], reverse=descending)
+    return [run for _, run in known] + unknown
 
 
 def compare_runs(runs: Sequence[Run]) -> dict[str, list[Any]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vit.config import ViTConfig
 from vit.training.optim import Muon
@@ -70,11 +70,7 @@ def _check_network(path: Path, state: dict[str, Any], model: nn.Module, *, is_tr
     odd = sorted(set(state["parameter_names"]) ^ set(names))
     # Optimizers know parameters by their place only: in another order the moments would be those of others.
     moved = [f"{a} in the place of {b}" for a, b in zip(names, state["parameter_names"], strict=False) if a != b]
-    forms, saved_forms = (
-        {name: f"{tuple(tensor.shape)} {tensor.dtype}" for name, tensor in tensors.items()}
-        for tensors in (model.state_dict(), state["model"])
-    )
-    reshaped = differences(saved_forms, forms)
+    reshaped = differences(_forms(state["model"]), _forms(model.state_dict()))
     if odd or moved or reshaped:
         examples = ", ".join((odd or moved)[:4]) or "; ".join(list(reshaped.values())[:4])
         raise ValueError(f"{path} belongs to another network: its parameters differ, for example {examples}")
@@ -86,6 +82,10 @@ def _check_network(path: Path, state: dict[str, Any], model: nn.Module, *, is_tr
     free = FREE_WITH_WEIGHTS if is_trained else FREE_WITH_WEIGHTS + FREE_IN_EVALUATION
     if other := [text for name, text in differing.items() if name not in free]:
         raise ValueError(f"{path} belongs to another network, with weights of the same shapes: {'; '.join(other)}")
+
+
+def _forms(tensors: dict[str, Tensor]) -> dict[str, str]:
+    return {name: f"{tuple(tensor.shape)} {tensor.dtype}" for name, tensor in tensors.items()}
 
 
 def _check_moments(
