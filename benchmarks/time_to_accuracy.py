@@ -59,6 +59,7 @@ from vit.training.run_folder import current_commit, runs_root, write_json
 FOLDER = report.RESULTS / "time_to_accuracy_runs"
 QUICK_FOLDER = runs_root() / "benchmark-time-to-accuracy"
 FIGURE = REPOSITORY / "docs" / "time_to_accuracy.png"
+LABELS = {"batched": "our loader", "per_sample": "their pipeline"}  # of the feeds, as in the README
 DRAWN_MINUTES = 5
 OURS, BASE, FEEDS = "ours", "cpu_5min", ("per_sample", "batched")
 NUM_POINTS, VAL_IMAGES = 10, 2000  # of each curve, and that each of its points is measured on
@@ -374,7 +375,7 @@ def draw(claims: list[dict]) -> None:
     from vit.plots.comparison import plot_time_to_accuracy  # here, since no run needs matplotlib
 
     curves = [
-        {"name": c["recipe"], "variant": c["variant"]}
+        {"name": c["recipe"], "variant": LABELS.get(c["variant"], c["variant"])}
         | {axis: [point[axis] for point in c["curve"]] for axis in ("seconds", "flops", "accuracy")}
         for c in sorted(claims, key=lambda c: c["recipe"] != OURS)
     ]

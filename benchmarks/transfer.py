@@ -55,7 +55,7 @@ KEPT_CELLS = report.RESULTS / "transfer_cells"
 TUNING_DRAW = 100  # of the images that settings are compared on, with those of the val split
 
 LABELS = {
-    "pixels_nearest": "raw pixels, nearest (Euclid)",
+    "pixels_nearest": "raw pixels, nearest neighbor",
     "pixels_knn": "raw pixels, kNN (cosine)",
     "pixels_probe": "raw pixels, probe",
     "knn": "features, kNN",

@@ -90,7 +90,8 @@ def test_every_head_is_a_point_in_its_layer(rng, plot, unit):
         np.testing.assert_array_equal(np.round(drawn[name].get_xdata()), layers)
     assert list(drawn["uniform attention"].get_ydata()) == [16.5, 16.5]
     assert f"({unit})" in ax.get_ylabel() and ax.get_xlabel() == "layer"
-    assert ax.get_ylim()[0] == 0 and ax.get_ylim()[1] > max(values.max() for values in sets.values())
+    bottom, top = ax.get_ylim()
+    assert bottom < min(values.min() for values in sets.values()) and top > 16.5
     assert [text.get_text() for text in figure.legends[0].get_texts()] == [*sets, "uniform attention"]
     is_small_and_readable(plot({f"a model with a long name {i}": sets["random"] for i in range(4)}, uniform=1.0))
     alone = plot({"trained": sets["trained"]}).axes[0].lines

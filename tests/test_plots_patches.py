@@ -102,7 +102,10 @@ def test_a_sequence_puts_each_patch_above_its_token():
     assert (left, right) == (1.5, 7.5) and top.get_xlim() == bottom.get_xlim() == (-0.5, 7.5)
     for n in range(6):
         np.testing.assert_array_equal(drawn(top)[:, 4 * n : 4 * n + 4], patches[n].permute(1, 2, 0).numpy())
-    assert [(text.get_text(), text.get_position()[0]) for text in top.texts] == [("CLS", 0), ("reg", 1)]
+    assert [(text.get_text(), text.get_position()[0]) for text in top.texts] == [
+        ("CLS, reg", -0.5),
+        ("6 patches", 7.5),
+    ]
 
 
 def test_gray_images_keep_their_brightness_and_a_patch_may_be_one_pixel():

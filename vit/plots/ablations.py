@@ -9,6 +9,7 @@ from matplotlib.patches import Rectangle
 from vit.plots.style import BLUE, GRAY, VERMILION, as_array, new_figure, set_title
 
 _BAND = "#DDDDDD"
+_LEAST_RANGE = 2  # points to either side: a single small difference should not fill the width
 
 
 def plot_differences(results: Mapping[str, Sequence[float]], base: str, *, title: str = "") -> Figure:
@@ -51,8 +52,10 @@ def plot_differences(results: Mapping[str, Sequence[float]], base: str, *, title
     ax.set_yticks(range(len(names)), names, fontsize=9)
     ax.set_ylim(-0.7, len(names) - 0.3)
     ax.grid(axis="y", visible=False)
-    spread = f"a seed deviates by {deviation:.1f}" if deviation else "no spread is known"
-    ax.set_xlabel(f"points of accuracy more than the {base} ({center:.1f} %; {spread})")
+    spread = f"one seed ± {deviation:.1f}" if deviation else "no spread is known"
+    ax.set_xlabel(f"difference from the {base}, percentage points ({center:.1f} %; {spread})")
+    left, right = ax.get_xlim()
+    ax.set_xlim(min(left, -_LEAST_RANGE), max(right, _LEAST_RANGE))
     set_title(ax, title)
     return figure
 

@@ -37,6 +37,8 @@ FEW = 20  # images; the accuracy of fewer may be off by 20 points and more
 PERCENT = (-3, 103)  # limits of an axis that show a point at its end whole
 LOOKS = ((BLUE, "o"), (ORANGE, "s"), (GREEN, "^"), (VERMILION, "D"), (PURPLE, "v"), ("black", "P"))
 
+_GAMMA = 0.5  # of the colors of errors
+
 
 def plot_confusion_matrix(counts: ArrayLike, class_names: Sequence[str]) -> Figure:
     """How many images of each class (row) are taken for each class (column); color shows the errors' share of the row.
@@ -50,7 +52,8 @@ def plot_confusion_matrix(counts: ArrayLike, class_names: Sequence[str]) -> Figu
         raise ValueError(f"counts must be ({K}, {K}) for {K} class_names, at most {MAX_CLASSES}, got {counts.shape}")
     share = _error_share(counts)
     figure, ax = new_figure(width=min(2.4 + 0.56 * K, 9.0), height=min(1.6 + 0.42 * K, 8.0))
-    drawn = draw_values(ax, 100 * share, vmin=0, vmax=100 * _top(share), cmap="cividis", aspect="auto")
+    scale = mpl.colors.PowerNorm(_GAMMA, 0, 100 * _top(share))
+    drawn = draw_values(ax, 100 * share, norm=scale, cmap="cividis", aspect="auto")
     for (row, column), (_, color) in confusion_colors(counts).items():
         weight = "bold" if row == column else "normal"
         ax.text(column, row, counts[row, column], color=color, weight=weight, ha="center", va="center", fontsize=8)
@@ -63,15 +66,15 @@ def plot_confusion_matrix(counts: ArrayLike, class_names: Sequence[str]) -> Figu
 
 
 def confusion_colors(counts: ArrayLike) -> dict[tuple[int, int], tuple[str, str]]:
-    """For every cell (row, column) its color and that of its text: white for right answers, cividis for the share of
-    errors in the row, up to the largest."""
+    """For every cell (row, column) its color and that of its text: white for right answers, cividis for the root of the
+    share of errors in the row, up to the largest. The root keeps two large errors from outshining all others."""
     share = _error_share(as_array(counts))
     cividis, top, colors = mpl.colormaps["cividis"], _top(share), {}
     for cell, value in np.ndenumerate(share):
-        is_right, is_dark = np.isnan(value), value < 0.47 * top
+        is_right, height = np.isnan(value), (value / top) ** _GAMMA
         colors[cell] = (
-            "#ffffff" if is_right else mpl.colors.to_hex(cividis(value / top)),
-            "white" if is_dark else "black",
+            "#ffffff" if is_right else mpl.colors.to_hex(cividis(height)),
+            "white" if height < 0.47 else "black",
         )
     return colors
 

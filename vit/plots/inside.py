@@ -243,8 +243,8 @@ def _plot_heads(sets: Mapping[str, ArrayLike] | ArrayLike, uniform: float | None
         ax.plot(x, array.ravel(), marker, color=color, markersize=6, alpha=0.8, markeredgewidth=0, label=name)
     if uniform is not None:
         ax.axhline(uniform, color=GRAY, linestyle="--", linewidth=1.5, label="uniform attention")
-    top = max([np.nanmax(array) for array in values.values()] + [uniform or 0])
-    ax.set(xlabel="layer", ylabel=label, xticks=range(max(map(len, values.values()))), ylim=(0, 1.08 * top or 1))
+    ax.margins(y=0.08)
+    ax.set(xlabel="layer", ylabel=label, xticks=range(max(map(len, values.values()))))
     ax.grid(axis="x", visible=False)
     figure.legend(loc="outside lower center", ncols=3, frameon=False)
     set_title(ax, title)

@@ -18,17 +18,19 @@ from vit.plots.style import (
     BLUE,
     GRAY,
     GREEN,
+    SIGNED,
     VERMILION,
     as_array,
     check_images,
     draw_image,
+    draw_values,
     image_grid,
     new_figure,
     set_title,
 )
 
 CHANNEL_COLORS = {"red": VERMILION, "green": GREEN, "blue": BLUE}
-_SCALE, _GAP = 4, 3  # drawn pixels for one of the image, and between two patches: a gap finer than a pixel of the image
+_SCALE = 4  # drawn pixels for one of the image, so that a gap between patches can be finer than that
 
 
 def plot_patches(image: ArrayLike, patch_sizes: Sequence[int]) -> Figure:
@@ -52,7 +54,7 @@ def plot_patches(image: ArrayLike, patch_sizes: Sequence[int]) -> Figure:
         draw_image(ax, _with_gaps(image, p))
         ax.set_title(f"{rows * cols} patches of {p} x {p}", fontsize=9)
         if 8 / columns / cols > 0.3:  # inches for a patch, enough for a number of three digits
-            pitch, middle = p * _SCALE + _GAP, (p * _SCALE - 1) / 2
+            pitch, middle = p * _SCALE + _gap(p), (p * _SCALE - 1) / 2
             outline = [withStroke(linewidth=2, foreground="white")]
             for n in range(rows * cols):
                 x, y = n % cols * pitch + middle, n // cols * pitch + middle
@@ -112,10 +114,9 @@ def plot_position_table(
     figure, axes = new_figure(rows, columns, width=columns * side + 1.9, height=rows * (side + 0.2))
     axes = np.reshape(axes, (rows, columns))
     for ax, channel in zip(axes.flat, channels.flat, strict=True):
-        maps = ax.imshow(table[:, channel].reshape(grid_size), cmap="viridis", vmin=-limit, vmax=limit)
+        maps = draw_values(ax, table[:, channel].reshape(grid_size), cmap=SIGNED, vmin=-limit, vmax=limit)
         ax.set_title(f"channel {channel}", fontsize=8, pad=3)
         ax.set(xticks=[], yticks=[])
-        ax.grid(False)
     for ax, name in zip(axes[:, 0], row_names, strict=True):
         ax.set_ylabel(name, fontsize=9)
     figure.colorbar(maps, ax=axes, shrink=0.6, label="value")
@@ -140,10 +141,9 @@ def plot_similarity(
     high = max(values.max() for values in arrays.values())
     figure, axes = new_figure(1, len(arrays), height=8 / max(len(arrays), 2) + 0.1)
     for ax, (name, values) in zip(np.atleast_1d(axes), arrays.items(), strict=True):
-        image = ax.imshow(values, cmap="viridis", vmin=low, vmax=high)
+        image = draw_values(ax, values, vmin=low, vmax=high)
         ax.add_patch(Rectangle((query[1] - 0.5, query[0] - 0.5), 1, 1, fill=False, edgecolor=VERMILION, linewidth=2))
         ax.set(xlabel="column of the patch", ylabel="row of the patch")
-        ax.grid(False)
         set_title(ax, name)
     figure.colorbar(image, ax=axes, shrink=0.7, label=label)
     return figure
@@ -165,24 +165,30 @@ def plot_token_sequence(tokens: ArrayLike, patches: ArrayLike, prefix_names: Seq
     figure, (top, bottom) = new_figure(2, 1, height=3.9)
     top.get_gridspec().set_height_ratios([1, 25])
     draw_image(top, strip, extent=(num_prefix - 0.5, T - 0.5, 0, 1), aspect="auto")
-    for i, name in enumerate(prefix_names):
-        top.text(i, 0.1, name, rotation=90, ha="center", va="bottom", fontsize=7, color=VERMILION)
+    top.text(-0.5, 1.3, ", ".join(prefix_names), va="bottom", fontsize=9, color=VERMILION)
+    top.text(T - 0.5, 1.3, f"{len(patches)} patches", ha="right", va="bottom", fontsize=9)
     top.set(xlim=(-0.5, T - 0.5), ylim=(0, 1))
     top.axis("off")
-    image = bottom.imshow(tokens.T, cmap="viridis", aspect="auto", interpolation="nearest")
+    limit = abs(tokens).max()
+    image = draw_values(bottom, tokens.T, cmap=SIGNED, vmin=-limit, vmax=limit, aspect="auto")
     bottom.axvline(num_prefix - 0.5, color=VERMILION)
     bottom.set(xlabel="token", ylabel="channel")
-    bottom.grid(False)
     figure.colorbar(image, ax=[top, bottom], label="value", pad=0.01)
     return figure
 
 
+def _gap(patch_size: int) -> int:
+    """Drawn pixels between two patches; fewer where patches are small, of which too little would be left."""
+    return min(3, max(1, patch_size * _SCALE // 6))
+
+
 def _with_gaps(image: NDArray[np.uint8], patch_size: int) -> NDArray[np.uint8]:
     """The image magnified, a white gap between its patches: (C, H', W')."""
-    side, pitch = patch_size * _SCALE, patch_size * _SCALE + _GAP
+    side, gap = patch_size * _SCALE, _gap(patch_size)
+    pitch = side + gap
     rows, columns = image.shape[1] // patch_size, image.shape[2] // patch_size
     large = image.repeat(_SCALE, axis=1).repeat(_SCALE, axis=2)
-    cut = np.full((len(image), rows * pitch - _GAP, columns * pitch - _GAP), 255, dtype=np.uint8)
+    cut = np.full((len(image), rows * pitch - gap, columns * pitch - gap), 255, dtype=np.uint8)
     for row in range(rows):
         for column in range(columns):
             source = large[:, row * side : (row + 1) * side, column * side : (column + 1) * side]

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
@@ -22,10 +21,10 @@ from vit.plots.style import (
     SKY,
     VERMILION,
     as_array,
+    name_ends,
     new_figure,
     set_title,
     shortened,
-    spread_heights,
 )
 
 # Okabe & Ito's eight, gray for their yellow, which is too light for a line.
@@ -66,7 +65,12 @@ def plot_runs(
     ax.set_xlim(left=0)
     if against == "epoch":
         ax.xaxis.get_major_locator().set_params(integer=True)
-    _name_ends(ax, curves)
+    ends = []
+    for line, (name, (x, y)) in zip(ax.lines, curves.items(), strict=True):
+        last = y[np.isfinite(y)][-1] if np.isfinite(y).any() else np.nan
+        look = {"color": line.get_color(), "marker": line.get_marker()}
+        ends.append((f"{last:#.4g}  {shortened(name, _LONGEST_NAME)}", x[-1], last, look))
+    name_ends(ax, ends)
     set_title(ax, title or f"{_LABELS.get(quantity, quantity).split(' (')[0].capitalize()}, run by run")
     return figure
 
@@ -76,25 +80,6 @@ def _curve(name: str, rows: Sequence[Mapping[str, float]], *columns: str) -> lis
         if not any(column in row for row in rows):
             raise ValueError(f"the run {name!r} has no column {column!r}; columns: {', '.join(rows[0])}")
     return [np.array([row.get(column, np.nan) for row in rows], dtype=float) for column in columns]
-
-
-def _name_ends(ax: Axes, curves: Mapping[str, Sequence[np.ndarray]]) -> None:
-    """Marker, last value and name of each line at the right, one below the other, on a thread to the line's end."""
-    bottom, top = ax.get_ylim()
-    last = {name: y[np.isfinite(y)][-1] if np.isfinite(y).any() else np.nan for name, (_, y) in curves.items()}
-    ends = {name: (np.nan_to_num(value, nan=bottom) - bottom) / (top - bottom) for name, value in last.items()}
-    gap = 0.2 / (ax.figure.get_size_inches()[1] - 0.9)  # of the axes' height, a line of text
-    lines = {line.get_label(): line for line in ax.lines}
-    for name, height in zip(ends, spread_heights(list(ends.values()), gap), strict=True):
-        look = {"color": lines[name].get_color(), "marker": lines[name].get_marker()}
-        thread = {"arrowstyle": "-", "color": look["color"], "linewidth": 0.8, "linestyle": ":", "shrinkA": 0}
-        if np.isfinite(last[name]):
-            end = (curves[name][0][-1], last[name])
-            ax.annotate("", end, (1.03, height), textcoords="axes fraction", arrowprops=thread, annotation_clip=False)
-        ax.plot(1.03, height, transform=ax.transAxes, clip_on=False, markersize=5, **look)
-        text = f"{last[name]:#.4g}  {shortened(name, _LONGEST_NAME)}"
-        ax.text(1.05, height, text, transform=ax.transAxes, va="center", fontsize=9)
-    ax.set_ylim(bottom, top)
 
 
 def plot_learning_rates(

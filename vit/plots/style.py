@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Sized
+from collections.abc import Sequence, Sized
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -21,6 +21,7 @@ from vit.arguments import as_integer
 # Okabe & Ito, "Color Universal Design", 2008.
 BLUE, ORANGE, GREEN, VERMILION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 PURPLE, SKY, GRAY, BLACK = "#CC79A7", "#56B4E9", "#7F7F7F", "#000000"
+SIGNED = "RdBu_r"  # of numbers of both signs: white is 0, if the limits are alike
 MARKERS = "osD^vPX*"  # they tell eight lines apart in print
 
 WIDTH = 8.0  # inches: that of a web page
@@ -104,6 +105,26 @@ def spread_heights(heights: ArrayLike, gap: float) -> NDArray[np.float64]:
     result = np.empty(len(heights))
     result[order] = np.concatenate([placed(group) for group in groups])
     return result
+
+
+def name_ends(ax: Axes, ends: Sequence[tuple[str, float, float, dict[str, Any]]]) -> None:
+    """Marker and name of each line at the right, one below the other, on a thread to the line's end.
+
+    Args:
+        ends: the name, the last x and y (NaN for none), and the look of each line: its color and marker.
+    """
+    bottom, top = ax.get_ylim()
+    heights = [(np.nan_to_num(y, nan=bottom) - bottom) / (top - bottom) for _, _, y, _ in ends]
+    gap = 0.2 / (ax.figure.get_size_inches()[1] - 0.9)  # of the axes' height, a line of text
+    for (name, x, y, look), height in zip(ends, spread_heights(heights, gap), strict=True):
+        thread = {"arrowstyle": "-", "color": look["color"], "linewidth": 0.8, "linestyle": ":", "shrinkA": 0}
+        if np.isfinite(y):
+            ax.annotate(
+                "", (x, y), (1.03, height), textcoords="axes fraction", arrowprops=thread, annotation_clip=False
+            )
+        ax.plot(1.03, height, transform=ax.transAxes, clip_on=False, markersize=5, **look)
+        ax.text(1.05, height, name, transform=ax.transAxes, va="center", fontsize=9)
+    ax.set_ylim(bottom, top)
 
 
 def as_array(values: ArrayLike, dtype: Any = None) -> NDArray:

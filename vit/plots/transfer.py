@@ -16,13 +16,12 @@ from vit.plots.style import (
     SKY,
     VERMILION,
     as_array,
+    name_ends,
     new_figure,
     set_figure_title,
-    spread_heights,
 )
 
 _COLORS = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, GRAY, BLACK)
-_LINE = 0.05  # of the height that a name takes
 
 
 def plot_shots(
@@ -37,7 +36,7 @@ def plot_shots(
     if not 0 < len(curves) <= len(_COLORS):
         raise ValueError(f"curves has {len(curves)} methods; between 1 and {len(_COLORS)} can be told apart")
     figure, ax = new_figure(height=4.2)
-    ends = {}
+    ends = []
     for (name, of_shots), color, marker in zip(curves.items(), _COLORS, MARKERS, strict=False):
         shots = sorted(of_shots)
         values = [as_array(of_shots[s], dtype=float) for s in shots]
@@ -46,7 +45,7 @@ def plot_shots(
         means = [v.mean() for v in values]
         spreads = [v.std(ddof=1) if len(v) > 1 else 0.0 for v in values]
         ax.errorbar(shots, means, yerr=spreads, color=color, marker=marker, markersize=5, capsize=2, elinewidth=1)
-        ends[name] = (shots[-1], means[-1], color)
+        ends.append((name, shots[-1], means[-1], {"color": color, "marker": marker}))
     ticks = sorted({shots for of_shots in curves.values() for shots in of_shots})
     ax.set(xscale="log", xlabel="labeled images of each class", ylabel="accuracy (%)")
     ax.set_xticks(ticks, [f"{shots:,}" for shots in ticks])
@@ -54,12 +53,6 @@ def plot_shots(
     if chance is not None:
         ax.axhline(chance, color=GRAY, linestyle=":", linewidth=1.2)
         ax.text(ticks[0], chance, " chance", color="#555555", fontsize=9, va="bottom")
-    low, high = ax.get_ylim()
-    heights = spread_heights([(y - low) / (high - low) for _, y, _ in ends.values()], _LINE)
-    for (name, (x, y, color)), height in zip(ends.items(), heights, strict=True):
-        ax.annotate(
-            name, (x, y), (1.02, height), textcoords=ax.transAxes, color=color, va="center",
-            fontsize=9, annotation_clip=False,
-        )  # fmt: skip
+    name_ends(ax, ends)
     set_figure_title(figure, title)
     return figure
