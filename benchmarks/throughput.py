@@ -159,8 +159,8 @@ def grow(options: argparse.Namespace) -> None:
         memory = claim(f"{axis}.{x}.peak_memory", [run["peak_memory"] / 1e6 for run in runs], "MB", options)
         claims += [rate, memory]
         curves[axis].append((x, rate["value"], memory["value"]))
-    base = f"65 tokens, {BASE['depth']} blocks {BASE['embed_dim']} wide, batch {BASE['batch']}"
-    figure = plot_growth(curves, title=f"A train step of {base}, and one of them changed")
+    base = f"65 tokens, {BASE['depth']} blocks, width {BASE['embed_dim']}, batch {BASE['batch']}"
+    figure = plot_growth(curves, title=f"Train step: {base}; one of them varied")
     name = result_name("growth", options)
     if not options.quick and name == "growth":
         figure.savefig(FIGURE)
