@@ -50,7 +50,7 @@ def forward_flops(model: nn.Module, *, patch_drop_rate: float = 0.0) -> int:
 
 
 def config_of(model: nn.Module) -> Any:
-    """What says the size of the model's images; TypeError where nothing does."""
+    """The config that says the size of the model's images; TypeError for a model without one."""
     config = getattr(model, "config", None)
     if not hasattr(config, "in_chans"):
         raise TypeError(

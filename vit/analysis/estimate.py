@@ -66,7 +66,7 @@ def training_memory(
     one, two = (_saved_bytes(model, count) for count in (1, 2))
     tensors = [*model.parameters(), *model.buffers()]
     trained = [p for p in model.parameters() if p.requires_grad]
-    optimizers = (make_optimizers or (lambda model: [torch.optim.AdamW(model.parameters())]))(model)
+    optimizers = make_optimizers(model) if make_optimizers else [torch.optim.AdamW(model.parameters())]
     return TrainingMemory(
         parameters=sum(t.numel() * t.element_size() for t in tensors),
         gradients=sum(p.numel() * p.element_size() for p in trained),
@@ -81,8 +81,8 @@ def _saved_bytes(model: nn.Module, batch_size: int) -> int:
     saved: dict[int, Tensor] = {}
 
     def keep(tensor: Tensor) -> Tensor:
-        # Detached: a graph that keeps its own results alive is never freed.
-        saved[tensor.untyped_storage().data_ptr()] = tensor = tensor.detach()
+        tensor = tensor.detach()  # a graph that keeps its own results alive is never freed
+        saved[tensor.untyped_storage().data_ptr()] = tensor
         return tensor
 
     with _training_mode(model), torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
@@ -118,17 +118,21 @@ def measure_rate(
     probe = copy.deepcopy(unwrap(model))
     optimizers = [] if make_optimizers is None else make_optimizers(probe)
     images = _images(probe, batch_size)
+
+    def step() -> None:
+        probe.zero_grad(set_to_none=True)
+        _loss(probe, images).backward()
+        for optimizer in optimizers:
+            optimizer.step()
+        wait_for_device()
+
     with _training_mode(probe), torch.enable_grad():
-        count, started = -WARM_UP_STEPS, time.perf_counter()
+        for _ in range(WARM_UP_STEPS):
+            step()
+        count, started = 0, time.perf_counter()
         while count < 1 or time.perf_counter() - started < seconds:
-            probe.zero_grad(set_to_none=True)
-            _loss(probe, images).backward()
-            for optimizer in optimizers:
-                optimizer.step()
-            wait_for_device()
+            step()
             count += 1
-            if count == 0:
-                started = time.perf_counter()
     elapsed = time.perf_counter() - started
     return count * train_flops(probe, batch_size) / elapsed
 

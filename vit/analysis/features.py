@@ -67,12 +67,15 @@ def _compute(model: nn.Module, images: Images) -> Tensor:
     if isinstance(getattr(model, "head_dist", None), nn.Module):
         heads.append(model.head_dist)  # timm's distilled models read a second token with a second head
     readings = [[] for _ in heads]
-    parts, count = prepared_parts(model, images), math.ceil(num_images(images) / images_at_once(model))
+    parts = prepared_parts(model, images)
+    count = math.ceil(num_images(images) / images_at_once(model))
+    if count > _SILENT:
+        parts = progress_bar(parts, total=count, desc="features")
     with eval_mode(model), ExitStack() as stack:
         for head, of_head in zip(heads, readings, strict=True):
             hook = head.register_forward_pre_hook(lambda _, args, seen=of_head: seen.append(args[0].float().cpu()))
             stack.callback(hook.remove)
-        for part in progress_bar(parts, total=count, desc="features") if count > _SILENT else parts:
+        for part in parts:
             model(part)
     found = torch.cat([torch.cat(of_head) for of_head in readings], dim=-1)
     if found.ndim != 2:

@@ -63,7 +63,7 @@ def images_at_once(model: nn.Module) -> int:
 
 def prepared_parts(model: nn.Module, images: Images, size: int | None = None) -> Iterator[Tensor]:
     """What `prepare_images` makes of the images, `size` at a time (default `images_at_once`), so that memory need not
-    hold all at once; of none, one empty part."""
+    hold all at once; where there are none, one empty part."""
     model, size = unwrap(model), size or images_at_once(model)
     if isinstance(images, Tensor):
         _check_images(images, model)  # as a whole, so that messages count from the first image

@@ -24,8 +24,8 @@ class TokenLayout:
     patch_size: tuple[int, int]  # (height, width) in pixels
     num_prefix_tokens: int  # CLS and registers
     has_cls: bool
-    # What the head reads, as in `ViTConfig.pool`: "cls", "mean" of the patches, or one of the pairs. What timm has
-    # besides is called as there, such as "max" or "map"; nothing that asks what the head looks at takes those.
+    # What the head reads, as in `ViTConfig.pool`: "cls", "mean" of the patches, or one of the pairs. Other kinds of
+    # timm's keep their names, such as "max" or "map"; whatever asks what the head looks at refuses those.
     pool: str
 
     @property
@@ -107,7 +107,9 @@ def blocks_of(model: nn.Module) -> list[nn.Module]:
 
 def layer_indices(layers: int | Sequence[int] | None, depth: int, name: str = "layers") -> list[int]:
     """Which of `depth` layers are meant: None is all; -1 is the last, as in a list."""
-    wanted = range(depth) if layers is None else list(layers) if isinstance(layers, Iterable) else [layers]
+    if layers is None:
+        return list(range(depth))
+    wanted = list(layers) if isinstance(layers, Iterable) else [layers]
     if not wanted or any(not isinstance(i, Integral) or not -depth <= i < depth for i in wanted):
         raise ValueError(f"{name}={layers!r} must be among 0..{depth - 1}, or -1 for the last, -2 for the one before")
     return [int(i) % depth for i in wanted]

@@ -78,7 +78,8 @@ def pos_embed_similarity(model: nn.Module) -> Tensor:
     """
     inner = unwrap(model)
     table = getattr(inner, "pos_embed", None)
-    table = getattr(inner, "pos_table", None) if table is None else table
+    if table is None:
+        table = getattr(inner, "pos_table", None)
     if not isinstance(table, Tensor):
         kind = getattr(getattr(inner, "config", None), "pos_embed", None)
         raise ValueError(f"pos_embed={kind!r}: no vector is added to a patch; only 'learned' and 'sincos2d' have them")

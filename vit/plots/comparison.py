@@ -38,7 +38,8 @@ def plot_time_to_accuracy(curves: Sequence[Mapping[str, Any]], *, title: str = "
     if not 0 < len(names) <= len(_COLORS):
         raise ValueError(f"curves has {len(names)} names; between 1 and {len(_COLORS)} can be told apart")
     figure, axes = new_figure(1, 2, height=3.6 + 0.21 * math.ceil(len(curves) / 3))
-    for curve, values in sorted(((c, _check(c)) for c in curves), key=lambda pair: -pair[1]["accuracy"][-1]):
+    checked = [(curve, _check(curve)) for curve in curves]
+    for curve, values in sorted(checked, key=lambda pair: -pair[1]["accuracy"][-1]):
         variants = [other["variant"] for other in curves if other["name"] == curve["name"]]
         if len(variants) > len(_STYLES):
             raise ValueError(f"{curve['name']!r} has {len(variants)} variants; {len(_STYLES)} can be told apart")

@@ -95,10 +95,9 @@ def plot_class_accuracy(probabilities: np.ndarray, labels: np.ndarray, class_nam
     ax.barh(range(len(order)), [per_class[k] for k in order], color=BLUE, height=0.7)
     ax.set_yticks(range(len(order)), [class_names[k] for k in order])
     ax.margins(y=0.5 / len(order))
-    ax.axvline(100 * right.mean(), color=GRAY, linestyle="--")
-    ax.text(
-        100 * right.mean() + 0.7, -0.45, f"all {100 * right.mean():.1f} %", color="#444444", va="bottom", fontsize=9
-    )
+    mean = 100 * right.mean()
+    ax.axvline(mean, color=GRAY, linestyle="--")
+    ax.text(mean + 0.7, -0.45, f"all {mean:.1f} %", color="#444444", va="bottom", fontsize=9)
     for y, k in enumerate(order):
         label_bar(ax, y, per_class[k], gap=1, room=6)
     ax.set(xlim=(0, 100), xlabel="accuracy (%)")

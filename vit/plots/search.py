@@ -62,8 +62,8 @@ def plot_trials(rows: Sequence[Mapping[str, Any]], *, log_names: Sequence[str] =
         _draw_trials(ax, rows, _place(ax, [row[name] for row in rows], is_log=name in log_names))
         ax.set_xlabel(_spoken(name))
     so_far = np.maximum.accumulate(accuracies)
-    steps = [*(row["trial"] for row in complete), rows[-1]["trial"]], [*so_far, so_far[-1]]
-    panels[0].step(*steps, where="post", color=ORANGE, zorder=1, label="best so far")
+    trials = [row["trial"] for row in [*complete, rows[-1]]]
+    panels[0].step(trials, [*so_far, so_far[-1]], where="post", color=ORANGE, zorder=1, label="best so far")
     for ax in panels[::_COLUMNS]:
         ax.set_ylabel("validation accuracy (%)")
     for ax in panels[len(names) :]:

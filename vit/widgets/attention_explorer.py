@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from vit.analysis import METHODS, attention_from, attention_maps, explain, predict, token_layout
+from vit.analysis.explain import CLASS_METHODS
 from vit.plots import plot_attention_view
 from vit.widgets.panel import class_names_of, shrinking_picture, side_by_side, to_png, updating
 
@@ -64,15 +65,14 @@ class AttentionExplorer(widgets.VBox):
         i = self.image.value
         guess = int(self.probabilities[i].argmax())
         verdict = f"{self.class_names[guess]} {100 * self.probabilities[i, guess]:.0f} %"
-        query = None
         if self.method.value == "attention":
-            query = None if self.query == "head" else self.query
+            query, unit = None if self.query == "head" else self.query, "attention"
             asks = self.reader if query is None else f"patch {query[0]}, {query[1]}"
             title = f"{verdict}: layer {self.layer.value}, {self.head.label}, {asks} asks"
         else:
+            query, unit = None, self.method.label
             what_for = "" if self.target.disabled else f" for {self.target.label}"  # rollout is of no class
             title = f"{verdict}: {self.method.label}{what_for}"
-        unit = "attention" if self.method.value == "attention" else self.method.label
         return plot_attention_view(
             self.images[i], self.heat(), query=query, opacity=self.opacity.value, title=title, unit=unit
         )
@@ -160,7 +160,7 @@ class AttentionExplorer(widgets.VBox):
         """Only attention has layers and heads, only an explanation has a class."""
         is_attention = self.method.value == "attention"
         self.layer.disabled = self.head.disabled = not is_attention
-        self.target.disabled = self.method.value in ("attention", "rollout")
+        self.target.disabled = self.method.value not in CLASS_METHODS
         self.draw()
 
     def _set(self, control: widgets.Widget, value: object) -> None:
