@@ -150,7 +150,7 @@ ROWS: dict[int, tuple[str, str | NotApplicable]] = {
     77: ("memory of all maps", "attention_maps::test_the_warning_of_large_maps_names_their_size_before_any_work"),
     78: ("no picture, empty or cut off", f"pictures::test_cut_off_files_are_named_at_every_length {OTHER_PICTURES}"),
     79: ("picture bomb", "pictures::test_a_bomb_is_refused_before_it_is_decoded"),
-    80: ("16-bit grey", "pictures::test_sixteen_bits_are_scaled_and_not_clipped"),
+    80: ("16-bit gray", "pictures::test_sixteen_bits_are_scaled_and_not_clipped"),
     81: ("transparency, palettes, CMYK",
          "pictures::test_transparency_shows_white_and_not_a_hidden_color "
          "pictures::test_print_colors_become_rgb "

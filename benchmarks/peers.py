@@ -199,7 +199,7 @@ RATIO_3_4, RATIO_9_10 = (3 / 4, 4 / 3), (0.9, 1.1)
 # What an augmentation is for one picture and for a batch. AutoAugment has no form for batches. Its policy for CIFAR-10
 # changes an image 1.06 times on average, at 0.66 of the ranges that RandAugment has too: one operation of RandAugment
 # at that strength stands in for it, which moves or bends an image in a third of the cases, the policy in a fifth, and
-# leaves black outside, the policy grey.
+# leaves black outside, the policy gray.
 AUGMENTATIONS = {
     "flip": (transforms.RandomHorizontalFlip(), flip),
     "crop": (transforms.RandomCrop(32, padding=4), padded_crop),
@@ -214,7 +214,7 @@ AUGMENTATIONS = {
         transforms.AutoAugment(transforms.AutoAugmentPolicy.CIFAR10, fill=[128.0] * 3),
         partial(rand_augment, num_ops=1, magnitude=20),
     ),
-    # Published with the mean as the value after normalizing, which is a brighter grey before it.
+    # Published with the mean as the value after normalizing, which is a brighter gray before it.
     "erase": (
         transforms.RandomErasing(0.25, (0.02, 0.4), (0.3, 1 / 0.3), value=MEAN),
         partial(erase, fill=tuple(m + m * s for m, s in zip(MEAN, STD, strict=True))),

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation per channel of pixels scaled to [0, 1], by counting the grey levels.
+    """Mean and standard deviation per channel of pixels scaled to [0, 1], by counting the gray levels.
 
     The deviation is at least one level, 1/255: a channel that never changes must not be divided by 0.
     """
