@@ -65,7 +65,7 @@ ROWS: dict[int, tuple[str, str | NotApplicable]] = {
     34: ("two downloads at once", "cifar10::test_row_34_two_processes_at_once"),
     35: ("no network and no data", "cifar10::test_row_35_offline"),
     36: ("an image in two splits",
-         "loader::test_an_image_in_two_splits_is_found "
+         "image_folder::test_a_picture_of_the_test_is_not_trained_on "
          "cifar10::test_real_splits_are_disjoint_and_complete"),
     37: ("file missing", f"{NO_STATES} weights::test_files_that_are_no_weights_are_refused"),
     38: ("empty file", OTHER_STATES),
