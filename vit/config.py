@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, Self
 
-from vit.arguments import check_choice, did_you_mean
+from vit.arguments import as_integer, check_choice, did_you_mean
 
 
 def _check_named(kind: str, name: str, named: Collection[str]) -> None:
@@ -70,10 +70,8 @@ class _Config:
         raise ValueError(f"{type(self).__name__}.{name}={getattr(self, name)!r} {rule}")
 
     def _check_int(self, name: str, low: int) -> None:
-        value = getattr(self, name)
-        if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < low:
-            self._fail(name, f"must be an integer of {low} or more")
-        object.__setattr__(self, name, int(value))  # numpy's numbers are stored as Python's
+        value = as_integer(f"{type(self).__name__}.{name}", getattr(self, name), low)
+        object.__setattr__(self, name, value)  # numpy's numbers are stored as Python's
 
     def _check_float(self, name: str, low: float, high: float = math.inf, *, open_end: bool = True) -> None:
         value = getattr(self, name)
