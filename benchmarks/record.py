@@ -198,7 +198,7 @@ class Run:
             shutil.rmtree(self.folder / stage.name, ignore_errors=True)  # of other settings
             loader = vit.make_loaders(data, stage.config)[0]
             probe = {"minutes": 60, "probe_seconds": 0.1 if self.options.quick else 10.0, "loss_fn": stage.loss_fn}
-            an_hour = vit.for_budget(stage.config, model, loader, **probe).epochs
+            an_hour = vit.for_budget(model, loader, None, stage.config, **probe).epochs
             seconds = PLANNED_SHARE * stage.share * self.seconds_to_train()
             epochs = 2.0 if self.options.quick else math.floor(100 * an_hour * seconds / 3600) / 100
             if epochs * len(loader) < 1:
@@ -284,7 +284,7 @@ def probe_network(network: str, config: vit.TrainConfig, options: argparse.Names
     if options.quick:
         config = replace(config, epochs=1, warmup_epochs=0.0)
     else:
-        config = vit.for_budget(config, model, loader, minutes=PROBE_SECONDS / 60)
+        config = vit.for_budget(model, loader, None, config, minutes=PROBE_SECONDS / 60)
         # The average reaches as far back as in a long run, as a share of it.
         config = replace(config, ema_decay=1 - (1 - SUPERVISED.ema_decay) * SUPERVISED.epochs / config.epochs)
     began = time.perf_counter()

@@ -223,7 +223,7 @@ class Run:
     def own_seconds(self, data: DataSplits, model: nn.Module, seconds: float) -> float:
         """The mean time of a step of ours, by some real ones."""
         loader, _ = vit.make_loaders(data, self.config)
-        found = vit.for_budget(self.config, model, loader, minutes=60, probe_seconds=seconds)
+        found = vit.for_budget(model, loader, None, self.config, minutes=60, probe_seconds=seconds)
         return 3600 / run_steps(found, len(loader))
 
     def measure(self) -> None:

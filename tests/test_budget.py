@@ -44,7 +44,7 @@ def test_epochs_are_the_minutes_over_the_measured_time(shapes, model):
     train, val = Slow(train, 0.1), Slow(val, 0.2)
     assert (len(train), len(val)) == (7, 1)
     # An epoch sleeps for 7 x 0.1 s and its validation for 0.2 s: ten of them in 9 s, fewer for the work beside it.
-    found = for_budget(CONFIG, model, train, val, minutes=9 / 60, probe_seconds=0.3)
+    found = for_budget(model, train, val, CONFIG, minutes=9 / 60, probe_seconds=0.3)
     assert 3 <= found.epochs <= 10
     assert found == replace(CONFIG, epochs=found.epochs, warmup_epochs=found.warmup_epochs)
     assert found.warmup_epochs == pytest.approx(found.epochs / 5)
@@ -56,7 +56,7 @@ def test_an_epoch_of_a_few_steps_is_timed_too(shapes, model, batch_size):
     config = replace(CONFIG, batch_size=batch_size)
     train = Slow(make_loaders(shapes, config)[0], 0.1)
     assert len(train) == 400 // batch_size
-    found = for_budget(config, model, train, minutes=len(train) / 60, probe_seconds=0.1)
+    found = for_budget(model, train, None, config, minutes=len(train) / 60, probe_seconds=0.1)
     assert 3 <= found.epochs <= 10  # each sleeps for 0.1 s a step, and works for less
 
 
@@ -73,7 +73,7 @@ def test_steps_that_drop_patches_are_timed_apart(shapes, model):
             return x, rope
 
     watched = Watched(model.config)
-    found = for_budget(config, watched, train, minutes=7 / 60, probe_seconds=1.5)
+    found = for_budget(watched, train, None, config, minutes=7 / 60, probe_seconds=1.5)
     # 0.75 x 50 ms + 0.25 x 250 ms = 100 ms a step, 7 steps an epoch: ten epochs at most.
     assert set(tokens) == {9, 17}
     assert 3 <= found.epochs <= 10
@@ -99,7 +99,7 @@ def test_only_a_cpu_is_timed_for_no_longer_than_an_epoch(shapes, model, monkeypa
     monkeypatch.setattr(budget, "resolve_device", lambda _: torch.device(device))
     monkeypatch.setattr(budget, "_step_seconds", lambda probe, loader, config, *_: timed.append(config.epochs) or 1.0)
     config = replace(CONFIG, patch_drop_rate=0.5, patch_drop_until=0.75)  # both kinds of steps
-    for_budget(config, model, make_loaders(shapes, config)[0], minutes=10)
+    for_budget(model, make_loaders(shapes, config)[0], None, config, minutes=10)
     assert timed == epochs
 
 
@@ -109,7 +109,7 @@ def test_nothing_else_changes(shapes, model):
     torch.manual_seed(3)
     expected = torch.rand(3)
     torch.manual_seed(3)
-    for_budget(CONFIG, model, train, val, minutes=1, probe_seconds=0.05)
+    for_budget(model, train, val, CONFIG, minutes=1, probe_seconds=0.05)
     assert torch.equal(torch.rand(3), expected)
     assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
@@ -127,9 +127,9 @@ def test_impossible_budgets_are_refused(shapes, model):
     train, val = make_loaders(shapes, CONFIG)
     for minutes in (0, float("inf"), float("nan")):
         with pytest.raises(ValueError, match=f"minutes={minutes} must be more than 0, and finite"):
-            for_budget(CONFIG, model, train, minutes=minutes)
+            for_budget(model, train, None, CONFIG, minutes=minutes)
     with pytest.raises(ValueError, match=r"minutes=0.0001 is too short: a step takes .* s here"):
-        for_budget(CONFIG, model, Slow(train, 0.01), val, minutes=0.0001, probe_seconds=0.05)
+        for_budget(model, Slow(train, 0.01), val, CONFIG, minutes=0.0001, probe_seconds=0.05)
 
 
 def test_each_part_of_a_run_is_weighed_by_its_length(shapes, model, monkeypatch):
@@ -138,5 +138,5 @@ def test_each_part_of_a_run_is_weighed_by_its_length(shapes, model, monkeypatch)
         budget, "_step_seconds", lambda probe, loader, config, *_: {1.0: 1.0, 0.0: 5.0}[config.patch_drop_until]
     )
     config = replace(CONFIG, patch_drop_rate=0.5, patch_drop_until=0.75)
-    found = for_budget(config, model, make_loaders(shapes, config)[0], minutes=10)
+    found = for_budget(model, make_loaders(shapes, config)[0], None, config, minutes=10)
     assert found.epochs == pytest.approx(600 / (7 * (0.75 * 1 + 0.25 * 5)), abs=0.01)

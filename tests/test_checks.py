@@ -278,10 +278,10 @@ def test_arguments_of_another_kind_are_named(shapes):
             r"split is a str and must be a Split, such as data.val or data.test",
         ),
         (lambda: make_eval_loader(shapes.test, shapes), r"data is a Split and must be DataSplits"),
-        (lambda: for_budget(model, QUICK, *loaders, minutes=1), r"config is a VisionTransformer and must be a TrainC"),
-        (lambda: for_budget(QUICK, "vit", *loaders, minutes=1), r"model='vit' must be a network"),
-        (lambda: for_budget(QUICK, model, shapes, minutes=1), r"train_loader is a DataSplits without epoch\("),
-        (lambda: for_budget(QUICK, model, *loaders, minutes="3"), r"minutes='3' must be a number"),
+        (lambda: for_budget(QUICK, *loaders, model, minutes=1), r"config is a VisionTransformer and must be a TrainC"),
+        (lambda: for_budget("vit", *loaders, QUICK, minutes=1), r"model='vit' must be a network"),
+        (lambda: for_budget(model, shapes, None, QUICK, minutes=1), r"train_loader is a DataSplits without epoch\("),
+        (lambda: for_budget(model, *loaders, QUICK, minutes="3"), r"minutes='3' must be a number"),
     ]
     for call, message in cases:
         with pytest.raises(TypeError, match=message):

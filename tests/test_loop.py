@@ -350,7 +350,7 @@ def test_what_this_torch_was_built_without_is_said(monkeypatch, shapes):
     loaders, config = make_loaders(shapes, QUICK), replace(QUICK, compile=True)
     for use in (
         lambda: fit(make_model(), *loaders, config),
-        lambda: for_budget(config, make_model(), *loaders, minutes=1),
+        lambda: for_budget(make_model(), *loaders, config, minutes=1),
     ):
         with pytest.raises(ValueError, match="compile=True needs Triton, which torch does not bring along on Windows"):
             use()

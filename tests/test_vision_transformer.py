@@ -404,6 +404,17 @@ def test_a_compiled_model_computes_the_same(config):  # one that was exported: t
     torch.testing.assert_close(torch.compile(model, backend="aot_eager")(images), expected)
 
 
+@pytest.mark.parametrize("pool", ["cls", "mean"])
+@pytest.mark.parametrize("pos_embed", ["learned", "sincos2d", "rope", "none"])
+def test_what_the_blocks_add_up_keeps_the_precision_of_the_weights(tiny, pos_embed, pool):
+    """Autocast is for products: sums over all blocks lose more in bfloat16 than one product does."""
+    model = VisionTransformer(replace(tiny, pos_embed=pos_embed, pool=pool)).eval()
+    with torch.autocast("cpu", torch.bfloat16):
+        tokens, rope = model.embed(images_for(model.config))
+        assert model.patch_embed(images_for(model.config)).dtype == torch.bfloat16, "a product"
+        assert {x.dtype for x in (tokens, *model.encoder.block_outputs(tokens, rope))} == {torch.float32}
+
+
 def test_a_resized_copy_is_frozen_and_in_training_mode_where_its_original_is(tiny):
     model = VisionTransformer(tiny)
     model.patch_embed.eval().requires_grad_(False)

@@ -212,7 +212,7 @@ def budget(world: World, folder: Path) -> dict[str, Any]:
     """What fits into three seconds if one process is slow."""
     loader, _ = make_loaders(data(), RECIPE)
     loader = Slow(Doubles(loader), 0.1) if world.rank == 1 else Doubles(loader)
-    found = for_budget(replace(RECIPE, **MUON), network(), loader, minutes=3 / 60, probe_seconds=0.1)
+    found = for_budget(network(), loader, None, replace(RECIPE, **MUON), minutes=3 / 60, probe_seconds=0.1)
     return {"epochs": found.epochs}
 
 

@@ -141,7 +141,8 @@ class VisionTransformer(nn.Module):
             return x + self.pos_embed
         if self.config.pos_embed == "sincos2d":
             return x + self.pos_table
-        return x
+        # As the others do: under autocast the tokens begin in the weights' precision, whatever made the patches.
+        return x.to(self.patch_embed.proj.weight.dtype)
 
     def get_intermediate_layers(
         self, images: Tensor, layers: int | Sequence[int] = 1, *, norm: bool = True, reshape: bool = False

@@ -68,7 +68,7 @@ def train(options: argparse.Namespace, data: DataSplits, network: ViTConfig, con
         torch.manual_seed(config.seed)
         model = VisionTransformer(network)
         if options.minutes is not None:
-            config = for_budget(config, model, *make_loaders(data, config), minutes=options.minutes)
+            config = for_budget(model, *make_loaders(data, config), config, minutes=options.minutes)
             if world.is_first:
                 print(f"{config.epochs} epochs fit into {options.minutes:g} minutes", flush=True)
         history = fit(model, *make_loaders(data, config), config, run_dir=options.run_dir, resume=options.resume)

@@ -30,10 +30,10 @@ WARM_UP_STEPS = 3  # the first steps allocate memory, and compile where that was
 
 
 def for_budget(
-    config: TrainConfig,
     model: nn.Module,
     train_loader: Any,
-    val_loader: Any | None = None,
+    val_loader: Any | None,
+    config: TrainConfig,
     *,
     minutes: float,
     probe_seconds: float = 8.0,
@@ -47,6 +47,7 @@ def for_budget(
     processes call this together, and get the same config.
 
     Args:
+        model, train_loader, val_loader, config: as `fit` takes them.
         minutes: wall-clock time of the training, validation included.
         probe_seconds: how long to time steps, in all.
         loss_fn: what is learned instead of classification, see `fit`.
@@ -57,7 +58,8 @@ def for_budget(
     """
     if not isinstance(config, TrainConfig):
         raise TypeError(
-            f"config is a {type(config).__name__} and must be a TrainConfig: for_budget(config, model, ...)"
+            f"config is a {type(config).__name__} and must be a TrainConfig: "
+            "for_budget(model, train_loader, val_loader, config, minutes=...)"
         )
     check_is_model(model)
     check_loaders(train_loader, val_loader)
