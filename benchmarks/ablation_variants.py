@@ -41,7 +41,8 @@ class Setup:
 
     @property
     def timed(self) -> "Setup":
-        """The plainest setup whose steps take as long."""
+        """This setup with everything that does not change the duration of a step at its default, so that variants with
+        equally long steps share one measurement."""
         plain = {name: getattr(vit.TrainConfig(), name) for name in FREE}
         return replace(self, train=replace(self.train, **plain), prepare=())
 

@@ -36,7 +36,7 @@ from ablation_variants import BASES, QUICK_BASE, VARIANTS, Setup, changes_of, se
 
 import vit
 from vit.data import DataSplits
-from vit.training.run_folder import current_commit, runs_root, write_json
+from vit.training.run_folder import runs_root, write_json
 
 CELLS = report.RESULTS / "ablation_cells"
 RUNS = runs_root() / "ablations"  # of trainings that go on
@@ -58,9 +58,7 @@ def known_times() -> list[dict]:
 
 def is_of(stored: dict, setup: Setup) -> bool:
     """Whether a stored setup is this one; options that it has not heard of have their defaults."""
-    defaults = {"model": vit.ViTConfig().to_dict(), "train": vit.TrainConfig().to_dict()}
-    filled = stored | {part: values | stored.get(part, {}) for part, values in defaults.items()}
-    return json.loads(json.dumps(filled)) == setup.to_dict()
+    return report.up_to_date(stored) == setup.to_dict()
 
 
 def measured(setup: Setup) -> dict | None:
@@ -77,9 +75,12 @@ def measure(setups: list[Setup], data: DataSplits, *, rounds: int = ROUNDS) -> N
         return
     known = [setup.timed for setup in setups if measured(setup)][:1]
     few = replace(data, train=data.train.subset(slice(PROBE_IMAGES)))
+    threads = torch.get_num_threads()
+    if known and (paced := measured(known[0])["threads"]) != threads:
+        sys.exit(f"the stored times are of {paced} threads, and a ratio of {threads} says nothing about them")
     times = step_seconds([*known, *wanted], few, rounds=rounds)
     pace = measured(known[0])["seconds_per_step"] / times.pop(0) if known else 1.0
-    of_machine = {"threads": torch.get_num_threads(), "hardware": report.hardware()}
+    of_machine = {"threads": threads, "hardware": report.hardware()}
     rows = [
         {"setup": setup.to_dict(), "seconds_per_step": pace * seconds, **of_machine}
         for setup, seconds in zip(wanted, times, strict=True)
@@ -128,14 +129,15 @@ class Cell:
         seconds = time.perf_counter() - started
         result = {"val_accuracy": accuracy, "seconds": seconds, "threads": torch.get_num_threads()}
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(self.path, result | {"commit": current_commit(), "settings": settings})
+        write_json(self.path, result | report.origin() | {"settings": settings})
         shutil.rmtree(folder)
         print(f"{self.path.stem}: {accuracy:.2f} % after {settings['steps']} steps, {seconds:.0f} s", flush=True)
 
 
 def run_all(cells: list[Cell], *, processes: int, stop_after: float) -> list[Cell]:
     """Runs the cells in order, each in a process of its own with one thread, until `stop_after` minutes are over; those
-    that run then save and end. Returns those that failed or were stopped; they do not keep the others from running."""
+    that run then save and end. Returns those that failed, were stopped or did not begin; a failure does not keep the
+    others from running."""
     waiting, running, failed, deadline = list(cells), {}, [], time.monotonic() + 60 * stop_after
     try:
         while (waiting or running) and time.monotonic() < deadline:
@@ -150,7 +152,7 @@ def run_all(cells: list[Cell], *, processes: int, stop_after: float) -> list[Cel
             process.terminate()
         for process in running.values():
             process.wait()
-    return failed
+    return failed + [cell for cell, process in running.items() if process.returncode] + waiting
 
 
 def start(cell: Cell) -> subprocess.Popen:
@@ -159,11 +161,6 @@ def start(cell: Cell) -> subprocess.Popen:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "VIT_PROGRESS": "none"}
     # Ctrl-C is for this process alone, which then asks them to save: twice would be to insist.
     return subprocess.Popen(command, env=environment, start_new_session=True)
-
-
-def seeds_on_disk(minutes: float) -> set[int]:
-    """The seeds of finished cells, so that a run with a few of them does not forget the others."""
-    return {int(path.stem.rpartition("-seed")[2]) for path in (CELLS / f"{minutes:g}min").glob("*-seed*.json")}
 
 
 def claims_of(cells: list[Cell], base: Setup, num_train: int, command: str) -> list[dict]:
@@ -175,7 +172,8 @@ def claims_of(cells: list[Cell], base: Setup, num_train: int, command: str) -> l
             continue
         cell, accuracies = next(iter(found)), [result["val_accuracy"] for result in found.values()]
         per_epoch = math.ceil(num_train / cell.setup.train.batch_size)
-        claim = report.claim(f"{cell.minutes:g}min.{name}", accuracies, "%", command, seeds=[c.seed for c in found])
+        seeds, origins = [cell.seed for cell in found], list(found.values())
+        claim = report.claim(f"{cell.minutes:g}min.{name}", accuracies, "%", command, seeds=seeds, origins=origins)
         claim |= {
             "minutes": cell.minutes,
             "label": VARIANTS[name].label,
@@ -184,7 +182,6 @@ def claims_of(cells: list[Cell], base: Setup, num_train: int, command: str) -> l
             "passes": round(cell.steps / per_epoch, 3),
             "parameters": vit.count_parameters(vit.VisionTransformer(cell.setup.model)),
             "measured": measured(cell.setup),
-            "commit": ", ".join(dict.fromkeys(result["commit"] for result in found.values())),
         }
         claims.append(claim | ({"setup": base.to_dict()} if name == "base" else {}))
     return claims
@@ -232,12 +229,14 @@ def main() -> None:
         return
     if options.measure:
         setups = {minutes: setups_of(base) for minutes, base in BASES.items()}
-        chosen = [s[name] for s in setups.values() for name in options.variants if name in s]
+        names = dict.fromkeys(["base", *options.variants])  # the base has the pace
+        chosen = [s[name] for s in setups.values() for name in names if name in s]
         measure(chosen, load_data(quick=False))
         return
     base = BASES[options.minutes]
     setups = setups_of(base)
-    seeds = sorted({*options.seeds, *seeds_on_disk(options.minutes)})
+    # Those on disk as well, so that a run with a few of them does not forget the others.
+    seeds = sorted({*options.seeds, *report.seeds_in(CELLS / f"{options.minutes:g}min")})
     cells = [Cell(options.minutes, name, seed, setup) for seed in seeds for name, setup in setups.items()]
     chosen = [cell for cell in cells if cell.name in options.variants and cell.seed in options.seeds]
     if untimed := [cell.name for cell in chosen if cell.steps is None]:
@@ -259,7 +258,7 @@ def main() -> None:
     report.publish("ablations", merged(claims))
     print("", table(stored(options.minutes)), sep="\n")
     if failed:
-        sys.exit(f"failed or stopped, see above: {', '.join(cell.path.stem for cell in failed)}")
+        sys.exit(f"failed or not finished, see above: {', '.join(cell.path.stem for cell in failed)}")
 
 
 if __name__ == "__main__":

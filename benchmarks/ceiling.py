@@ -14,7 +14,7 @@ import libraries
 import report
 import torch
 from contender import Contender, matrix_product_rate, repeats_per_second
-from libraries import OURS, VARIANTS
+from libraries import EVERY_TOKEN, OURS
 
 import vit
 from vit.analysis.cost import forward_flops
@@ -107,7 +107,7 @@ def measure_against_timm(device: torch.device, *, quick: bool) -> list[dict]:
         return []
     config = replace(AGAINST_TIMM, embed_dim=32, num_heads=2, depth=1) if quick else AGAINST_TIMM
     batch, turn, rounds, precision = (8, 0.0, 1, "fp32") if quick else (1000, 1.0, 10, "bf16")
-    names = (OURS, VARIANTS[1], "timm")
+    names = (OURS, EVERY_TOKEN, "timm")
     contenders = {name: Contender(name, config, batch, device, precision) for name in names}
     if not quick:
         for contender in contenders.values():
@@ -116,10 +116,10 @@ def measure_against_timm(device: torch.device, *, quick: bool) -> list[dict]:
     milliseconds = in_turns(measures, rounds)
     facts = {"batch": batch, "precision": precision, "compiled": not quick, "network": config.to_dict()}
     claims = [claim(f"step.{name}", values, "ms", facts, "timm") for name, values in milliseconds.items()]
-    for name in names[:2]:
+    for name in (OURS, EVERY_TOKEN):
         ratios = [ours / theirs for ours, theirs in zip(milliseconds[name], milliseconds["timm"], strict=True)]
-        claims.append(claim(f"step.{name}/timm", ratios, "x", facts, "timm"))
-    return claims
+        claims.append(claim(f"step_time.{name}/timm", ratios, "x", facts, "timm"))
+    return [c | {"versions": f"{c['versions']}, {libraries.versions()}"} for c in claims]
 
 
 def in_turns(measures: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:

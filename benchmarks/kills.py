@@ -47,7 +47,7 @@ TRAIN = TrainConfig(
     patch_drop_rate=0.25,
     device="cpu",
 )
-COMPLETE = 75  # exit code of a process whose training has reached its end
+COMPLETE = 64  # exit code of a process whose training has reached its end; no signal and no error gives it
 COUNTS = {signal.SIGKILL: 100, signal.SIGTERM: 20, signal.SIGINT: 20}
 QUICK = {signal.SIGKILL: 5, signal.SIGTERM: 1, signal.SIGINT: 1}
 # Processes are forked from a server that has imported everything already, also what is imported late.

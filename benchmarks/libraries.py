@@ -22,8 +22,8 @@ BATCHES = {
     "vit_tiny_patch16_224": 16,
     "vit_small_patch16_224": 16,
 }
-OURS = "vit"
-VARIANTS = (OURS, "vit_every_token")  # of this project
+OURS, EVERY_TOKEN = "vit", "vit_every_token"
+VARIANTS = (OURS, EVERY_TOKEN)  # of this project
 
 
 def config_of(preset: str) -> ViTConfig:
@@ -121,7 +121,7 @@ def _vit_pytorch(config: ViTConfig) -> nn.Module:
 
 LIBRARIES: dict[str, Callable[[ViTConfig], nn.Module]] = {
     OURS: _vit,
-    VARIANTS[1]: EveryToken,
+    EVERY_TOKEN: EveryToken,
     "timm": _timm,
     "torchvision": _torchvision,
     "transformers": _transformers,

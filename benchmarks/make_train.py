@@ -16,9 +16,11 @@ def main() -> None:
         sys.exit(__doc__)
     summaries = [json.loads((Path(folder) / "summary.json").read_text()) for folder in sys.argv[1:]]
     seconds = [summary["train_seconds"] for summary in summaries]
-    claims = [report.claim("train_seconds", seconds, "s", "make train", seeds=[s["seed"] for s in summaries])]
-    claims[0]["commit"] = summaries[-1]["commit"]
-    report.publish("make_train", claims)
+    seeds = [summary["seed"] for summary in summaries]
+    origins = [summary | {"versions": f"torch {summary['torch_version']}"} for summary in summaries]
+    report.publish(
+        "make_train", [report.claim("train_seconds", seconds, "s", "make train", seeds=seeds, origins=origins)]
+    )
 
 
 if __name__ == "__main__":

@@ -14,10 +14,10 @@ left: start the same one again, and it goes on.
     python benchmarks/record.py --timm               8. the time of a step beside timm's
     python benchmarks/record.py --quick              seconds, on a CPU, with the built-in set; stores nothing
 
-The minutes are all: from the start of each process until it stops or the accuracy is known, imports, compiling,
-planning, saving and the test included. A seed is a process of its own; the first of a recipe compiles, later ones find
-on disk what it has compiled. How many epochs fit is measured once, when a stage begins, and the learning rate
-is zero at their end. What is tested, once for a seed, is the last step's average of the weights, with the mean over an
+The budget covers everything, from the start of each process until it stops or the accuracy is known: imports,
+compiling, planning, saving and the test. A seed is a process of its own; the first of a recipe compiles, later ones
+find on disk what it has compiled. How many epochs fit is measured once, when a stage begins, and the learning rate is
+zero at their end. What is tested, once for a seed, is the last step's average of the weights, with the mean over an
 image and its mirror image, and plain beside it. No teacher, no other data. Each result is stored at once, in
 results/record_runs/, which may be carried from machine to machine; weights stay in the folder of the run. One file,
 long for its protocol; what --ceiling and --timm measure is in ceiling.py.
@@ -90,6 +90,11 @@ class Stage:
     layer_decay: float = 1.0
 
 
+def up_to_date(settings: dict) -> dict:
+    """As `report.up_to_date`, of every stage."""
+    return report.up_to_date(settings) | {"stages": [report.up_to_date(stage) for stage in settings["stages"]]}
+
+
 class Run:
     """One recipe, one budget, one seed: its folder, its clock, and what came out."""
 
@@ -109,8 +114,8 @@ class Run:
         self.name = f"{'supervised' if options.pretrain == 'none' else options.pretrain}.{options.minutes:g}min"
         kind = "quick" if options.quick else "val" if options.val else "test"
         self.folder = RUNS / kind / f"{self.name}-{options.network}-seed{seed}"
-        settings = {"network": self.network.to_dict(), "stages": [stage.config.to_dict() for stage in self.stages]}
-        self.settings = json.loads(json.dumps(settings))
+        stages = [{"train": stage.config.to_dict()} for stage in self.stages]
+        self.settings = json.loads(json.dumps({"model": self.network.to_dict(), "stages": stages}))
 
     def path(self, file: str) -> Path:
         """Where a file is: the result of a GPU's test beside those of other machines, all else in the folder."""
@@ -121,7 +126,7 @@ class Run:
         """What a file holds, if it is of these settings."""
         path = self.path(file)
         found = json.loads(path.read_text()) if path.exists() else {}
-        return found["values"] if found.get("settings") == self.settings else None
+        return found["values"] if found and up_to_date(found["settings"]) == self.settings else None
 
     def store(self, file: str, values: dict | list) -> None:
         write_json(self.path(file), {"settings": self.settings, "values": values})
@@ -229,6 +234,7 @@ class Run:
             curves[stage.name] = [{name: row[name] for name in ("epoch", "train_loss", "seconds")} for row in some]
         facts |= {"accuracy": accuracy, "accuracy_plain": plain, "seconds": seconds, "curves": curves}
         facts |= {"parameters": vit.count_parameters(model), "commands": len(self.stored("clock.json") or []) + 1}
+        facts |= report.origin()
         model.metadata = data.metadata
         vit.save(model, self.folder / "model.safetensors", accuracy=round(accuracy, 2))
         self.store("result.json", facts)
@@ -252,7 +258,7 @@ def claims_of(runs: list[Run], options: argparse.Namespace) -> list[dict]:
     units = {"accuracy": "%", "accuracy_plain": "%", "seconds": "s"}
     name = f"{runs[0].name}.{options.network}"
     return [
-        report.claim(f"{name}.{key}", [result[key] for result in results], unit, command, seeds=seeds) | facts
+        report.claim(f"{name}.{key}", [r[key] for r in results], unit, command, seeds=seeds, origins=results) | facts
         for key, unit in units.items()
     ]
 
@@ -314,28 +320,21 @@ def parse() -> argparse.Namespace:
     return options
 
 
-def publish(benchmark: str, claims: list[dict], options: argparse.Namespace) -> None:
-    """Prints; on a GPU puts the claims beside the stored ones of other runs."""
-    store = is_stored(options)
-    is_there = (report.RESULTS / f"{benchmark}.json").exists()
-    known = report.load(benchmark) if store and is_there else {}
-    report.publish(benchmark, list((known | {c["name"]: c for c in claims}).values()), store=store)
-
-
 def main() -> None:
     options = parse()
     os.environ.setdefault("VIT_PROGRESS", "none")  # a bar makes the card wait where it shows the loss
     device = torch.device("cpu") if options.quick else resolve_device()
+    publish = partial(report.publish, store=is_stored(options), keep_others=True)
     if options.ceiling:
         data, _ = load(quick=options.quick, val=True)
-        publish("record_ceiling", ceiling.measure_epochs(data, device, quick=options.quick), options)
+        publish("record_ceiling", ceiling.measure_epochs(data, device, quick=options.quick))
         return
     if options.timm:
         if claims := ceiling.measure_against_timm(device, quick=options.quick):
-            publish("record_ceiling", claims, options)
+            publish("record_ceiling", claims)
         return
     if options.probe:
-        publish("record_probe", probe(options), options)
+        publish("record_probe", probe(options))
         return
     deadline = STARTED + 60 * options.minutes_per_command - STOPPING
     runs = [Run(seed, options) for seed in options.seeds]
@@ -348,7 +347,7 @@ def main() -> None:
     seeds = {*options.seeds, *stored_seeds(KEPT, f"{runs[0].name}-{options.network}", options)}
     runs = [Run(seed, options) for seed in sorted(seeds)]
     if done := [run for run in runs if run.stored("result.json") is not None]:
-        publish("record", claims_of(done, options), options)
+        publish("record", claims_of(done, options))
     if left:
         print(f"{left[0].name}, seed {left[0].seed} is to come: start the same command again")
         sys.exit(UNFINISHED)

@@ -10,11 +10,14 @@ import platform
 import re
 import statistics
 import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import torch
 
+import vit
 from vit.training.run_folder import current_commit, write_json
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -27,9 +30,11 @@ def hide_gpus() -> None:
 
 
 def hardware() -> str:
-    """Processor and cores used, or the GPU's name."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
+    """Processor and number of logical cores of this machine, or the GPU's name."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else processor()
+
+
+def processor() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     names = re.findall(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.exists() else []
     return f"{names[0] if names else platform.processor()}, {os.cpu_count()} cores"
@@ -47,6 +52,15 @@ def peak_memory(device: torch.device = CPU) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
+def origin() -> dict[str, str]:
+    """Where a number was measured; kept with a result of which a claim may be made on another day or machine."""
+    return {
+        "hardware": hardware(),
+        "versions": f"torch {torch.__version__}, Python {platform.python_version()}",
+        "commit": current_commit(),
+    }
+
+
 def claim(
     name: str,
     values: list[float],
@@ -55,9 +69,17 @@ def claim(
     *,
     seeds: list[int] | None = None,
     is_median: bool = False,
+    origins: Sequence[dict] = (),
 ) -> dict:
-    """One entry: the mean of `values`, or their median, and their spread, the sample standard deviation (0 for one)."""
+    """One entry: the mean of `values`, or their median, and their spread, the sample standard deviation (0 for one).
+
+    Args:
+        origins: of results that were measured before, what each says of its `origin`; what one does not say, and
+            everything where there are none, is taken from here and now.
+    """
     middle = statistics.median if is_median else statistics.mean
+    here = origin()
+    sources = {key: list(dict.fromkeys(of.get(key, here[key]) for of in origins or [here])) for key in here}
     return {
         "name": name,
         "value": round(middle(values), 4),
@@ -66,24 +88,44 @@ def claim(
         "values": [round(value, 4) for value in values],
         "seeds": seeds or [],
         "command": command,
-        "hardware": hardware(),
-        "versions": f"torch {torch.__version__}, Python {platform.python_version()}",
-        "commit": current_commit(),
+        "hardware": " and ".join(sources["hardware"]),
+        "versions": " and ".join(sources["versions"]),
+        "commit": ", ".join(sources["commit"]),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
     }
 
 
-def publish(benchmark: str, claims: list[dict], *, store: bool = True) -> None:
-    """Prints the claims as a table, and with `store` writes results/<benchmark>.json."""
+def publish(benchmark: str, claims: list[dict], *, store: bool = True, keep_others: bool = False) -> None:
+    """Prints the claims as a table, and with `store` writes results/<benchmark>.json; with `keep_others` beside the
+    claims of other names that are there."""
     width = max(len(c["name"]) for c in claims)
     for c in claims:
         print(
             f"{c['name']:<{width}}  {c['value']:>10.4g} {c['unit']:<8} spread {c['spread']:.2g}, n={len(c['values'])}"
         )
     if store:
-        write_json(RESULTS / f"{benchmark}.json", claims)
+        known = load(benchmark) if keep_others and is_there(benchmark) else {}
+        write_json(RESULTS / f"{benchmark}.json", list((known | {c["name"]: c for c in claims}).values()))
+
+
+def is_there(benchmark: str) -> bool:
+    """Whether there are stored claims of a benchmark."""
+    return (RESULTS / f"{benchmark}.json").exists()
 
 
 def load(benchmark: str) -> dict[str, dict]:
     """The stored claims of a benchmark, by name."""
     return {c["name"]: c for c in json.loads((RESULTS / f"{benchmark}.json").read_text())}
+
+
+def seeds_in(folder: Path, name: str = "*") -> set[int]:
+    """The seeds of the results <name>-seed<number>.json in a folder."""
+    return {int(path.stem.rpartition("-seed")[2]) for path in folder.glob(f"{name}-seed*.json")}
+
+
+def up_to_date(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings that a result was stored with, and the fields that its configs have got since, at their defaults."""
+    train = vit.TrainConfig().to_dict()
+    defaults = {"model": vit.ViTConfig().to_dict(), "train": train, "train_config": train}
+    filled = {key: defaults[key] | value if key in defaults else value for key, value in settings.items()}
+    return json.loads(json.dumps(filled))

@@ -78,7 +78,8 @@ def main() -> None:
             options.one.write_text(json.dumps(found))
         return
     # Two processes on CPU cores, also where there is a GPU.
-    os.environ |= {"OMP_NUM_THREADS": "1", "VIT_PROGRESS": "none", "CUDA_VISIBLE_DEVICES": ""}
+    report.hide_gpus()
+    os.environ |= {"OMP_NUM_THREADS": "1", "VIT_PROGRESS": "none"}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "rounds.json"
         quick = ["--quick"] if options.quick else []

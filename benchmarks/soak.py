@@ -20,6 +20,7 @@ import time
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import report
@@ -42,25 +43,35 @@ def kill_until(end: float, root: Path, rng: random.Random) -> dict[str, int]:
     counts = {"runs": 0, "kills": 0, "wrong": int(process.exitcode != COMPLETE)}
     while not counts["runs"] or time.monotonic() < end:
         folder = root / "run"
-        exit_code, patience = None, seconds / 3
-        while exit_code != COMPLETE:
+        patience = seconds / 3
+        while True:
             process = start(folder, CONFIG)
             process.join(rng.uniform(0, patience))
             patience *= 1.03  # a machine that has become slower since must get to the end too
-            if process.is_alive():
-                os.kill(process.pid, rng.choice(SIGNALS))
-                counts["kills"] += 1
-                process.join()
-            exit_code = process.exitcode
-        faults = [] if same(final_state(folder), expected) else ["other bits"]
-        if odd := {path.name for path in folder.iterdir()} ^ FILES:
-            faults.append(f"files missing or left behind: {sorted(odd)}")
+            if not process.is_alive():  # complete, or an error that would come again
+                break
+            os.kill(process.pid, rng.choice(SIGNALS))
+            counts["kills"] += 1
+            process.join()
+            if process.exitcode == COMPLETE:
+                break
+        faults = faults_of(folder, process.exitcode, expected)
         counts["runs"] += 1
         counts["wrong"] += bool(faults)
         what = f"WRONG, {'; '.join(faults)}" if faults else "same bits"
         print(f"run {counts['runs']}, {counts['kills']} kills so far: {what}", flush=True)
         shutil.rmtree(folder)
     return counts
+
+
+def faults_of(folder: Path, exit_code: int, expected: dict[str, Any]) -> list[str]:
+    """What is wrong with a run that came to its end."""
+    if exit_code != COMPLETE:
+        return ["an error, see above, and no way on"]
+    faults = [] if same(final_state(folder), expected) else ["other bits"]
+    if odd := {path.name for path in folder.iterdir()} ^ FILES:
+        faults.append(f"files missing or left behind: {sorted(odd)}")
+    return faults
 
 
 def train_for_ever(root: Path, words: Connection) -> None:

@@ -14,7 +14,8 @@ What is timed. Each seed has a process and two clocks, and both end when the acc
 begins, as in Jordan's airbench, with new weights and the data on the GPU, after the same steps have been compiled and
 run on weights that are thrown away. The first seed of a target compiles, later ones find on disk what it has compiled.
 A run that is longer than a command is kept in parts; saving them is on the clock.
-A target is reached if the mean over all seeds is at least that accuracy; every seed that was started counts.
+A target is reached if the mean over all seeds that have a result is at least that accuracy; a command ends at a seed
+that fails.
 
 What is trained. `RECIPES`, below. Settings are chosen with --val, which trains on 45,000 images and measures on the
 other 5,000, and is not told of the test images. Without it all 50,000 are trained on, and the last step's weights, or
@@ -160,8 +161,7 @@ def train_and_test(
         "accuracy_plain": plain.accuracy,
         "parameters": vit.count_parameters(network),
         "train_flops": vit.train_flops(network, round(config.epochs * len(data.train)), **drop),
-        "hardware": report.hardware(),
-        "torch": torch.__version__,
+        **report.origin(),
     }
 
 
@@ -190,12 +190,13 @@ class Run:
 
     def result(self) -> dict | None:
         """What is stored, if it is of these settings."""
-        found = json.loads(self.file.read_text()) if self.file.exists() else {}
-        return found["result"] if found.get("settings") == self.settings else None
+        found = json.loads(self.file.read_text()) if self.file.exists() else {"settings": {}}
+        return found["result"] if report.up_to_date(found["settings"]) == self.settings else None
 
     def start(self, seconds_left: float) -> bool:
         """Runs it in a process of its own; whether it came to its end."""
-        command = [sys.executable, __file__, "--child", "--targets", str(self.target)]
+        command = [sys.executable, __file__, "--child"]
+        command += [] if self.options.quick else ["--targets", str(self.target)]
         command += ["--seeds", str(self.seed), "--minutes-per-command", str(seconds_left / 60)]
         command += [flag for flag in ("--quick", "--val") if getattr(self.options, flag[2:])]
         env = {"VIT_PROGRESS": "none", "TORCHINDUCTOR_CACHE_DIR": str(RUNS / "compiled" / str(self.target))}
@@ -208,7 +209,9 @@ class Run:
         """What `start` runs in the other process."""
         self.folder.mkdir(parents=True, exist_ok=True)
         asked = self.folder / "settings.json"
-        if asked.exists() and json.loads(asked.read_text()) != self.settings:  # parts of another recipe
+        is_same = asked.exists() and report.up_to_date(json.loads(asked.read_text())) == self.settings
+        is_begun = is_same and (self.folder / "state.pt").exists()
+        if not is_begun:  # nothing is there to go on with, or it is of another recipe
             for path in self.folder.iterdir():
                 path.unlink()
         write_json(asked, self.settings)
@@ -232,8 +235,7 @@ def is_stored(options: argparse.Namespace) -> bool:
 
 def stored_seeds(folder: Path, name: str, options: argparse.Namespace) -> set[int]:
     """The seeds of which there is a result, also of other machines."""
-    found = {int(path.stem.split("-seed")[1]) for path in folder.glob(f"{name}-seed*.json")}
-    return found if is_stored(options) else set()
+    return report.seeds_in(folder, name) if is_stored(options) else set()
 
 
 def runs_done(target: int, options: argparse.Namespace) -> list[Run]:
@@ -257,15 +259,12 @@ def claims_of(runs: list[Run]) -> list[dict]:
         "parameters": results[0]["parameters"],
         "train_flops": results[0]["train_flops"],
         "recipe": {"model": asdict(recipe.model), "train": asdict(recipe.train)},
-        "run_on": sorted({f"{result['hardware']}, torch {result['torch']}" for result in results}),
     }
     units = {"from_first_step": "s", "from_process_start": "s", "accuracy": "%", "accuracy_plain": "%"}
     command = "python benchmarks/speedrun.py"
+    sources = {"seeds": [run.seed for run in runs], "origins": results}
     return [
-        report.claim(
-            f"{runs[0].target}.{name}", [r[name] for r in results], unit, command, seeds=[run.seed for run in runs]
-        )
-        | facts
+        report.claim(f"{runs[0].target}.{name}", [r[name] for r in results], unit, command, **sources) | facts
         for name, unit in units.items()
     ]
 
@@ -289,7 +288,7 @@ def table(claims: list[dict]) -> str:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--targets", type=int, nargs="+", choices=[*RECIPES, 0], default=[*RECIPES])
+    parser.add_argument("--targets", type=int, nargs="+", choices=RECIPES, default=[*RECIPES])
     parser.add_argument("--seeds", type=int, nargs="+", default=[*range(MIN_SEEDS)])
     parser.add_argument("--val", action="store_true", help="choose settings: no test image is looked at")
     parser.add_argument("--minutes-per-command", type=float, default=9.5)

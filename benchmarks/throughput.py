@@ -18,6 +18,7 @@ import statistics
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -26,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import libraries
 import report
 from contender import Contender, matrix_product_rate
-from libraries import OURS
+from libraries import EVERY_TOKEN, OURS
 
 from vit.analysis import count_parameters
 from vit.config import ViTConfig
@@ -40,6 +41,7 @@ MODES = {"train": 3, "inference": 1}  # each as so many forward passes
 COLD_RUNS, MEMORY_RUNS = 7, 3
 COLD_START = """
 import time, torch, libraries
+torch.set_num_threads({threads})
 model = libraries.LIBRARIES[{library!r}](libraries.config_of("vit_tiny_patch16_224")).eval()
 with torch.inference_mode():
     model(torch.zeros(1, 3, 224, 224))
@@ -109,7 +111,7 @@ def compare(preset: str, options: argparse.Namespace) -> list[dict]:
 
 def memory_and_cold_start(presets: list[str], options: argparse.Namespace) -> list[dict]:
     """Claims of peak memory and cold start; everyone has a turn before anyone has the next."""
-    names = [OURS] if options.quick else [name for name in libraries.installed() if name not in libraries.VARIANTS[1:]]
+    names = [OURS] if options.quick else [name for name in libraries.installed() if name != EVERY_TOKEN]
     memory = {(preset, name): [] for preset in presets for name in names}
     for _ in range(1 if options.quick else MEMORY_RUNS):
         for (preset, name), values in memory.items():
@@ -120,7 +122,8 @@ def memory_and_cold_start(presets: list[str], options: argparse.Namespace) -> li
         for name, values in cold.items():
             values.append(cold_start(name))
     claims = [claim(f"{preset}.peak_memory.{name}", v, "MB", options) for (preset, name), v in memory.items()]
-    return claims + [claim(f"cold_start.{name}", v[-COLD_RUNS:], "s", options) for name, v in cold.items()]
+    on_cpu = {"device": "cpu", "hardware": report.processor(), "precision": "fp32"}
+    return claims + [claim(f"cold_start.{name}", v[-COLD_RUNS:], "s", options) | on_cpu for name, v in cold.items()]
 
 
 def train_alone(library: str, config: ViTConfig, batch: int, options: argparse.Namespace) -> dict[str, float]:
@@ -138,7 +141,7 @@ def fresh_process(code: str) -> str:
 def cold_start(library: str) -> float:
     """Seconds from the start of a process, on the CPU, to the logits of one image of 224 pixels."""
     started = time.time()
-    return float(fresh_process(COLD_START.format(library=library))) - started
+    return float(fresh_process(COLD_START.format(library=library, threads=torch.get_num_threads()))) - started
 
 
 def grow(options: argparse.Namespace) -> None:
@@ -233,12 +236,15 @@ def main() -> None:
     for name in sorted(libraries.LIBRARIES.keys() - libraries.installed()):
         print(f"{name} is not installed and left out; all of them come with: pip install -e '.[bench]'")
     presets = ["vit_micro_patch4_32"] if options.quick else options.configs
-    claims = [c for preset in presets for c in compare(preset, options)]
-    claims += memory_and_cold_start(presets, options)
-    name = result_name("throughput", options)
-    is_there = not options.quick and (report.RESULTS / f"{name}.json").exists()
-    known = report.load(name) if is_there else {}
-    report.publish(name, list((known | {c["name"]: c for c in claims}).values()), store=not options.quick)
+    name, claims = result_name("throughput", options), []
+    parts = [
+        *(partial(compare, preset, options) for preset in presets),
+        partial(memory_and_cold_start, presets, options),
+    ]
+    for part in parts:
+        found = part()
+        report.publish(name, found, store=not options.quick, keep_others=True)  # an error later takes nothing back
+        claims += found
     print(*table(presets, claims), sep="\n")
 
 

@@ -2,9 +2,12 @@
 
     python benchmarks/time_to_accuracy.py --minutes 5                  everything, seeds 0, 1 and 2
     python benchmarks/time_to_accuracy.py --peers ours tintn --feeds batched
-    python benchmarks/time_to_accuracy.py --measure       only times the steps not yet timed: on an idle machine ...
-    python benchmarks/time_to_accuracy.py --threads 1     ... and then trains as long anywhere, beside other work
+    python benchmarks/time_to_accuracy.py --measure                    only times the steps that have no stored time
+    python benchmarks/time_to_accuracy.py --threads 1                  trains for steps that were timed before
     python benchmarks/time_to_accuracy.py --quick                      seconds, on the built-in set; stores nothing
+
+Measure on an idle machine, with all cores. Minutes become steps by the measured times, so the trainings can then run
+anywhere, with one thread and beside other work, and get as many steps.
 
 Each recipe is as published (peers.py), its schedule stretched over the steps that fit into the minutes; the peers'
 rates were chosen for a hundred passes and more, ours for these minutes, on validation images. Peers are fed twice:
@@ -42,19 +45,19 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-import libraries
 import report
 from peers import PEERS, Peer, PlainViT
 
 import vit
+from vit.analysis.cost import forward_flops
 from vit.config import RECIPES
 from vit.data import DataSplits, Loader, Split
 from vit.data.loader import make_mix
 from vit.files import REPOSITORY
-from vit.training.epoch import run_steps, set_patch_drop
+from vit.training.epoch import run_steps
 from vit.training.losses import classification_loss
 from vit.training.memory import keep_freed_memory
-from vit.training.run_folder import current_commit, runs_root, write_json
+from vit.training.run_folder import runs_root, write_json
 
 FOLDER = report.RESULTS / "time_to_accuracy_runs"
 QUICK_FOLDER = runs_root() / "benchmark-time-to-accuracy"
@@ -162,14 +165,6 @@ class Track:
         self.started = time.perf_counter()
 
 
-def forward_flops(model: nn.Module, patch_drop_rate: float = 0.0) -> int:
-    """Operations of the forward pass for one image in training, where patches may be dropped."""
-    set_patch_drop(model, patch_drop_rate)
-    found = libraries.forward_operations(model, model.config)
-    set_patch_drop(model, 0.0)
-    return found
-
-
 class Run:
     """One recipe, one feed, one seed: what is trained on what, how fast, and with what result."""
 
@@ -210,10 +205,7 @@ class Run:
 
     def is_of(self, recipe: dict) -> bool:
         """Whether a stored recipe is this one; options that it has not heard of have their defaults."""
-        if not self.peer:
-            defaults = {"model": vit.ViTConfig().to_dict(), "train": vit.TrainConfig().to_dict()}
-            recipe = {part: values | recipe.get(part, {}) for part, values in defaults.items()}
-        return json.loads(json.dumps(recipe)) == self.recipe
+        return (recipe if self.peer else report.up_to_date(recipe)) == self.recipe
 
     @property
     def base(self) -> "Run":
@@ -231,6 +223,9 @@ class Run:
         keep_freed_memory()
         data, model = self.prepare()
         row = {"threads": torch.get_num_threads(), "hardware": report.hardware()}
+        base = self.base.measured
+        if self.key != self.base.key and row["threads"] != base["threads"]:
+            sys.exit(f"ours was timed with {base['threads']} threads: time {self.key} with as many, by --measure first")
         probe, turn = (0.1, 0.05) if self.options.quick else (PROBE_SECONDS, TURN_SECONDS)
         if self.key == self.base.key:
             row["seconds_per_step"] = self.own_seconds(data, model, probe)
@@ -241,8 +236,7 @@ class Run:
                 of_base = self.base.own_seconds(data, base_model, turn)
                 own = timed(steps, turn) if self.peer else self.own_seconds(data, model, turn)
                 row["times_base"].append(own / of_base)
-            pace = self.base.measured["seconds_per_step"]
-            row["seconds_per_step"] = statistics.median(row["times_base"]) * pace
+            row["seconds_per_step"] = statistics.median(row["times_base"]) * base["seconds_per_step"]
         known = json.loads(self.times.read_text()) if self.times.exists() else {}
         self.times.parent.mkdir(parents=True, exist_ok=True)
         write_json(self.times, known | {self.key: {"measured": row, "recipe": self.recipe}})
@@ -277,7 +271,7 @@ class Run:
         images_per_step = batch_size
         if self.variant != "per_sample":  # our loader cuts an epoch into equal batches, theirs leaves the rest away
             images_per_step = len(data.train) / math.ceil(len(data.train) / batch_size)
-        dropped, full = forward_flops(model, drop), forward_flops(model)
+        dropped, full = forward_flops(model, patch_drop_rate=drop), forward_flops(model)
 
         def flops(step: int) -> float:
             few = min(step, math.ceil(until * steps))
@@ -295,8 +289,8 @@ class Run:
         ]
         result = {
             "settings": self.settings(),
+            **report.origin(),
             "threads": torch.get_num_threads(),
-            "commit": current_commit(),
             "parameters": vit.count_parameters(model),
             "steps": steps,
             "passes": steps * images_per_step / len(data.train),
@@ -322,8 +316,8 @@ def start(run: Run, *arguments: str) -> bool:
 def with_other_seeds(runs: list[Run]) -> list[Run]:
     """The runs of a recipe and feed, and those of the same settings with other seeds that have a result already."""
     first, own = runs[0], {run.seed for run in runs}
-    seeds = {int(path.stem.rpartition("-seed")[2]) for path in first.path.parent.glob("*-seed*.json")}
-    others = [Run(first.name, first.variant, seed, first.options) for seed in seeds - own]
+    seeds = report.seeds_in(first.path.parent, f"{first.name}-{first.variant}") - own
+    others = [Run(first.name, first.variant, seed, first.options) for seed in seeds]
     return sorted([*runs, *(run for run in others if run.result() is not None)], key=lambda run: run.seed)
 
 
@@ -334,13 +328,12 @@ def claim_of(runs: list[Run], results: list[dict]) -> dict:
     command = f"python benchmarks/time_to_accuracy.py --minutes {run.options.minutes:g} {' '.join(run.chosen_by)}"
     points = zip(*(result["curve"] for result in results), strict=True)
     means = [statistics.mean(point["accuracy"] for point in of_step) for of_step in points]
-    return report.claim(name, accuracies, "%", command, seeds=[run.seed for run in runs]) | {
+    return report.claim(name, accuracies, "%", command, seeds=[run.seed for run in runs], origins=results) | {
         "recipe": run.name,
         "variant": run.variant,
         "published": run.peer.published if run.peer else "",
         "minutes": run.options.minutes,
         "measured": run.measured,
-        "commit": ", ".join(dict.fromkeys(result["commit"] for result in results)),
         **{name: first[name] for name in ("parameters", "steps", "passes", "train_flops")},
         **{name: [result[name] for result in results] for name in ("threads", "train_seconds", "peak_memory_gb")},
         "curve": [point | {"accuracy": round(mean, 4)} for point, mean in zip(first["curve"], means, strict=True)],
@@ -362,13 +355,10 @@ def table(claims: list[dict]) -> str:
 
 def publish(claims: list[dict], *, store: bool) -> None:
     """Prints; with `store`, puts the claims beside the stored ones of other runs, and draws those of five minutes."""
-    is_there = (report.RESULTS / "time_to_accuracy.json").exists()
-    known = report.load("time_to_accuracy") if store and is_there else {}
-    known |= {c["name"]: c for c in claims}
-    report.publish("time_to_accuracy", list(known.values()), store=store)
+    report.publish("time_to_accuracy", claims, store=store, keep_others=True)
     print("", table(claims), sep="\n")
     if store and claims[0]["minutes"] == DRAWN_MINUTES:
-        draw([c for c in known.values() if c["minutes"] == DRAWN_MINUTES])
+        draw([c for c in report.load("time_to_accuracy").values() if c["minutes"] == DRAWN_MINUTES])
 
 
 def draw(claims: list[dict]) -> None:

@@ -10,9 +10,9 @@ runs/benchmark-train-cifar10/; a seed that is already there for the same setting
 
 import argparse
 import json
-import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import report
 
 import vit
-from vit.training.run_folder import current_commit, runs_root, write_json
+from vit.training.run_folder import runs_root, write_json
 
 RUNS = runs_root() / "benchmark-train-cifar10"
 RECIPE = "cpu_10min"
@@ -35,7 +35,14 @@ def settings_of(seed: int, *, quick: bool) -> dict:
 
 def is_of(settings: dict, file: Path) -> bool:
     """Whether there is such a file, and what it holds is of these settings."""
-    return file.exists() and json.loads(file.read_text())["settings"] == settings
+    return file.exists() and report.up_to_date(json.loads(file.read_text())["settings"]) == settings
+
+
+def make_room(folder: Path) -> None:
+    """A new empty folder; one of other settings is moved aside, since it may hold hours of work."""
+    if folder.exists():
+        folder.rename(folder.with_name(f"{folder.name}-{time.strftime('%Y%m%d-%H%M%S')}"))
+    folder.mkdir(parents=True)
 
 
 def stored_seeds() -> list[int]:
@@ -54,12 +61,14 @@ def run_seed(seed: int, folder: Path, *, quick: bool) -> dict:
     model = vit.VisionTransformer(model_config)
     train_loader, val_loader = vit.make_loaders(data, config)
     history = vit.fit(model, train_loader, val_loader, config, run_dir=folder, resume=(folder / "state.pt").exists())
+    if not history.is_complete:
+        sys.exit(f"seed {seed} was stopped: it goes on next time")
     test = vit.evaluate(model, vit.make_eval_loader(data, data.test), config)
     flip = vit.evaluate(model, vit.make_eval_loader(data, data.test), config, test_time_augmentation="flip")
     result = {
         "settings": settings_of(seed, quick=quick),
+        **report.origin(),
         "threads": torch.get_num_threads(),
-        "commit": current_commit(),
         "test_accuracy": test.accuracy,
         "test_accuracy_flip": flip.accuracy,
         "val_accuracy": history.last["val_accuracy"],
@@ -88,8 +97,7 @@ def main() -> None:
         settings = settings_of(seed, quick=options.quick)
         if options.quick or not is_of(settings, folder / "result.json"):
             if options.quick or not is_of(settings, folder / "begun.json"):
-                shutil.rmtree(folder, ignore_errors=True)
-                folder.mkdir(parents=True)
+                make_room(folder)
                 write_json(folder / "begun.json", {"settings": settings})
             threads = ["--threads", str(options.threads)] if options.threads else []
             quick = ["--quick"] if options.quick else []
@@ -98,11 +106,11 @@ def main() -> None:
         results.append(json.loads((folder / "result.json").read_text()))
     names = {"test_accuracy": "%", "test_accuracy_flip": "%", "val_accuracy": "%", "peak_memory_gb": "GB"}
     command = "python benchmarks/train_cifar10.py"
-    claims = [report.claim(n, [r[n] for r in results], u, command, seeds=options.seeds) for n, u in names.items()]
-    for c in claims:
-        c["threads"] = [r["threads"] for r in results]
-        # Of the trainings, some of an earlier day; those of before it was kept had this one's.
-        c["commit"] = ", ".join(dict.fromkeys(r.get("commit", c["commit"]) for r in results))
+    facts = {"threads": [r["threads"] for r in results], "settings": settings_of(0, quick=options.quick)}
+    claims = [
+        report.claim(name, [r[name] for r in results], unit, command, seeds=options.seeds, origins=results) | facts
+        for name, unit in names.items()
+    ]
     fewer = not options.quick and set(stored_seeds()) - set(options.seeds)
     report.publish("train_cifar10", claims, store=not options.quick and not fewer)
     if fewer:

@@ -24,7 +24,6 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import report
-import shipped_weights
 from transfer_methods import (
     FROZEN,
     LONG,
@@ -44,11 +43,11 @@ from vit import analysis, plots
 from vit.data import keep_classes
 from vit.files import REPOSITORY
 from vit.tasks import fine_tuning
-from vit.training.run_folder import current_commit, runs_root, write_json
+from vit.training.run_folder import runs_root, write_json
 
 RUNS = runs_root() / "transfer"
 WEIGHTS = "vit_nano_patch4_32.cifar10_0to4"
-SHOTS, DRAWS = (1, 5, 10, 50, 500), range(5)
+DRAWS = range(5)
 STEPS = {1: 40, 5: 60, 10: 80, 50: 150, 500: 300}  # of all that is trained, but for equal total compute
 MOST_SHOTS_OF_LONG = 50  # what the row is for: where images are few
 KEPT_CELLS = report.RESULTS / "transfer_cells"
@@ -84,7 +83,7 @@ def cell(
     name = f"{experiment.name}-{method}-{shots}-{draw}"
     path = experiment.folder / f"{name}.json"
     for place in (path, KEPT_CELLS / path.name):
-        if place.exists() and _of_today((stored := json.loads(place.read_text()))["settings"]) == settings:
+        if place.exists() and report.up_to_date((stored := json.loads(place.read_text()))["settings"]) == settings:
             return stored
     if is_optional:
         return None
@@ -95,22 +94,13 @@ def cell(
         found = compute_accuracy(experiment, few, steps, draw, experiment.folder / name)
     else:
         found = trained_accuracy(method, experiment, few, steps, draw)
-    content = {"accuracy": found, "seconds": time.perf_counter() - started, "commit": current_commit()}
-    content["settings"] = settings
+    content = {"accuracy": found, "seconds": time.perf_counter() - started, **report.origin(), "settings": settings}
     write_json(path, content)
     if method == LONG and experiment.folder == RUNS:
         KEPT_CELLS.mkdir(exist_ok=True)
         write_json(KEPT_CELLS / path.name, content)
     print(f"{name}: {found:.1f} %", flush=True)
     return content
-
-
-def _of_today(settings: dict) -> dict:
-    """Stored settings with those that did not exist yet at their defaults, as which they had no effect."""
-    if "train_config" not in settings:
-        return settings
-    defaults = json.loads(json.dumps(vit.TrainConfig().to_dict()))
-    return settings | {"train_config": defaults | settings["train_config"]}
 
 
 def measure(
@@ -127,9 +117,8 @@ def measure(
             found = {draw: content for draw, content in found.items() if content is not None}
             if found:
                 name, accuracies = f"{experiment.name}.{method}.{shots}", [c["accuracy"] for c in found.values()]
-                claim = report.claim(name, accuracies, "%", command, seeds=list(found))
-                commits = dict.fromkeys(c.get("commit", claim["commit"]) for c in found.values())  # of the measurements
-                claims.append(claim | {"commit": ", ".join(commits)})
+                origins = list(found.values())
+                claims.append(report.claim(name, accuracies, "%", command, seeds=list(found), origins=origins))
     return claims
 
 
@@ -174,9 +163,10 @@ def picture(claims: list[dict]) -> None:
 
 
 def cifar_experiment() -> Experiment:
-    make_source, _, recipe = shipped_weights.RECIPES[WEIGHTS]
-    target = keep_classes(vit.load_data("cifar10"), range(5, 10))
-    return Experiment("cifar10", vit.load(WEIGHTS), recipe, len(make_source().train), target, RUNS)
+    cifar10, model = vit.load_data("cifar10"), vit.load(WEIGHTS)
+    recipe = vit.TrainConfig.from_dict(model.metadata["train_config"])
+    source, target = (keep_classes(cifar10, classes) for classes in (range(5), range(5, 10)))
+    return Experiment("cifar10", model, recipe, len(source.train), target, RUNS)
 
 
 def quick_experiment(folder: Path) -> Experiment:
@@ -244,7 +234,7 @@ def main() -> None:
             second = replace(experiment, name="fashion_mnist", target=fashion)
             of_it = ["pixels_nearest", "pixels_knn", "knn", "probe"]
             claims += measure(second, of_it, STEPS, compute=0, command=command)
-    report.publish("transfer", claims, store=not options.quick)
+    report.publish("transfer", claims, store=not options.quick, keep_others=True)  # Fashion-MNIST may be elsewhere
     if not options.quick:
         picture(claims)
     print("", table(claims), *verdict(claims), sep="\n")

@@ -5,6 +5,7 @@ and fine-tuning together, by the recipe of the pretraining.
 """
 
 import math
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -93,8 +94,7 @@ def trained_accuracy(
         model = {"lora": lora, "prompts": prompts}[method].add(model)
     config = training_config(method, len(few.train), steps, draw, **changes)
     layer_decay = TRAINING[method][1] if layer_decay is None else layer_decay
-    fine_tuning.fine_tune(model, few, config, layer_decay=layer_decay, validate=False)
-    return tested(model, few)
+    return tested(model, few, fine_tuning.fine_tune(model, few, config, layer_decay=layer_decay, validate=False))
 
 
 def compute_accuracy(experiment: Experiment, few: DataSplits, steps: int, draw: int, folder: Path) -> float:
@@ -109,8 +109,8 @@ def compute_accuracy(experiment: Experiment, few: DataSplits, steps: int, draw: 
     data = replace(few, train=again, mean=model.metadata["mean"], std=model.metadata["std"])
     train_loader, _ = vit.make_loaders(data, config)
     folder.mkdir(parents=True, exist_ok=True)
-    vit.fit(model, train_loader, None, config, run_dir=folder, resume=(folder / "state.pt").exists())
-    return tested(model, few)
+    resume = (folder / "state.pt").exists()
+    return tested(model, few, vit.fit(model, train_loader, None, config, run_dir=folder, resume=resume))
 
 
 def fresh(model: vit.VisionTransformer) -> vit.VisionTransformer:
@@ -120,6 +120,9 @@ def fresh(model: vit.VisionTransformer) -> vit.VisionTransformer:
     return new
 
 
-def tested(model: vit.VisionTransformer, few: DataSplits) -> float:
+def tested(model: vit.VisionTransformer, few: DataSplits, history: vit.training.History) -> float:
+    """The accuracy after a whole training; after one that was stopped the program ends, and there is no result."""
+    if not history.is_complete:
+        sys.exit("stopped: what is finished is kept, and the rest goes on next time")
     data = replace(few, mean=model.metadata["mean"], std=model.metadata["std"])
     return vit.evaluate(model, vit.make_eval_loader(data, data.test, device="cpu")).accuracy

@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -15,13 +16,19 @@ import readme
 import report
 import train_cifar10
 
+import vit
+
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 FIELDS = {"name", "value", "unit", "spread", "seeds", "command", "hardware", "versions", "commit", "date"}
 
 
 @pytest.mark.parametrize("name", ["startup", "attention_maps", "playground", "loop_overhead", "load_weights"])
-def test_the_quick_form_runs_and_stores_nothing(name, run_quick):
-    assert any("spread" in line for line in run_quick(importlib.import_module(name)))
+def test_the_quick_form_measures_what_the_readme_quotes_and_stores_nothing(name, run_quick):
+    measured = {line.split()[0] for line in run_quick(importlib.import_module(name)) if "spread" in line}
+    groups = [*readme.SHORT.values(), *readme.GROUPS.values()]
+    quoted = {claim for benchmarks in groups for claim in benchmarks.get(name, {})}
+    assert quoted - measured <= {"quickstart", "timm_seconds", "timm_memory"}, "which take longer"
+    assert measured <= set(report.load(name))
 
 
 @pytest.mark.parametrize("name", ["train_cifar10", "speedrun", "scaling"])
@@ -49,7 +56,7 @@ def test_stored_results_are_complete():
     for path in files:
         for c in json.loads(path.read_text()):
             assert set(c) >= FIELDS, path.name
-            assert c["commit"] != "unknown" and not c["commit"].endswith("+"), f"{path.name}: not of a commit"
+            assert not re.search(r"\+|unknown", c["commit"]), f"{path.name}: not of a commit"
 
 
 def test_the_plan_for_imagenet_is_what_its_command_writes():
@@ -61,6 +68,33 @@ def test_the_plan_for_imagenet_is_what_its_command_writes():
 def test_the_readme_quotes_the_stored_results():
     text = readme.README.read_text()
     assert text == readme.filled(text), "run: python benchmarks/readme.py"
+
+
+def test_stored_accuracies_are_of_todays_recipes():
+    """Of a changed recipe the README would state what nobody gets."""
+    for name, recipe in {"train_cifar10": train_cifar10.RECIPE, "shipped_weights": "cpu_2h"}.items():
+        for claim in report.load(name).values():
+            expected = dict(zip(("model", "train"), vit.recipe(recipe), strict=True))
+            stored = report.up_to_date(claim["settings"])
+            stored["train"]["device"] = "auto"  # which is no matter of the recipe
+            assert stored == json.loads(json.dumps({key: config.to_dict() for key, config in expected.items()})), name
+
+
+def test_a_claim_names_every_place_that_its_values_come_from():
+    here = report.origin()
+    assert report.claim("a", [1.0], "s", "x").items() >= here.items()
+    origins = [{"hardware": "a card", "commit": "c1"}, {"hardware": "a card", "commit": "c2", "versions": "torch 2"}]
+    c = report.claim("a", [1.0, 2.0], "s", "x", origins=origins)
+    assert (c["hardware"], c["commit"], c["versions"]) == ("a card", "c1, c2", f"{here['versions']} and torch 2")
+
+
+def test_claims_are_put_beside_those_of_other_names(monkeypatch, tmp_path):
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    for name, value in (("a", 1.0), ("b", 2.0), ("a", 3.0)):
+        report.publish("some", [report.claim(name, [value], "s", "x")], keep_others=True)
+    assert {name: c["value"] for name, c in report.load("some").items()} == {"a": 3.0, "b": 2.0}
+    report.publish("some", [report.claim("c", [4.0], "s", "x")])
+    assert list(report.load("some")) == ["c"]
 
 
 def test_a_seed_is_kept_for_the_same_settings_and_trained_anew_for_others(monkeypatch, tmp_path):
@@ -88,3 +122,4 @@ def test_a_seed_is_kept_for_the_same_settings_and_trained_anew_for_others(monkey
     monkeypatch.setitem(train_cifar10.vit.TrainConfig.PRESETS, "cpu_10min", changed)
     train_cifar10.main()
     assert trained[3:] == [(0, ["begun.json"]), (1, ["begun.json"])], "begins anew"
+    assert len(list(tmp_path.glob("cpu_10min-seed*-*/result.json"))) == 2, "and nothing is lost"

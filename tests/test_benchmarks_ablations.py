@@ -244,7 +244,7 @@ class FakeProcess:
         return self.returncode
 
     def terminate(self):
-        self.terminated = True
+        self.terminated, self.returncode = True, -15
 
     def wait(self):
         pass
@@ -272,7 +272,7 @@ def test_cells_run_in_order_and_no_more_at_a_time_than_asked(children):
 
 def test_what_still_runs_at_the_end_of_the_time_is_told_to_save(children):
     cells = [FakeProcess(0, 3), FakeProcess(1, 1000), FakeProcess(2, 0)]
-    ablations.run_all(cells, processes=1, stop_after=0.5)
+    assert ablations.run_all(cells, processes=1, stop_after=0.5) == cells[1:], "stopped, and never begun"
     assert children == cells[:2], "nothing new is begun"
     assert [cell.terminated for cell in cells] == [False, True, False]
 
@@ -292,12 +292,23 @@ def test_failures_are_told_after_the_results_are_stored(table, monkeypatch):
     assert list(report.load("ablations")) == ["5min.base"]
 
 
-def test_a_variant_that_is_timed_later_has_the_pace_of_the_others(table, tmp_path, monkeypatch):
+@pytest.mark.parametrize("later", [(), ("--variants", "progressive")])
+def test_a_variant_that_is_timed_later_has_the_pace_of_the_others(later, table, tmp_path, monkeypatch):
     table("--measure", "--variants", "base", "adamw")
     monkeypatch.setattr(ablations, "step_seconds", lambda setups, data, rounds: [120.0, 240.0])
-    table("--measure")  # a machine of half the speed by now: the first time is again that of the base
+    # A machine of half the speed by now: the first time is again that of the base, whether it was asked for or not.
+    table("--measure", *later)
     rows = json.loads((tmp_path / "cells" / "step_times.json").read_text())
     assert [row["seconds_per_step"] for row in rows] == [60, 61, 120]
+
+
+def test_the_pace_of_other_threads_is_no_pace(table, tmp_path):
+    table("--measure", "--variants", "base")
+    times = tmp_path / "cells" / "step_times.json"
+    rows = json.loads(times.read_text())
+    times.write_text(json.dumps([row | {"threads": row["threads"] + 1} for row in rows]))
+    with pytest.raises(SystemExit, match=r"the stored times are of \d+ threads, and a ratio of \d+ says nothing"):
+        table("--measure", "--variants", "adamw")
 
 
 def test_results_outlive_options_that_come_later(table):

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from conftest import randomize
 from peers import PEERS, PeerModel, PlainViT
 from torch import nn
-from torchvision.transforms import AutoAugment, AutoAugmentPolicy
+from torchvision.transforms import AutoAugment, AutoAugmentPolicy, RandomResizedCrop
 from torchvision.transforms import functional as TF
 
 import vit
@@ -219,6 +219,12 @@ def test_resized_crops_have_the_published_size(ratio, monkeypatch):
     assert 0.8 - 1e-4 <= area.min() < 0.81 and area.max() <= 1
     assert ratio[0] - 1e-4 <= shape.min() and shape.max() <= ratio[1] + 1e-4
     assert shape.log().mean().abs() < 0.02
+    torch.manual_seed(0)
+    image = torch.zeros(3, 32, 32)
+    theirs = torch.tensor([RandomResizedCrop.get_params(image, (0.8, 1), ratio) for _ in range(4000)]) / 32
+    means = [((x[:, 2] * x[:, 3]).mean(), (x[:, 3] / x[:, 2]).log().abs().mean()) for x in (windows, theirs)]
+    (own_area, own_shape), (area, shape) = means
+    assert abs(own_area - area) < 0.01 and abs(own_shape - shape) < 0.035
 
 
 def test_what_stands_in_for_auto_augment_is_as_strong():
@@ -236,22 +242,53 @@ def data():
 
 
 @pytest.mark.parametrize("name", PEERS)
-def test_both_feeds_show_alike_images(name, data):
-    peer = replace(PEERS[name], batch_size=256)
-    torch.manual_seed(0)
-    found = {}
-    for feed in tta.FEEDS:
+def test_both_feeds_augment_in_the_published_order(name, data, monkeypatch):
+    peer, done = replace(PEERS[name], batch_size=256), []
+    recorders = {
+        augmentation: (
+            lambda picture, n=augmentation: done.append(n) or picture,
+            lambda images, generator, n=augmentation: done.append(n) or images,
+        )
+        for augmentation in peers.AUGMENTATIONS
+    }
+    monkeypatch.setattr(peers, "AUGMENTATIONS", recorders)
+    published = [augmentation for augmentation in peer.augment if augmentation in recorders]
+    plain = normalize(data.train.images, peer.mean, peer.std)
+    for feed, times in {"batched": 1, "per_sample": 256}.items():
         images, labels = next(tta.batches_of(peer, feed, data, seed=0, workers=0))
         assert images.shape == (256, 3, 32, 32) and images.dtype == torch.float32
         assert labels.shape == ((256, 10) if peer.mixes else (256,))
-        found[feed] = images
-    plain = normalize(data.train.images, peer.mean, peer.std)
-    # AutoAugment's own grey outside the picture is black in the batch.
-    tolerance = 0.2 if "auto_augment" in peer.augment else 0.1
-    for statistic in (torch.mean, torch.std):
-        one, other = (statistic(x).item() for x in found.values())
-        assert one == pytest.approx(other, abs=tolerance), statistic.__name__
-    assert not torch.equal(found["batched"].sort(dim=0).values, plain.sort(dim=0).values)
+        assert done == published * times, feed
+        done.clear()
+        if not peer.mixes:  # nothing but the order and the normalization is left
+            one, other = (x.double().mean(dim=(1, 2, 3)).sort().values for x in (images, plain))
+            assert torch.allclose(one, other, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["flip", "crop", "rand_augment_9", "rand_augment_14"])
+def test_an_augmentation_is_the_same_for_pictures_and_for_batches(name, data):
+    """Of one image again and again: mean and mean square of every pixel, in standard errors."""
+    side = torch.arange(32)
+    channels = [8 * side.expand(32, 32), 8 * side[:, None].expand(32, 32), 100 * ((side[:, None] // 8 + side // 5) % 2)]
+    same = vit.data.Split(torch.stack(channels).to(torch.uint8).repeat(2000, 1, 1, 1), torch.zeros(2000).long())
+
+    def seen(feed: str, *augment: str) -> torch.Tensor:
+        peer = replace(PEERS["s-chh"], augment=(*augment, "to_tensor", "normalize"), batch_size=250)
+        batches = tta.batches_of(peer, feed, replace(data, train=same), seed=0, workers=0)
+        return torch.cat([images for images, _ in itertools.islice(batches, 8)]).double()
+
+    def gap(x: torch.Tensor, y: torch.Tensor) -> float:
+        gaps = []
+        for a, b in ((x, y), (x**2, y**2)):
+            error = ((a.var(dim=0) + b.var(dim=0)) / len(a)).sqrt() + 1e-3
+            rounding = 0.03  # less than two of 255 levels
+            gaps.append(((a.mean(dim=0) - b.mean(dim=0)).abs() - rounding) / error)
+        return torch.stack(gaps).max().item()
+
+    torch.manual_seed(0)
+    pictures, batches = (seen(feed, name) for feed in tta.FEEDS)
+    assert gap(pictures, batches) < 6
+    assert gap(pictures, seen("batched")) > 25, "it does something"
 
 
 def test_crops_take_every_window_of_the_padded_image():
@@ -319,11 +356,11 @@ def test_operations_are_counted_with_the_patches_that_are_dropped():
     T, D, hidden = 65, 256, 512
     block = T * (3 * D * D + D * D + 2 * D * hidden) + 2 * T * T * D
     by_hand = 2 * (64 * 48 * D + 6 * block + 10 * D)
-    assert tta.forward_flops(PlainViT(config)) == by_hand
+    assert forward_flops(PlainViT(config)) == by_hand
     model = vit.VisionTransformer(vit.ViTConfig.preset("vit_pico_patch8_32", pool="mean"))
-    assert tta.forward_flops(model) == forward_flops(model)
     of_tokens = [4 * (T * (4 * 64 * 64 + 2 * 64 * 256) + 2 * T * T * 64) for T in (16, 8)]
-    assert tta.forward_flops(model) - tta.forward_flops(model, 0.5) == 2 * (of_tokens[0] - of_tokens[1])
+    saved = forward_flops(model) - forward_flops(model, patch_drop_rate=0.5)
+    assert saved == 2 * (of_tokens[0] - of_tokens[1])
     assert model.patch_drop.rate == 0
 
 
@@ -422,12 +459,16 @@ def test_steps_are_timed_in_turns_and_stored_at_the_pace_of_ours(monkeypatch, tm
     order, own, theirs = [], iter([0.05, 0.1, 0.1, 0.2, 0.1, 0.1]), iter([0.3, 0.3, 0.9, 0.3, 0.2])
     monkeypatch.setattr(tta.Run, "own_seconds", lambda run, *rest: order.append(run.key) or next(own))
     monkeypatch.setattr(tta, "timed", lambda steps, seconds: order.append("tintn.batched") or next(theirs))
+    monkeypatch.setattr(tta.torch, "get_num_threads", lambda: 2)
     base.measure()
     assert base.measured["seconds_per_step"] == 0.05
     peer.measure()
     assert order[1:] == ["ours.cpu_5min", "tintn.batched"] * tta.TURNS, "in turns"
     assert peer.measured["times_base"] == pytest.approx([3, 3, 4.5, 3, 2])
     assert peer.measured["seconds_per_step"] == pytest.approx(3 * 0.05)
+    monkeypatch.setattr(tta.torch, "get_num_threads", lambda: 1)
+    with pytest.raises(SystemExit, match=r"ours was timed with 2 threads: time tintn.batched with as many"):
+        peer.measure()
 
 
 def test_a_stored_recipe_may_lack_options_that_came_later(tmp_path):
@@ -460,6 +501,17 @@ def test_a_run_that_fails_does_not_stop_the_others(in_this_process, tmp_path, mo
     with pytest.raises(SystemExit, match="failed: tintn-batched-seed0"):
         in_this_process(*arguments, "--peers", "tintn", "ours")
     assert list(report.load("time_to_accuracy")) == ["0.001min.ours.quick"]
+
+
+def test_stored_runs_are_of_todays_recipes():
+    """Those of an older recipe would be trained again, and until then the README would state what nobody gets."""
+    found = sorted(tta.FOLDER.glob("*min/*.json"))
+    for path in found:
+        key, seed = path.stem.rsplit("-seed", 1)
+        name = next(name for name in (tta.OURS, *PEERS) if key.startswith(f"{name}-"))
+        options = options_in(tta.FOLDER, minutes=float(path.parent.name.removesuffix("min")))
+        assert tta.Run(name, key.removeprefix(f"{name}-"), int(seed), options).result(), path.name
+    assert len(found) == sum(len(claim["values"]) for claim in report.load("time_to_accuracy").values())
 
 
 def test_stored_results_meet_their_bars():

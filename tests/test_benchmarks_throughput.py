@@ -216,7 +216,7 @@ def test_no_library_is_faster_in_what_is_stored():
 def test_a_configuration_measured_anew_leaves_the_stored_ones_alone(monkeypatch, tmp_path):
     monkeypatch.setattr(report, "RESULTS", tmp_path)
     monkeypatch.setattr(throughput, "compare", lambda p, o: [report.claim(f"{p}.x", [float(o.rounds)], "x", "c")])
-    monkeypatch.setattr(throughput, "memory_and_cold_start", lambda *_: [])
+    monkeypatch.setattr(throughput, "memory_and_cold_start", lambda *_: [report.claim("memory", [1.0], "MB", "c")])
     monkeypatch.setattr(throughput, "table", lambda *_: [])
     first, second = list(libraries.BATCHES)[:2]
     for rounds, presets in (("1", [first, second]), ("2", [second])):
@@ -224,4 +224,17 @@ def test_a_configuration_measured_anew_leaves_the_stored_ones_alone(monkeypatch,
         monkeypatch.setattr(sys, "argv", ["throughput.py", *arguments])
         throughput.main()
     (path,) = tmp_path.glob("throughput*.json")
-    assert {name: c["value"] for name, c in report.load(path.stem).items()} == {f"{first}.x": 1.0, f"{second}.x": 2.0}
+    values = {name: c["value"] for name, c in report.load(path.stem).items()}
+    assert values == {f"{first}.x": 1.0, f"{second}.x": 2.0, "memory": 1.0}
+
+
+def test_what_is_measured_before_an_error_is_stored(monkeypatch, tmp_path):
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    first, second = list(libraries.BATCHES)[:2]
+    monkeypatch.setattr(throughput, "compare", lambda p, o: [report.claim(p, [1 / (p == first)], "x", "c")])
+    arguments = ["--device", "cpu", "--allocator", "default", "--configs", first, second]
+    monkeypatch.setattr(sys, "argv", ["throughput.py", *arguments])
+    with pytest.raises(ZeroDivisionError):
+        throughput.main()
+    (path,) = tmp_path.glob("throughput*.json")
+    assert set(report.load(path.stem)) == {first}

@@ -2,9 +2,11 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import report
+import shipped_weights
 import transfer
 import transfer_methods
 
@@ -66,7 +68,7 @@ def test_the_shipped_weights_have_never_seen_the_target_classes():
 def test_the_images_it_learned_from_hold_no_target_class():
     """Against the labels on disk: of the recipe's train images, none has a class of the target."""
     everything = vit.load_data("cifar10")
-    source = transfer.shipped_weights.RECIPES[transfer.WEIGHTS][0]()
+    source = shipped_weights.RECIPES[transfer.WEIGHTS][0]()
     pictures = {image.tobytes() for image in source.train.images.numpy()}
     labels = [
         int(label)
@@ -81,13 +83,28 @@ def test_the_images_it_learned_from_hold_no_target_class():
 
 def test_equal_total_compute_sees_as_many_images_as_both_trainings(experiment, monkeypatch):
     seen = []
-    monkeypatch.setattr(vit, "fit", lambda model, loader, val, config, **options: seen.append((loader, config)))
+
+    def fit(model, loader, val_loader, config, **options):
+        seen.append((loader, config))
+        return SimpleNamespace(is_complete=True)
+
+    monkeypatch.setattr(vit, "fit", fit)
     few = experiment.few(2, 0)
     transfer_methods.compute_accuracy(experiment, few, 7, 0, experiment.folder / "x")
     [(loader, config)] = seen
     num_seen = config.epochs * len(loader.images)
     assert num_seen == pytest.approx(experiment.recipe.epochs * experiment.num_pretraining + 7 * len(few.train))
     assert set(map(bytes, loader.images.numpy())) == set(map(bytes, few.train.images.numpy()))
+
+
+@pytest.mark.parametrize("method", ["finetune", "scratch_compute"])
+def test_a_stopped_training_leaves_no_result(experiment, monkeypatch, method):
+    stopped = lambda *args, **options: SimpleNamespace(is_complete=False)  # noqa: E731
+    monkeypatch.setattr(vit, "fit", stopped)
+    monkeypatch.setattr(transfer_methods.fine_tuning, "fine_tune", stopped)
+    with pytest.raises(SystemExit, match="stopped: what is finished is kept"):
+        transfer.cell(method, experiment, 2, 0, 3)
+    assert not list(experiment.folder.glob("*.json"))
 
 
 # Nearest raw pixels on the same classes, measured elsewhere with other draws of the images.

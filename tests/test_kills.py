@@ -28,6 +28,25 @@ def test_a_soak_kills_resumes_and_compares(tmp_path, monkeypatch):
     assert {path.name for path in tmp_path.iterdir()} == {"warm-up", "reference"}
 
 
+def test_a_soak_ends_where_a_run_cannot_go_on(tmp_path, monkeypatch):
+    class Failing:
+        exitcode, name = 1, "run"
+
+        def __init__(self, folder, config):
+            folder.mkdir(exist_ok=True)
+
+        def join(self, seconds=None):
+            pass
+
+        def is_alive(self):
+            return False
+
+    monkeypatch.setattr(soak, "start", Failing)
+    monkeypatch.setattr(soak, "final_state", lambda folder: {})
+    counts = soak.kill_until(0.0, tmp_path, random.Random(0))
+    assert counts == {"runs": 1, "kills": 0, "wrong": 2}, "the undisturbed run, and the one after it"
+
+
 def test_growth_is_the_slope_and_no_single_peak():
     flat = [(second, 400.0 + (second == 30) * 500) for second in range(60)]
     rising = [(second, 400.0 + second / 30) for second in range(60)]
