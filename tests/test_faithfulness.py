@@ -229,6 +229,14 @@ def test_an_even_map_points_at_no_corner():
     assert not pointing_game(torch.ones(4, 8, 8), masks).any()
 
 
+@pytest.mark.parametrize("grid", [(3, 4), (4, 5)])
+def test_there_are_no_more_stages_than_patches(grid):
+    model, maps = KnownModel(random_maps(1, grid)[0]), random_maps(2, grid, seed=1)
+    for curve in CURVES:
+        expected = curve(model, ones(model, 2), maps, 1, steps=min(16, grid[0] * grid[1]))
+        assert torch.equal(curve(model, ones(model, 2), maps, 1), expected)
+
+
 def test_numpys_number_of_steps_is_a_number():
     model, maps = KnownModel(torch.arange(6.0).view(2, 3)), random_maps(2, (2, 3))
     for curve in CURVES:

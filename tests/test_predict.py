@@ -212,6 +212,15 @@ def test_a_model_without_classes_predicts_none():
         vit.predict(vit.VisionTransformer(vit.ViTConfig(num_classes=0)), torch.zeros(1, 3, 32, 32))
 
 
+def test_a_single_logit_has_no_softmax(tiny):
+    model, images = VisionTransformer(replace(tiny, num_classes=1)), torch.randn(2, 3, 8, 8)
+    for call in (vit.predict, lambda *given: vit.analysis.deletion_curve(*given, torch.ones(2, 2, 2), 0)):
+        with pytest.raises(ValueError, match=r"one logit.* use torch.sigmoid\(model\(images\)\)"):
+            call(model, images)
+    assert vit.analysis.prepare_images(model, images).equal(images), "as the message says"
+    assert vit.analysis.randomization_curve(model, images).shape == (2, tiny.depth + 3)
+
+
 def test_an_address_is_not_fetched(model):
     with pytest.raises(FileNotFoundError, match="addresses are never fetched: save the file and pass its path"):
         vit.predict(model, "https://example.org/cat.png")

@@ -22,6 +22,7 @@ from vit.analysis.faithfulness import (
 )
 from vit.analysis.features import features
 from vit.analysis.forecast import Forecast, Speed, forecast, measure_speed
+from vit.analysis.inputs import prepare_images
 from vit.analysis.layout import TokenLayout, token_layout
 from vit.analysis.metrics import (
     Reliability,
@@ -98,6 +99,7 @@ __all__ = [
     "pointing_game",
     "pos_embed_similarity",
     "predict",
+    "prepare_images",
     "randomization_curve",
     "rank_correlation",
     "record_attention",

@@ -18,13 +18,18 @@ from vit.analysis.inputs import (
     check_has_classes,
     images_at_once,
     prepare_images,
+    probabilities_of,
 )
 from vit.analysis.layout import token_layout
 from vit.arguments import as_integer
 from vit.modules import eval_mode, unwrap
 
+STEPS = 16  # of a curve, unless told otherwise
 
-def deletion_curve(model: nn.Module, images: Images, heatmaps: Tensor, targets: Targets, *, steps: int = 16) -> Tensor:
+
+def deletion_curve(
+    model: nn.Module, images: Images, heatmaps: Tensor, targets: Targets, *, steps: int | None = None
+) -> Tensor:
     """Probability of the target class (B, steps + 1) as the patches vanish, hottest first; low is good.
 
     Equally hot patches vanish in one pseudo-random order, the same for every image.
@@ -33,12 +38,18 @@ def deletion_curve(model: nn.Module, images: Images, heatmaps: Tensor, targets: 
         images: anything `prepare_images` takes.
         heatmaps: (B, rows, columns), 0 or more for each patch; only their order counts.
         targets: the class whose probability is followed, one for all or a tensor (B,).
-        steps: 1 to the number of patches. At stage s, s / steps of the patches are gone, rounded to whole ones.
+        steps: 1 to the number of patches; default 16, or that number where it is less. At stage s, s / steps of the
+            patches are gone, rounded to whole ones.
+
+    Raises:
+        ValueError: an argument of another shape or range, or a model without classes or with a single logit.
     """
     return _curve(model, images, heatmaps, targets, steps, is_deletion=True)
 
 
-def insertion_curve(model: nn.Module, images: Images, heatmaps: Tensor, targets: Targets, *, steps: int = 16) -> Tensor:
+def insertion_curve(
+    model: nn.Module, images: Images, heatmaps: Tensor, targets: Targets, *, steps: int | None = None
+) -> Tensor:
     """Probability of the target class (B, steps + 1) as the patches enter an empty image, hottest first; high is good.
 
     Differs: in the paper the image is blurred before its patches return; here it is empty, as deletion leaves it.
@@ -99,7 +110,7 @@ def _curve(
     images: Images,
     heatmaps: Tensor,
     targets: Targets,
-    steps: int,
+    steps: int | None,
     *,
     is_deletion: bool,
 ) -> Tensor:
@@ -111,6 +122,7 @@ def _curve(
     inner = unwrap(model)
     num_classes = getattr(inner, "config", inner).num_classes  # a model of timm has no config
     check_classes(targets, num_classes)
+    steps = min(STEPS, layout.num_patches) if steps is None else steps
     steps = as_integer("steps", steps, 1, layout.num_patches, remedy=", the number of patches")
 
     # The place of each patch in the order, 0 for the hottest, seen as an image.
@@ -127,7 +139,7 @@ def _curve(
             target = targets[part, None].to(images.device)  # (b, 1)
             for stage, count in enumerate(counts):
                 is_shown = (place >= count) if is_deletion else (place < count)  # (b, 1, H, W)
-                probabilities = model(images[part] * is_shown).float().softmax(dim=1)  # (b, K)
+                probabilities = probabilities_of(model(images[part] * is_shown))  # (b, K)
                 curves[part, stage] = probabilities.gather(1, target)[:, 0].cpu()
     return curves
 

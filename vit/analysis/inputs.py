@@ -121,6 +121,16 @@ def check_has_classes(model: nn.Module) -> None:
         raise ValueError("the model has no classes (num_classes=0): its head returns features; see analysis.features")
 
 
+def probabilities_of(logits: Tensor) -> Tensor:
+    """The softmax (B, K) of logits, in float32. Raises ValueError for a single one, whose softmax is 1 for any image."""
+    if logits.shape[1] == 1:
+        raise ValueError(
+            "the model has one logit, of which softmax makes 1 for any image: use torch.sigmoid(model(images)), with "
+            "images = vit.analysis.prepare_images(model, images)"
+        )
+    return logits.float().softmax(dim=1)
+
+
 def check_classes(targets: Tensor, num_classes: int) -> None:
     """Raises ValueError for numbers (B,) of which one is no class."""
     wrong = targets[(targets < 0) | (targets >= num_classes)]

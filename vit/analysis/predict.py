@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from vit.analysis.inputs import Images, check_has_classes, prepared_parts
+from vit.analysis.inputs import Images, check_has_classes, prepared_parts, probabilities_of
 from vit.modules import eval_mode
 
 
@@ -12,14 +12,17 @@ def predict(model: nn.Module, images: Images) -> Tensor:
     """Class probabilities (B, num_classes), on the CPU, whatever mode the model is in; computed in its own precision,
     without the bfloat16 that `evaluate` takes on a GPU.
 
+    They are the softmax of the logits, for classes of which an image has one. Of a network for several labels an image,
+    take `torch.sigmoid(model(images))`, with images from `prepare_images`.
+
     Args:
         images: a picture or a list of them (paths, PIL images, uint8 arrays (H, W, 3)), which are resized as the model
             needs it; or a batch (B, C, H, W), uint8 or normalized floats. Errors as for `prepare_images`.
 
     Raises:
-        ValueError: the model has no classes.
+        ValueError: the model has no classes, or a single logit.
     """
     check_has_classes(model)
     with eval_mode(model):
-        parts = [model(part).float().softmax(dim=1).cpu() for part in prepared_parts(model, images)]
+        parts = [probabilities_of(model(part)).cpu() for part in prepared_parts(model, images)]
     return torch.cat(parts)  # (B, num_classes)

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from vit.analysis.explain import CLASS_METHODS, explain
-from vit.analysis.inputs import Images, Targets, prepare_images
+from vit.analysis.inputs import Images, Targets, prepare_images, prepared_parts
 from vit.analysis.layout import blocks_of
-from vit.analysis.predict import predict
-from vit.modules import unwrap
+from vit.modules import eval_mode, unwrap
 
 
 def randomization_curve(
@@ -37,7 +36,8 @@ def randomization_curve(
     model = unwrap(model)
     images = prepare_images(model, images)  # (B, C, H, W)
     if method in CLASS_METHODS and targets is None:
-        targets = predict(model, images).argmax(dim=1)  # (B,)
+        with torch.no_grad(), eval_mode(model):
+            targets = torch.cat([model(part).argmax(dim=1) for part in prepared_parts(model, images)])  # (B,)
     intact = explain(model, images, method, targets=targets)  # (B, rows, columns)
     maps = [explain(damaged, images, method, targets=targets) for damaged in _losing_weights(model, seed)]
     return torch.stack([rank_correlation(intact, heat) for heat in [intact, *maps]], dim=1)  # (B, L + 3)
