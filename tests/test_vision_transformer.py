@@ -373,9 +373,19 @@ def test_intermediate_layers(config):
     assert torch.equal(maps[:, :, row, column], last[:, token])
     assert torch.equal(model.get_intermediate_layers(images, layers=[-1])[0], last)
     assert torch.equal(model.get_intermediate_layers(images, np.int64(1))[0], last)
-    for layers in (0, 3, -1, np.int64(3), [2], [-3], []):
+    for layers in (0, 3, 4, -1, np.int64(3), [2], [-3], [], None, 1.0, "1", [0.0], ["0"]):
         with pytest.raises(ValueError, match=r"must be a count in 1..2, or indices in 0..1, -1 being the last"):
             model.get_intermediate_layers(images, layers)
+
+
+def test_dropped_patches_make_no_map(tiny):
+    model = randomize(VisionTransformer(tiny))
+    model.patch_drop.rate = 0.5
+    images, num_patches = images_for(tiny), tiny.num_patches
+    assert model.get_intermediate_layers(images)[0].shape[1] == tiny.num_prefix_tokens + num_patches // 2
+    with pytest.raises(ValueError, match=r"reshape=True needs all patches, and patch_drop.rate=0.5 .*model.eval\(\)"):
+        model.get_intermediate_layers(images, reshape=True)
+    assert model.eval().get_intermediate_layers(images, reshape=True)[0].shape[2:] == tiny.grid_size
 
 
 def test_resized_keeps_the_function_at_the_native_size_and_runs_at_others(config):

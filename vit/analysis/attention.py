@@ -36,7 +36,7 @@ def record_attention(
     at a time use a model, and give each of several a `copy.deepcopy` of its own.
 
     Args:
-        layers: which, counted from 0, or from the last as -1; default all.
+        layers: an index or several, 0 the first and -1 the last; default all.
         with_grad: maps that are part of the computation, so that a gradient can be taken with respect to them; the
             forward pass is then computed with plain matrix products, equal up to rounding.
     Raises:
@@ -72,7 +72,7 @@ def attention_maps(
 
     Args:
         images: anything `prepare_images` takes: a uint8 or normalized batch (B, C, H, W), or pictures.
-        layers, heads: which, counted from 0, or from the last as -1, in that order; default all.
+        layers, heads: an index or several, 0 the first and -1 the last, returned in the order given; default all.
         to: the device that keeps the maps.
 
     Warns:

@@ -5,7 +5,7 @@ slot for CLS, is the same function once that slot is added to `cls_token`.
 Source: Dosovitskiy et al., "An Image is Worth 16x16 Words", ICLR 2021, section 3.1 and Eq. 1-4.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from numbers import Integral
 from typing import Any, Self
@@ -150,16 +150,26 @@ class VisionTransformer(nn.Module):
         """The tokens after some blocks, for probes, segmentation or detection on top.
 
         Args:
-            layers: how many of the last blocks, or which blocks, counted from 0, or from the last as -1.
-            norm: whether to apply the encoder's final LayerNorm to each.
+            layers: an integer n for the last n blocks, or a sequence of block indices, 0 the first and -1 the last.
+                (To `vit.analysis.attention_maps`, `layers=1` is the second block.)
+            norm: whether to apply the encoder's final LayerNorm to each; with `fc_norm` it has none.
             reshape: return only the patches, as maps (B, D, rows, columns), instead of all tokens (B, T, D).
+
+        Raises:
+            ValueError: layers that the model does not have, or reshape=True while patches are dropped.
         """
         depth = self.config.depth
         is_count = isinstance(layers, Integral)  # also one of numpy
-        wanted = list(range(depth - layers, depth)) if is_count else list(layers)
-        if not wanted or any(not -depth <= i < depth for i in wanted) or (is_count and layers > depth):
+        wanted = range(depth - layers, depth) if is_count else list(layers) if isinstance(layers, Iterable) else []
+        are_known = all(isinstance(i, Integral) and -depth <= i < depth for i in wanted)
+        if not wanted or not are_known or (is_count and layers > depth):
             raise ValueError(
                 f"layers={layers!r} must be a count in 1..{depth}, or indices in 0..{depth - 1}, -1 being the last"
+            )
+        if reshape and self.patch_drop.training and self.patch_drop.rate:
+            raise ValueError(
+                f"reshape=True needs all patches, and patch_drop.rate={self.patch_drop.rate} hides some in training: "
+                "call model.eval() first, or set model.patch_drop.rate = 0"
             )
         outputs = self.encoder.block_outputs(*self.embed(images))
         chosen = [self.encoder.norm(outputs[i]) if norm else outputs[i] for i in wanted]  # (B, T, D)
