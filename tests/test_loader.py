@@ -9,17 +9,18 @@ import torch
 
 from vit.config import TrainConfig
 from vit.data import (
+    DataSplits,
     Split,
     channel_statistics,
     denormalize,
     keep_classes,
     make_eval_loader,
     make_loaders,
+    make_val_split,
     normalize,
     resize,
 )
 from vit.data.loader import Loader, make_augment, make_mix
-from vit.data.splits import DataSplits, make_val_split
 
 
 def numbered(count: int = 103) -> Split:
@@ -204,8 +205,11 @@ def test_devices_are_taken_by_name_number_or_as_such(shapes):
 
 def test_the_val_split_is_cut_by_seed():
     split = numbered(100)
-    train, val = make_val_split(split.images, split.labels, 20, seed=0)
+    masks = split.images[:, 0] % 2 == 1
+    train, val = make_val_split(split.images, split.labels, 20, seed=0, masks=masks)
     numbers = [set(part.images[:, 0, 0, 0].tolist()) for part in (train, val)]
+    for part in (train, val):
+        assert torch.equal(part.masks, part.images[:, 0] % 2 == 1), "masks go with their images"
     assert len(train) == 80 and len(val) == 20
     assert not numbers[0] & numbers[1] and numbers[0] | numbers[1] == set(range(100))
     again = make_val_split(split.images, split.labels, 20, seed=0)[1]
@@ -228,8 +232,8 @@ def test_bad_splits_are_refused():
         Split(images.float(), labels)
     with pytest.raises(ValueError, match=r"labels must have shape \(4,\), got \(3,\)"):
         Split(images, labels[:3])
-    for dtype in (torch.int32, torch.float32):
-        with pytest.raises(ValueError, match="labels must be int64, got .*convert with labels.long()"):
+    for dtype in (torch.bool, torch.float32, torch.complex64):
+        with pytest.raises(ValueError, match="labels must be integers, got .*convert with labels.long()"):
             Split(images, labels.to(dtype))
     with pytest.raises(ValueError, match="holds no image"):
         make_loader(Split(images[:0], labels[:0]))
@@ -237,7 +241,8 @@ def test_bad_splits_are_refused():
         (torch.zeros(4), r"torch.float32 \(4,\)"),
         (torch.zeros(4, 8, 8), "torch.float32"),
         (torch.zeros(4, 8, 7, dtype=torch.bool), r"torch.bool \(4, 8, 7\)"),
-        (np.zeros((4, 8, 8), dtype=bool), "ndarray"),
+        (np.zeros((4, 8, 8)), r"torch.float64 \(4, 8, 8\)"),
+        ([True], "list"),
     ):
         with pytest.raises(ValueError, match=rf"masks must be a bool tensor .*= \(4, 8, 8\), got {found}"):
             Split(images, labels, masks)
@@ -283,12 +288,27 @@ def test_a_crop_beyond_the_image_is_refused_before_any_batch(shapes):
     make_loaders(shapes, TrainConfig(crop_padding=15))[0].batch(0, 0)
 
 
-def test_arrays_and_floats_are_refused_with_the_remedy():
+def test_arrays_become_tensors_and_labels_int64():
+    images = np.random.default_rng(0).integers(0, 256, (4, 3, 8, 8), dtype=np.uint8)
+    labels, masks = np.array([3, 0, 2, 1]), images[:, 0] > 99
+    frozen = images.copy()
+    frozen.flags.writeable = False
+    for pixels in (images, frozen, images[:, ::-1, :, ::-1], torch.from_numpy(images)):
+        for dtype in (np.uint8, np.int16, np.int32, np.uint32, np.int64):
+            for given in (labels.astype(dtype), torch.from_numpy(labels.astype(dtype))):
+                split = Split(pixels, given, masks)
+                assert split.images.tolist() == pixels.tolist() and split.images.dtype == torch.uint8
+                assert split.labels.tolist() == [3, 0, 2, 1] and split.labels.dtype == torch.int64
+                assert split.masks.tolist() == masks.tolist() and split.masks.dtype == torch.bool
+    data = DataSplits("mine", split, split, split.subset(slice(0)), tuple("abcd"), (0.5,) * 3, (0.2,) * 3)
+    assert len(data.test) == 0 and len(make_loaders(data, TrainConfig(batch_size=2))[0]) == 2, "no test images"
+
+
+def test_lists_and_floats_are_refused_with_the_remedy():
     images, labels = torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.zeros(4, dtype=torch.int64)
-    with pytest.raises(TypeError, match="images must be a torch tensor, got ndarray; use torch.from_numpy"):
-        Split(images.numpy(), labels)
-    with pytest.raises(TypeError, match="labels must be a torch tensor, got list; use .* torch.tensor"):
-        Split(images, labels.tolist())
+    for given in ((images.tolist(), labels), (images, labels.tolist())):
+        with pytest.raises(TypeError, match="must be a torch tensor or a numpy array, got list; use torch.tensor"):
+            Split(*given)
     with pytest.raises(ValueError, match=r"got torch.float32 .*use \(255 \* images\).round\(\).to\(torch.uint8\)"):
         Split(images / 255, labels)
 

@@ -9,7 +9,7 @@ from vit.data.fashion_mnist import load_fashion_mnist
 from vit.data.image_folder import load_image_folder, save_image_folder
 from vit.data.loader import Loader, make_eval_loader, make_loaders
 from vit.data.shapes import make_shapes
-from vit.data.splits import DataSplits, Split
+from vit.data.splits import DataSplits, Split, make_val_split
 from vit.normalization import channel_statistics, denormalize, normalize
 
 DATASETS = {
@@ -45,6 +45,7 @@ __all__ = [
     "make_eval_loader",
     "make_loaders",
     "make_shapes",
+    "make_val_split",
     "normalize",
     "resize",
     "sample_shots",

@@ -7,6 +7,7 @@ Validation is cut from train by a seed, so the test split is untouched until the
 from collections import Counter
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,17 +17,29 @@ from vit.normalization import as_statistics
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Images (N, C, H, W) uint8, labels (N,) int64 and, where the truth is known, object masks (N, H, W) bool."""
+    """Images (N, C, H, W) uint8, labels (N,) int64 and, where the truth is known, object masks (N, H, W) bool.
+
+    Arrays of numpy become tensors, and labels of any integer type int64. Batches of a `Loader` do not hold the masks,
+    and its augmentation moves the images alone.
+
+    Raises:
+        TypeError: images or labels of another kind.
+        ValueError: a tensor of another shape or type than these.
+    """
 
     images: Tensor
     labels: Tensor
     masks: Tensor | None = None
 
     def __post_init__(self) -> None:
+        for name in ("images", "labels", "masks"):
+            if isinstance(array := getattr(self, name), np.ndarray):
+                # A copy only of memory that torch cannot take: read only, or with negative strides.
+                object.__setattr__(self, name, torch.from_numpy(np.require(array, requirements=("C", "W"))))
         for name in ("images", "labels"):
             if not isinstance(getattr(self, name), Tensor):
                 kind = type(getattr(self, name)).__name__
-                raise TypeError(f"{name} must be a torch tensor, got {kind}; use torch.from_numpy or torch.tensor")
+                raise TypeError(f"{name} must be a torch tensor or a numpy array, got {kind}; use torch.tensor")
         if self.images.ndim != 4 or self.images.dtype != torch.uint8:
             remedy = ""
             if self.images.is_floating_point():
@@ -35,8 +48,9 @@ class Split:
             raise ValueError(f"images must be uint8 of shape (N, C, H, W), got {found}{remedy}")
         if self.labels.shape != self.images.shape[:1]:
             raise ValueError(f"labels must have shape ({len(self.images)},), got {tuple(self.labels.shape)}")
-        if self.labels.dtype != torch.int64:
-            raise ValueError(f"labels must be int64, got {self.labels.dtype}; convert with labels.long()")
+        if self.labels.is_floating_point() or self.labels.is_complex() or self.labels.dtype == torch.bool:
+            raise ValueError(f"labels must be integers, got {self.labels.dtype}; convert with labels.long()")
+        object.__setattr__(self, "labels", self.labels.long())
         masks, shape = self.masks, (len(self.images), *self.images.shape[2:])
         is_tensor = isinstance(masks, Tensor)
         if masks is not None and not (is_tensor and masks.dtype == torch.bool and masks.shape == shape):
@@ -123,9 +137,15 @@ def check_labels(labels: Tensor, num_classes: int, name: str) -> None:
         )
 
 
-def make_val_split(images: Tensor, labels: Tensor, val_size: int, seed: int) -> tuple[Split, Split]:
-    """Cuts `val_size` random images off a training set; which ones depends on `seed` alone."""
+def make_val_split(
+    images: Tensor, labels: Tensor, val_size: int, seed: int, masks: Tensor | None = None
+) -> tuple[Split, Split]:
+    """Cuts `val_size` random images off a training set: train and val, in their old order.
+
+    Which ones depends on `seed` and the number of images alone. Labels play no part (the cut is not stratified), so
+    val has each class about as often as all images have, and may lack a rare one.
+    """
     val_size, seed = as_integer("val_size", val_size, 1, len(images) - 1), as_integer("seed", seed)
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
-    everything = Split(images, labels)
+    everything = Split(images, labels, masks)
     return everything.subset(order[val_size:].sort().values), everything.subset(order[:val_size].sort().values)
