@@ -1,8 +1,10 @@
 """Configs: every bad value is refused with its name, its value and what is allowed."""
 
+import copy
 import json
+import pickle
 import re
-from dataclasses import fields, replace
+from dataclasses import FrozenInstanceError, fields, replace
 
 import numpy as np
 import pytest
@@ -154,6 +156,17 @@ def test_replace_checks_again_and_knows_the_names():
         replace(ViTConfig(), depth=0)
     with pytest.raises(ValueError, match="did you mean 'depth'"):
         replace(ViTConfig(), deepth=3)
+
+
+def test_a_config_does_not_change_and_says_what_to_do():
+    for config, name, value in ((TrainConfig(), "epochs", 3), (ViTConfig(), "pool", "mean")):
+        with pytest.raises(FrozenInstanceError, match=rf"config = dataclasses.replace\(config, {name}={value!r}\)$"):
+            setattr(config, name, value)
+        assert config == type(config)() and copy.deepcopy(config) == pickle.loads(pickle.dumps(config)) == config
+    unknown = r"no field 'lr'; did you mean 'learning_rate'\? .*replace\(config, learning_rate=0.1\)$"
+    with pytest.raises(FrozenInstanceError, match=unknown):
+        config = TrainConfig()
+        config.lr = 0.1
 
 
 def test_what_is_no_config_is_refused(shapes):

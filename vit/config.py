@@ -11,10 +11,10 @@ Source: Dosovitskiy et al., "An Image is Worth 16x16 Words", ICLR 2021, Table 1 
 import math
 import numbers
 from collections.abc import Collection, Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import FrozenInstanceError, asdict, dataclass, fields
 from typing import Any, ClassVar, Self
 
-from vit.arguments import as_integer, check_choice, did_you_mean
+from vit.arguments import as_integer, check_choice, did_you_mean, nearest
 
 
 def _check_named(kind: str, name: str, named: Collection[str]) -> None:
@@ -300,12 +300,12 @@ class TrainConfig(_Config):
         weight_decay: decoupled decay of weight matrices; vectors and position tables have none.
         warmup_epochs: the rates rise linearly from 0 over this many epochs (a fraction is fine).
         schedule: the fall to 0 that follows: "linear", "cosine", or "constant" for none.
-        flat_until: up to which share of the run the rates stay at their peak before they fall, in [0, 1); a warm-up
-            that takes longer ends first.
+        flat_until: share of the run, from its start, during which the rates stay at their peak, in [0, 1); a longer
+            warm-up is finished first.
         label_smoothing: probability spread evenly over all classes, the true one among them, in [0, 1).
         clip_grad_norm: longest allowed gradient, 0 for no clipping.
-        ema_decay: decay per step of the averaged weights that are then evaluated, 0 for none, in [0, 1); less in the
-            first steps, see `AveragedWeights`.
+        ema_decay: decay per step of a moving average of the weights, in [0, 1); 0 for none. The averaged weights are
+            the ones that are evaluated and returned. The decay is smaller in the first steps, see `AveragedWeights`.
         crop_padding: random crops move the image by up to this many pixels.
         flip: "alternating" (each image mirrored every other epoch), "random" or "none".
         patch_drop_rate: share of the patches that the encoder is not shown, drawn anew for each image, in [0, 1).
@@ -437,6 +437,21 @@ class TrainConfig(_Config):
     def mixed_steps(self, steps_per_epoch: int) -> float:
         """How many first steps of the run may be mixed: see `mix_until`; without an end where it is 1."""
         return self.mix_until * self.epochs * steps_per_epoch if self.mix_until < 1 else math.inf
+
+
+def _refuse_change(config: _Config, name: str, value: Any) -> None:
+    owner, known = type(config).__name__, [field.name for field in fields(config)]
+    what = f"{owner}.{name} cannot be set: configs"
+    if name not in known:
+        what = f"{owner} has no field {name!r}; {did_you_mean(name, known)}configs"
+        name = nearest(name, known) or "field"
+    raise FrozenInstanceError(
+        f"{what} do not change; make another: config = dataclasses.replace(config, {name}={value!r})"
+    )
+
+
+for _config in (ViTConfig, TrainConfig):  # in place of the method that `dataclass` writes, which suggests nothing
+    _config.__setattr__ = _refuse_change
 
 
 # The network that goes with each training preset.
