@@ -315,6 +315,8 @@ def test_of_the_old_facts_only_those_about_a_head_that_is_kept_survive(state, tm
         model, report = report_of(model, source, **options)
         note = "images are prepared as the model's metadata said before; the source does not say"
         assert (note in report.notes) == (model.metadata.get("mean") == old["mean"])
+        [gone] = [text.split(" of the model's")[0] for text in report.notes if "were about its weights" in text] or [""]
+        assert set(filter(None, gone.split(", "))) == {*about_the_head} - {*model.metadata}, "what is lost is said"
         return model.metadata
 
     assert filled(path) == source.metadata
