@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from vit.config import ViTConfig
 from vit.model.vision_transformer import VisionTransformer, check_plain
-from vit.tasks import fine_tuning, mae, prompts
+from vit.tasks import fine_tuning, lora, mae, prompts
 
 GOLDEN = Path(__file__).parent / "golden"
 VARIANTS = {
@@ -511,8 +511,22 @@ def test_a_head_of_any_kind_is_taken_where_the_head_is_left_out(tiny, shapes):
     model = VisionTransformer(tiny)
     model.head = nn.Sequential(nn.Linear(16, 4), nn.ReLU(), nn.Linear(4, 3))
     assert fine_tuning.with_new_head(model, shapes).config.num_classes == 10
-    with pytest.raises(ValueError, match="Not as the config says: head"):
+    with pytest.raises(ValueError, match=r"head was changed .*with_new_head\(model, data\).* says: head"):
         check_plain(model)
+    check_plain(fine_tuning.with_new_head(model, shapes))
+
+
+def test_a_network_around_a_vision_transformer_names_it(tiny):
+    model = VisionTransformer(tiny)
+    around = nn.ModuleDict({"encoder": nn.ModuleDict({"vit": model}), "head": nn.Linear(16, 4)})
+    for whole, found in (
+        (nn.Sequential(model, nn.Softmax(dim=1)), r"pass model\.get_submodule\('0'\)"),
+        (around, r"pass its \.encoder\.vit"),
+        (nn.Sequential(nn.Linear(2, 2)), r"load_weights\(None, model\)"),
+        ("a path", r"builtins.str; .*load_weights\(None, model\)"),
+    ):
+        with pytest.raises(TypeError, match=rf"must be a VisionTransformer of this library, got .*{found}"):
+            lora.add(whole)
 
 
 def test_copies_have_the_precision_and_mode_of_their_original(tiny, shapes):

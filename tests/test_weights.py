@@ -109,9 +109,7 @@ def test_a_model_that_could_not_be_loaded_is_not_written(saved, tmp_path):
     assert not (tmp_path / "folder").exists()
     wider = randomize(VisionTransformer(model.config))
     wider.head = torch.nn.Linear(16, 11)
-    with pytest.raises(
-        ValueError, match="its layers were changed after it was built. Not as the config says: head.fc1.weight"
-    ):
+    with pytest.raises(ValueError, match=r"head was changed .* is kept by .* Not as the config says: head.fc1.weight"):
         vit.save(wider, path)
     with torch.no_grad():
         wider = randomize(VisionTransformer(model.config))

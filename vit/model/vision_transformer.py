@@ -221,10 +221,13 @@ def check_own(model: nn.Module) -> VisionTransformer:
     model = unwrap(model)
     if not isinstance(model, VisionTransformer):
         kind = f"{type(model).__module__}.{type(model).__qualname__}"  # timm's class has the same name
-        raise TypeError(
-            f"model must be a VisionTransformer of this library, got {kind}; one of another library becomes one by "
-            "vit.pretrained.load_weights(None, model)"
-        )
+        remedy = "one of another library becomes one by vit.pretrained.load_weights(None, model)"
+        parts = model.named_modules() if isinstance(model, nn.Module) else ()
+        if inner := next((name for name, part in parts if isinstance(part, VisionTransformer)), None):
+            is_path = all(name.isidentifier() for name in inner.split("."))  # not that of a list
+            remedy = f"pass its .{inner}" if is_path else f"pass model.get_submodule({inner!r})"
+            remedy += "; all of it is kept by torch.save(model.state_dict(), path)"
+        raise TypeError(f"model must be a VisionTransformer of this library, got {kind}; {remedy}")
     return model
 
 
@@ -239,14 +242,20 @@ def check_plain(model: VisionTransformer, *, except_head: bool = False) -> None:
     kind = type(model)
     overridden = [name for name in _COMPUTING if getattr(kind, name) is not getattr(VisionTransformer, name)]
     if odd or overridden:
-        remedy = "its layers were changed after it was built"
+        by_state = "is kept by torch.save(model.state_dict(), path) only"
+        remedy = f"its layers were changed after it was built, so that it {by_state}"
         if any(name.endswith((".A", ".B")) for name in found):
             remedy = "merge LoRA first: vit.tasks.lora.merge(model)"
         elif "encoder.gate" in found:
-            remedy = "a model with prompts is kept by torch.save(model.state_dict(), path) only"
+            remedy = f"a model with prompts {by_state}"
         elif overridden:
             odd = [f"{kind.__name__}.{name}" for name in overridden]
-            remedy = "a model with methods of its own is kept by torch.save(model.state_dict(), path) only"
+            remedy = f"a model with methods of its own {by_state}"
+        elif all(name.split(".")[0] == "head" for name in odd):
+            remedy = (
+                f"a model whose head was changed after it was built {by_state}; in a copy by "
+                "vit.tasks.fine_tuning.with_new_head(model, data), the config has changed with the head"
+            )
         raise ValueError(
             f"the model is not what its config says, by which it would be built again; {remedy}. "
             f"Not as the config says: {', '.join(odd[:4])}{', ...' if len(odd) > 4 else ''}"
