@@ -173,9 +173,13 @@ def test_what_their_class_does_not_compute_is_refused_by_name(write, changes, na
     assert not (tmp_path / "folder").exists()
 
 
-def test_onnx_is_of_float32(tmp_path):
+def test_onnx_is_of_float32_and_facts_that_can_be_written(tmp_path):
     with pytest.raises(ValueError, match=r"the model is in torch.float64, .*: use model.float\(\)"):
         to_onnx(make({}).double(), tmp_path / "model.onnx")
+    model = make({})
+    model.metadata["mean"] = np.array([0.5] * 3)
+    with pytest.raises(TypeError, match=r"mean=.* cannot be written as JSON .*tolist"):
+        to_onnx(model, tmp_path / "model.onnx")
     assert not list(tmp_path.iterdir())
 
 
@@ -189,6 +193,10 @@ def test_graphs_give_our_logits_at_any_batch_size(name, tmp_path):
     assert model.training and not model.encoder.training
     assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    props = session.get_modelmeta().custom_metadata_map
+    assert {name: json.loads(text) for name, text in props.items() if name in FACTS} == {
+        name: FACTS[name] for name in ("mean", "std", "class_names")
+    }
     model.eval()
     for batch in (1, 2, 5):
         images = images_for(model, batch)

@@ -122,7 +122,7 @@ def check_has_classes(model: nn.Module) -> None:
 
 
 def probabilities_of(logits: Tensor) -> Tensor:
-    """The softmax (B, K) of logits, in float32. Raises ValueError for a single one, whose softmax is 1 for any image."""
+    """The softmax (B, K) of logits, in float32. Raises ValueError for a single one, whose softmax is always 1."""
     if logits.shape[1] == 1:
         raise ValueError(
             "the model has one logit, of which softmax makes 1 for any image: use torch.sigmoid(model(images)), with "

@@ -3,11 +3,12 @@
 Both take any batch size. They hold the network alone: whoever runs one prepares the images as `model.metadata` says.
 """
 
+import json
 from pathlib import Path
 
 import torch
 
-from vit.files import replacing
+from vit.files import check_json, plain_number, replacing
 from vit.model.vision_transformer import VisionTransformer, check_own
 from vit.modules import eval_mode
 
@@ -27,8 +28,11 @@ def to_program(model: VisionTransformer) -> torch.export.ExportedProgram:
 def to_onnx(model: VisionTransformer, path: str | Path) -> Path:
     """Writes the model as ONNX, with input "images" (batch, C, H, W) and output "logits", and compares it with itself.
 
+    The images are normalized ones: pixels in [0, 1], minus mean, divided by std. Those of `model.metadata` and its
+    class_names are in the file's metadata_props, as JSON.
+
     Raises:
-        TypeError: a model of another class.
+        TypeError: a model of another class, or such metadata that JSON cannot hold.
         ValueError: a model that is not in float32.
         ImportError: onnx, onnxscript or onnxruntime is missing; the message says how to get them.
         RuntimeError: onnxruntime's logits are not the model's; the file is not written then.
@@ -36,6 +40,8 @@ def to_onnx(model: VisionTransformer, path: str | Path) -> Path:
     model = check_own(model)
     if (dtype := model.patch_embed.proj.weight.dtype) != torch.float32:
         raise ValueError(f"the model is in {dtype}, of which onnxruntime computes a part only: use model.float()")
+    facts = {name: model.metadata[name] for name in ("mean", "std", "class_names") if name in model.metadata}
+    check_json(facts)
     try:
         import onnx  # noqa: F401
         import onnxruntime
@@ -45,15 +51,11 @@ def to_onnx(model: VisionTransformer, path: str | Path) -> Path:
     program = to_program(model)
     path = Path(path).expanduser()
     with replacing(path) as temporary:
-        torch.onnx.export(
-            program,
-            f=str(temporary),
-            dynamo=True,
-            input_names=["images"],
-            output_names=["logits"],
-            external_data=False,
-            verbose=False,
+        graph = torch.onnx.export(
+            program, dynamo=True, input_names=["images"], output_names=["logits"], verbose=False
         )
+        graph.model.metadata_props.update({name: json.dumps(fact, default=plain_number) for name, fact in facts.items()})
+        graph.save(temporary, external_data=False)
         session = onnxruntime.InferenceSession(str(temporary), providers=["CPUExecutionProvider"])
         for batch in _BATCHES:
             images = _images(model, batch)

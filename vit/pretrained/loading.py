@@ -137,8 +137,8 @@ def _metadata(old: Mapping[str, Any], new: Mapping[str, Any], fmt: Format, log: 
         facts["pretrained_on"] = learned_from(new)
     elif gone := [name for name in old if name not in PREPROCESSING and name not in facts]:
         log.notes.append(
-            f"{', '.join(gone)} of the model's metadata were about its weights before, and are left out; where they are "
-            "true of these too, set them again"
+            f"{', '.join(gone)} of the model's metadata were about its weights before, and are left out; where they "
+            "are true of these too, set them again"
         )
     return facts | images
 
