@@ -33,8 +33,8 @@ HEAD_FUSIONS = {"mean": torch.mean, "max": torch.amax, "min": torch.amin}
 
 
 def explain(model: nn.Module, images: Images, method: str = "relevance", *, targets: Targets | None = None) -> Tensor:
-    """How much each patch matters for the target class, (B, rows, columns), zero or more, in no unit: compare patches
-    of one image, not images or methods.
+    """How much each patch matters for the target class, (B, rows, columns), zero or more, in arbitrary units: compare
+    patches of one image, not images or methods.
 
     Reads the row of CLS where the head does, else the mean of the patches' rows, or of both. For patches the methods
     with gradients leave out what every patch hands to itself through the residual connections alone: no attention takes

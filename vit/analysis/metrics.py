@@ -7,6 +7,8 @@ Sources: Wilson, "Probable Inference", JASA 1927 (interval); Guo et al., "On Cal
 ICML 2017 (reliability diagram, expected calibration error, temperature scaling).
 """
 
+from __future__ import annotations
+
 from statistics import NormalDist
 from typing import NamedTuple
 
@@ -32,7 +34,7 @@ class Reliability(NamedTuple):
 def accuracy_interval(
     probabilities: ArrayLike, labels: ArrayLike, *, confidence: float = 0.95
 ) -> tuple[float, float, float]:
-    """Accuracy, and the lower and upper end of its Wilson interval.
+    """Accuracy, and the lower and upper end of its Wilson interval: shares in [0, 1], not percent as in `vit.evaluate`.
 
     The interval speaks of other images of the same kind, not of other training runs.
 
@@ -57,7 +59,10 @@ def confusion_matrix(probabilities: ArrayLike, labels: ArrayLike) -> Tensor:
 
 
 def per_class_accuracy(probabilities: ArrayLike, labels: ArrayLike) -> Tensor:
-    """The share (K,) of the images of each class that are recognized; NaN for a class without images."""
+    """The share (K,) of the images of each class that are recognized, in [0, 1]; NaN for a class without images.
+
+    Its `nanmean()` is the balanced accuracy. (`vit.evaluate(...).accuracy` is in percent.)
+    """
     counts = confusion_matrix(probabilities, labels)
     return (counts.diagonal() / counts.sum(dim=1)).float()
 

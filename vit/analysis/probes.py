@@ -7,6 +7,8 @@ with the settings of Caron et al., "Emerging Properties in Self-Supervised Visio
 weighted neighbors of DINO); Alain & Bengio, "Understanding intermediate layers using linear classifier probes", 2016.
 """
 
+from __future__ import annotations
+
 import torch
 import torch.nn.functional as F
 from numpy.typing import ArrayLike
