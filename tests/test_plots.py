@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import drawn, overlapping
+from matplotlib.text import Text
 
 from vit import plots
 from vit.plots import plot_class_accuracy, plot_errors, plot_history, plot_images, plot_predictions
@@ -100,6 +101,19 @@ def test_names_and_titles_are_no_formulas():
         plot_history(ROWS, title=name),
     ):
         figure.savefig(io.BytesIO())
+
+
+def test_names_of_classes_on_axes_are_no_formulas():
+    names, p = ["$5 or $6", "$7", r"$\no$"], np.eye(3)
+    image = np.zeros((3, 4, 4), dtype=np.uint8)
+    for figure in (
+        plots.plot_confusion_matrix(np.eye(3, dtype=int), names),
+        plots.plot_top_classes(image, np.ones((2, 2)), p[0], names),
+        plots.plot_logit_lens(image[None], p[:, None], np.array([2]), names),
+    ):
+        figure.savefig(io.BytesIO())
+        written = [text for text in figure.findobj(Text) if "$" in text.get_text()]
+        assert {text.get_text() for text in written} == {*names} and not any(text.get_parse_math() for text in written)
 
 
 @pytest.mark.parametrize("columns", [0, 2.5, True])

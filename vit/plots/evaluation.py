@@ -57,8 +57,8 @@ def plot_confusion_matrix(counts: ArrayLike, class_names: Sequence[str]) -> Figu
     for (row, column), (_, color) in confusion_colors(counts).items():
         weight = "bold" if row == column else "normal"
         ax.text(column, row, counts[row, column], color=color, weight=weight, ha="center", va="center", fontsize=8)
-    ax.set_xticks(range(K), class_names, rotation=40, ha="right", rotation_mode="anchor")
-    ax.set_yticks(range(K), class_names)
+    ax.set_xticks(range(K), class_names, rotation=40, ha="right", rotation_mode="anchor", parse_math=False)
+    ax.set_yticks(range(K), class_names, parse_math=False)
     ax.set(xlabel="guess of the model", ylabel="truth")
     figure.colorbar(drawn, ax=ax, label="errors, share of the true class (%)")
     set_title(ax, "Images of each class, and what they are taken for")

@@ -165,11 +165,11 @@ def plot_logit_lens(
     axes[0, 0].get_gridspec().set_height_ratios([side, names_height])
     for i, (top, bottom) in enumerate(axes.T):
         draw_image(top, images[i])
-        top.set_title(class_names[labels[i]], fontsize=8, pad=3)
+        top.set_title(class_names[labels[i]], fontsize=8, pad=3, parse_math=False)
         extent = (-0.5, L - 0.5, K - 0.5, -0.5)  # layer and class are the coordinates
         drawn = draw_values(bottom, probabilities[:, i].T, vmin=0, vmax=1, cmap="magma", aspect="auto", extent=extent)
         bottom.add_patch(Rectangle((-0.5, labels[i] - 0.5), L, 1, fill=False, edgecolor=GREEN, linewidth=2))
-        bottom.set_yticks(range(K), class_names if i == 0 else [])
+        bottom.set_yticks(range(K), class_names if i == 0 else [], parse_math=False)
         bottom.xaxis.set_major_locator(MaxNLocator(4, integer=True))
         bottom.set_xlabel("layer")
         bottom.tick_params(labelsize=8)

@@ -47,7 +47,8 @@ def plot_top_classes(
         ax.set_title(name, fontsize=9, pad=4)
     bars = axes[2].barh(range(len(order)), percent, color=[BLUE] + [GRAY] * (len(order) - 1), height=0.7)
     axes[2].bar_label(bars, [f"{value:.1f} %" for value in percent], fontsize=8, padding=3)
-    axes[2].set_yticks(range(len(order)), [shortened(class_names[k], MAX_NAME) for k in order], fontsize=9)
+    names = [shortened(class_names[k], MAX_NAME) for k in order]
+    axes[2].set_yticks(range(len(order)), names, fontsize=9, parse_math=False)
     axes[2].set(xlim=(0, 128), xticks=range(0, 101, 25), xlabel="probability (%)")
     axes[2].spines.bottom.set_bounds(0, 100)
     axes[2].invert_yaxis()

@@ -51,10 +51,10 @@ def to_onnx(model: VisionTransformer, path: str | Path) -> Path:
     program = to_program(model)
     path = Path(path).expanduser()
     with replacing(path) as temporary:
-        graph = torch.onnx.export(
-            program, dynamo=True, input_names=["images"], output_names=["logits"], verbose=False
+        graph = torch.onnx.export(program, dynamo=True, input_names=["images"], output_names=["logits"], verbose=False)
+        graph.model.metadata_props.update(
+            {name: json.dumps(fact, default=plain_number) for name, fact in facts.items()}
         )
-        graph.model.metadata_props.update({name: json.dumps(fact, default=plain_number) for name, fact in facts.items()})
         graph.save(temporary, external_data=False)
         session = onnxruntime.InferenceSession(str(temporary), providers=["CPUExecutionProvider"])
         for batch in _BATCHES:
