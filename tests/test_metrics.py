@@ -1,5 +1,6 @@
 """Metrics against published values, closed forms, loops over images, and simulations whose truth is known."""
 
+import inspect
 import math
 from collections import Counter
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from vit import analysis
 from vit.analysis import metrics
 
 
@@ -237,3 +239,8 @@ def test_arguments_out_of_range_are_named():
     for wrong in (0, -1, float("nan"), float("inf")):
         with pytest.raises(ValueError, match="must be a positive number"):
             metrics.apply_temperature(p, wrong)
+
+
+def test_the_help_of_metrics_and_probes_can_be_read():
+    for function in (analysis.accuracy_interval, analysis.reliability, analysis.knn, analysis.linear_probe):
+        assert "_SupportsArray" not in str(inspect.signature(function)), "the whole of ArrayLike"
