@@ -1,11 +1,8 @@
 """A real file of every kind that this library reads, its loader, and the errors the loader may end in; see fuzz.py."""
 
-import hashlib
-import io
 import json
 import shutil
-import struct
-import tarfile
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from fake_cifar10 import arrays_of, binary_members, hashes_of, npm_members, python_members, random_batches, write_tar
 
 import vit
 from vit.config import TrainConfig, ViTConfig
@@ -122,35 +122,13 @@ def _cifar10(kind: str) -> Callable[[Path], Target]:
     """CIFAR-10 with 2 images in a batch, in one of the forms it is handed round in, found beside the data folder."""
 
     def make(folder: Path) -> Target:
-        rng, records = np.random.default_rng(0), 2
-        batches = {
-            name: (rng.integers(0, 256, (records, 3, 32, 32), np.uint8), rng.integers(0, 10, records, np.uint8))
-            for name in cifar10_forms.BATCHES
-        }
-        images, labels = zip(*batches.values(), strict=True)
-        arrays = {
-            "train_images": np.concatenate(images[:5]),
-            "train_labels": np.concatenate(labels[:5]),
-            "test_images": images[5],
-            "test_labels": labels[5],
-        }
-        cifar10_forms.RECORDS = records
-        cifar10_forms.SHA256 = {name: hashlib.sha256(array).hexdigest() for name, array in arrays.items()}
-        cifar10.SOURCES = ()
-        members = {
-            f"cifar-10-batches-bin/{name}.bin": np.column_stack([y, x.reshape(records, -1)]).tobytes()
-            for name, (x, y) in batches.items()
-        }
-        if kind == "npm":
-            members = {f"package/{name}.png": _png(x) for name, (x, _) in batches.items()}
-            for split in ("train", "test"):
-                members[f"package/{split}_lables.json"] = json.dumps(arrays[f"{split}_labels"].tolist()).encode()
-        if kind == "pickles":
-            members = {f"cifar-10-batches-py/{name}": _python2(x, y) for name, (x, y) in batches.items()}
+        batches = random_batches(2)
+        cifar10_forms.RECORDS, cifar10_forms.SHA256, cifar10.SOURCES = 2, hashes_of(batches), ()
+        members = {"npm": npm_members, "pickles": python_members}.get(kind, binary_members)(batches)
         if kind == "arrays":
             path = folder / "cifar10" / "train_labels.npy"
             path.parent.mkdir()
-            for name, array in arrays.items():
+            for name, array in arrays_of(batches).items():
                 np.save(path.with_stem(name), array)
         elif kind in ("folder", "pickles"):
             for name, raw in members.items():
@@ -159,7 +137,7 @@ def _cifar10(kind: str) -> Callable[[Path], Target]:
                 path.write_bytes(raw)
         else:
             path = folder / (cifar10.NPM if kind == "npm" else cifar10.BINARY)
-            _write_archive(path, members)
+            write_tar(path, members)
         return _cifar10_target(folder, path, is_array=kind == "arrays")
 
     return make
@@ -177,27 +155,6 @@ def _cifar10_target(folder: Path, path: Path, *, is_array: bool) -> Target:
             shutil.rmtree(folder / "cifar10", ignore_errors=True)
 
     return Target(path, load, errors=(cifar10.DataUnavailableError,), is_hashed=True, reset=reset)
-
-
-def _python2(images: np.ndarray, labels: np.ndarray) -> bytes:
-    """A batch as Python 2 pickled it; written out, since nothing here pickles."""
-    pixels = images.tobytes()
-    numbers = b"".join(b"K" + bytes([label]) for label in labels)
-    return b"\x80\x02}(U\x06labels](" + numbers + b"eU\x04dataT" + struct.pack("<I", len(pixels)) + pixels + b"u."
-
-
-def _png(images: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(images.transpose(0, 2, 3, 1).reshape(len(images), 1024, 3)).save(file, "PNG")
-    return file.getvalue()
-
-
-def _write_archive(path: Path, members: dict[str, bytes]) -> None:
-    with tarfile.open(path, "w:gz") as tar:
-        for name, raw in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(raw)
-            tar.addfile(info, io.BytesIO(raw))
 
 
 def _picture(kind: str) -> Callable[[Path], Target]:

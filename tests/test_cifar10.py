@@ -5,11 +5,9 @@ The numbers in names like `test_row_24_...` are those of the fault table that th
 
 import gzip
 import hashlib
-import io
 import json
 import os
 import pickle
-import struct
 import subprocess
 import sys
 import tarfile
@@ -23,7 +21,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from fake_cifar10 import (
+    arrays_of,
+    binary_members,
+    hashes_of,
+    npm_members,
+    python2_pickle,
+    python_members,
+    random_batches,
+    write_tar,
+)
 
 from vit.data import cifar10, cifar10_forms, download
 from vit.data.cifar10 import BINARY, NPM, PYTHON, DataUnavailableError, Source, load_cifar10
@@ -38,82 +45,14 @@ SMALL = {"val_size": 10}
 @pytest.fixture
 def fake(monkeypatch):
     """Six random batches, {name: (images, labels)}, that the module takes for CIFAR-10; it has no sources."""
-    rng = np.random.default_rng(0)
-    batches = {
-        name: (rng.integers(0, 256, (RECORDS, 3, 32, 32), np.uint8), rng.integers(0, 10, RECORDS, np.uint8))
-        for name in cifar10_forms.BATCHES
-    }
-    hashes = {name: hashlib.sha256(array).hexdigest() for name, array in arrays_of(batches).items()}
+    batches = random_batches(RECORDS)
     monkeypatch.setattr(cifar10_forms, "RECORDS", RECORDS)
-    monkeypatch.setattr(cifar10_forms, "SHA256", hashes)
+    monkeypatch.setattr(cifar10_forms, "SHA256", hashes_of(batches))
     monkeypatch.setattr(cifar10, "SOURCES", ())
     monkeypatch.delenv("VIT_CIFAR10_URL", raising=False)
     monkeypatch.delenv("VIT_DATA", raising=False)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     return batches
-
-
-def arrays_of(batches):
-    images, labels = zip(*batches.values(), strict=True)
-    return {
-        "train_images": np.concatenate(images[:5]),
-        "train_labels": np.concatenate(labels[:5]),
-        "test_images": images[5],
-        "test_labels": labels[5],
-    }
-
-
-def binary_members(batches):
-    return {
-        f"cifar-10-batches-bin/{name}.bin": np.column_stack([labels, images.reshape(RECORDS, -1)]).tobytes()
-        for name, (images, labels) in batches.items()
-    }
-
-
-def python_members(batches):
-    return {f"cifar-10-batches-py/{name}": python2_pickle(*batch) for name, batch in batches.items()}
-
-
-def python2_pickle(images, labels):
-    """What Python 2 wrote: no Python 3 can, since it has another idea of strings."""
-    pixels, count = images.tobytes(), bytes([len(images)])
-    return b"".join(
-        [
-            b"\x80\x02}q\x01(U\x0bbatch_labelq\x02U\x15training batch 1 of 5q\x03U\x06labelsq\x04]q\x05(",
-            *[b"K" + bytes([label]) for label in labels],
-            b"eU\x04dataq\x06cnumpy.core.multiarray\n_reconstruct\nq\x07cnumpy\nndarray\nq\x08K\x00\x85U\x01b",
-            b"\x87Rq\t(K\x01K" + count + b"M\x00\x0c\x86cnumpy\ndtype\nq\nU\x02u1K\x00K\x01\x87Rq\x0b(K\x03",
-            b"U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89T",
-            struct.pack("<I", len(pixels)),
-            pixels,
-            b"tbU\tfilenamesq\x0c]q\r(U\x05a.pngq\x0eeu.",
-        ]
-    )
-
-
-def npm_members(batches):
-    members = {"package/package.json": b"{}"}
-    for name, (images, _) in batches.items():
-        file = io.BytesIO()
-        Image.fromarray(images.transpose(0, 2, 3, 1).reshape(len(images), 1024, 3)).save(file, "PNG")
-        members[f"package/{name}.png"] = file.getvalue()
-    arrays = arrays_of(batches)
-    for split in ("train", "test"):
-        members[f"package/{split}_lables.json"] = json.dumps(arrays[f"{split}_labels"].tolist()).encode()
-    return members
-
-
-def write_tar(path, members, extra=()):
-    """`extra` is TarInfo objects without content, put first."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w:gz", compresslevel=1) as tar:
-        for info in extra:
-            tar.addfile(info)
-        for name, raw in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(raw)
-            tar.addfile(info, io.BytesIO(raw))
-    return path
 
 
 def write_folder(folder, members):
