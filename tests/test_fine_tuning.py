@@ -72,6 +72,25 @@ def test_our_names_and_timms_fall_into_the_same_layers(tiny):
     assert {name.removeprefix("encoder."): pair for name, pair in a.items()} == b
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("form", ["ours", "timms", "compiled"])
+def test_a_network_within_another_has_the_same_rates(tiny, optimizer, form):
+    model = VisionTransformer(replace(tiny, num_registers=2))
+    if form == "timms":
+        timm = pytest.importorskip("timm")
+        model = timm.models.VisionTransformer(
+            img_size=8, patch_size=4, embed_dim=16, depth=2, num_heads=2, num_classes=3, reg_tokens=2, pre_norm=True
+        )
+    config = TrainConfig(optimizer=optimizer)
+    expected = rates(model, config, 0.5)
+    inner = torch.compile(model) if form == "compiled" else model
+    wrapper = torch.nn.ModuleDict({"backbone": inner, "norm": torch.nn.LayerNorm(3), "decoder": torch.nn.Linear(3, 3)})
+    found = rates(wrapper, config, 0.5)
+    own = {name: found.pop(name)[0] for name in list(found) if not name.startswith("backbone.")}
+    assert {name.removeprefix("backbone.").removeprefix("_orig_mod."): pair for name, pair in found.items()} == expected
+    assert len(own) == 4 and set(own.values()) == {config.learning_rate}, "what is put on top has the full rate"
+
+
 @pytest.mark.parametrize("layer_decay", [0.0, 1.1, -1.0])
 def test_a_bad_decay_is_refused(tiny, layer_decay):
     with pytest.raises(ValueError, match=rf"layer_decay={layer_decay} must be in \(0, 1\]"):

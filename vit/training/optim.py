@@ -25,6 +25,8 @@ from vit.training.distributed import current_world
 NS_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 NS_ROUNDS = 5
 
+_OF_BLOCK = r"(?P<outside>|.*?\.)(encoder\.)?blocks\.(?P<number>\d+)\."
+
 
 def orthogonalize(matrices: Tensor, rounds: int = NS_ROUNDS) -> Tensor:
     """The nearest (semi-)orthogonal matrices, roughly: U S V^T (B, m, n) becomes U S' V^T with S' near 1.
@@ -187,22 +189,25 @@ def _top_first(group: tuple[bool, float]) -> tuple[bool, float]:
 
 def layer_of(names: Iterable[str]) -> dict[str, int]:
     """The layer of each parameter, by its name: 0 for what turns pixels into tokens, 1 for the first block, and so on;
-    the final norm is of the last block, and whatever else there is, such as the head, comes on top.
+    the final norm is of the last block, and whatever else there is, such as the head, comes on top. The network may be
+    within another module, such as `self.backbone`.
 
     Source: Bao et al., "BEiT", ICLR 2022, as timm's `param_groups_layer_decay` counts them.
     """
     names = list(names)
-    plain = {name: name.removeprefix("_orig_mod.") for name in names}  # which `torch.compile` puts before them
-    blocks = {name: int(found[1]) + 1 for name in names if (found := re.search(r"(?:^|\.)blocks\.(\d+)\.", name))}
+    found = {name: match for name in names if (match := re.match(_OF_BLOCK, name))}
+    blocks = {name: int(match["number"]) + 1 for name, match in found.items()}
     last = max(blocks.values(), default=0)
+    # Put before the names by what holds the network, or by `torch.compile`.
+    outside = "|".join({re.escape(match["outside"]) for match in found.values()}) or r"(_orig_mod\.)?"
     layers = {}
     for name in names:
         if name in blocks:
             layers[name] = blocks[name]
-        elif re.match(r"cls_token|reg_token|pos_embed|patch_embed|norm_pre", plain[name]):
+        elif re.match(rf"({outside})(cls_token|reg_token|pos_embed|patch_embed|norm_pre)", name):
             layers[name] = 0
         else:
-            layers[name] = last if re.match(r"(encoder\.)?norm\b", plain[name]) else last + 1
+            layers[name] = last if re.match(rf"({outside})(encoder\.)?norm\b", name) else last + 1
     return layers
 
 
