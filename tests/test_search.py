@@ -394,13 +394,23 @@ def test_a_fault_of_the_code_is_not_a_failed_training():
         find(train, SPACE, num_trials=3)
 
 
-def test_an_error_after_a_training_that_worked_loses_no_trial():
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (ValueError("padding=40 is not in 0..31"), "padding=40 is not in 0..31"),
+        (OSError("no space left"), "no space left"),
+        (TypeError("an int is not a float"), "an int is not a float"),
+        (KeyError("fc9"), "KeyError('fc9')"),
+        (AssertionError(), "AssertionError()"),
+    ],
+)
+def test_an_error_after_a_training_that_worked_loses_no_trial(error, reason):
     def accuracy(model_config, train_config):
         if train_config.crop_padding == 40:
-            raise ValueError("padding=40 is not in 0..31")
+            raise error
         return 70.0 - train_config.crop_padding
 
     result = find(made_up(accuracy), {"train.crop_padding": [40, 0, 2]}, num_trials=12)
     states = {trial.changes["train.crop_padding"]: (trial.state, trial.reason) for trial in result.trials}
     assert len(result.trials) == 12 and result.best.changes == {"train.crop_padding": 0}
-    assert states[40] == ("failed", "padding=40 is not in 0..31") and states[0] == ("complete", "")
+    assert states[40] == ("failed", reason) and states[0] == ("complete", "")

@@ -54,10 +54,11 @@ class Watch:
             history = train(*configs, **watch)
         except KeyboardInterrupt:
             return "stopped", ""
-        except (FloatingPointError, RuntimeError, MemoryError, ValueError) as error:
+        except Exception as error:
             if not (is_proven or isinstance(error, FloatingPointError) or is_out_of_memory(error)):
                 raise
-            return "failed", str(error) or type(error).__name__
+            is_bare = isinstance(error, KeyError) or not str(error)  # a text that says nothing by itself
+            return "failed", repr(error) if is_bare else str(error)
         if not isinstance(history, History):
             raise TypeError(f"train returned a {type(history).__name__}; it must return the History of fit")
         self.history = history
