@@ -9,7 +9,7 @@ import torch
 from vit.config import TrainConfig, ViTConfig
 from vit.data import make_loaders
 from vit.model.vision_transformer import VisionTransformer
-from vit.training import budget, for_budget
+from vit.training import budget, build_optimizers, for_budget
 from vit.training.budget import _epochs_that_fit
 
 CONFIG = TrainConfig.preset("quick", device="cpu", batch_size=64, epochs=5, warmup_epochs=1.0)
@@ -86,10 +86,10 @@ def test_steps_are_timed_for_as_many_epochs_as_the_config_has(shapes, model, mon
     train, _ = make_loaders(shapes, config)
     epoch = train.epoch
     monkeypatch.setattr(train, "epoch", lambda number, start: asked.append(number) or epoch(number, start))
-    budget._step_seconds(model, train, config, 60.0, None)
+    budget._step_seconds(model, train, config, build_optimizers(model, config), 60.0, None)
     assert asked == list(range(epochs))
     asked.clear()
-    budget._step_seconds(model, train, config, 0.0, None)
+    budget._step_seconds(model, train, config, build_optimizers(model, config), 0.0, None)
     assert asked == [0], "the seconds are over"
 
 
@@ -101,6 +101,18 @@ def test_only_a_cpu_is_timed_for_no_longer_than_an_epoch(shapes, model, monkeypa
     config = replace(CONFIG, patch_drop_rate=0.5, patch_drop_until=0.75)  # both kinds of steps
     for_budget(model, make_loaders(shapes, config)[0], None, config, minutes=10)
     assert timed == epochs
+
+
+def test_the_steps_are_those_of_the_given_optimizers(shapes, model):
+    """One that sleeps for 0.1 s a step: 7 steps an epoch, so that no more than ten epochs fit into 7 s."""
+
+    class Sleepy(torch.optim.SGD):
+        def step(self, closure=None):
+            time.sleep(0.1)
+
+    train, _ = make_loaders(shapes, CONFIG)
+    sleepy = {"make_optimizers": lambda model, config: [Sleepy(model.parameters(), lr=0.1)], "probe_seconds": 1.0}
+    assert 3 <= for_budget(model, train, None, CONFIG, minutes=7 / 60, **sleepy).epochs <= 10
 
 
 def test_nothing_else_changes(shapes, model):

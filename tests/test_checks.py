@@ -4,6 +4,7 @@ import json
 import re
 import threading
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from vit import analysis, training
 from vit.config import TrainConfig, ViTConfig
 from vit.data import DataSplits, Loader, keep_classes, make_eval_loader, make_loaders
 from vit.model.vision_transformer import VisionTransformer
-from vit.training import build_optimizers, evaluate, fit, for_budget, list_runs, train_one_epoch
+from vit.training import build_optimizers, evaluate, find_learning_rate, fit, for_budget, list_runs, train_one_epoch
 from vit.training.losses import classification_loss
 from vit.training.run_files import STATE_FILE, RunFiles
 
@@ -280,7 +281,7 @@ def test_arguments_of_another_kind_are_named(shapes):
         (lambda: make_eval_loader(shapes.test, shapes), r"data is a Split and must be DataSplits"),
         (lambda: for_budget(QUICK, *loaders, model, minutes=1), r"config is a VisionTransformer and must be a TrainC"),
         (lambda: for_budget("vit", *loaders, QUICK, minutes=1), r"model='vit' must be a network"),
-        (lambda: for_budget(model, shapes, None, QUICK, minutes=1), r"train_loader is a DataSplits without epoch\("),
+        (lambda: for_budget(model, shapes, None, QUICK, minutes=1), r"train_loader is a DataSplits: it must have"),
         (lambda: for_budget(model, *loaders, QUICK, minutes="3"), r"minutes='3' must be a number"),
     ]
     for call, message in cases:
@@ -398,6 +399,183 @@ def test_a_metric_cannot_take_the_place_of_what_fit_counts(shapes, name):
 
     with pytest.raises(ValueError, match=f"loss_fn names a metric {name}, which fit counts itself"):
         fit(make_model(), make_loaders(shapes, QUICK)[0], None, QUICK, loss_fn=loss_fn)
+
+
+def test_a_metric_called_accuracy_is_refused_with_the_remedy(shapes):
+    loader = make_loaders(shapes, QUICK)[0]
+
+    def loss_fn(model, batch):
+        loss, metrics = classification_loss()(model, batch)
+        return loss, {name: metrics["correct"]}
+
+    name = "accuracy"
+    with pytest.raises(ValueError, match=r'metric accuracy, .* return \{"correct": number of right answers\}'):
+        fit(make_model(), loader, None, QUICK, loss_fn=loss_fn)
+    name = "correct"
+    assert 0 < fit(make_model(), loader, None, QUICK, loss_fn=loss_fn).last["train_accuracy"] <= 100
+
+
+@pytest.mark.parametrize(
+    "loss_fn",
+    [nn.functional.cross_entropy, nn.CrossEntropyLoss(), nn.MSELoss, partial(nn.functional.cross_entropy, weight=None)],
+)
+def test_losses_of_torch_are_refused_with_the_wrapper_to_write(shapes, loss_fn):
+    loaders = make_loaders(shapes, QUICK)
+    message = r"loss_fn is torch's \w+, .*`lambda model, batch: \(loss\(model\(batch\[0\]\), batch\[1\]\), \{\}\)`"
+    for call in (
+        lambda: fit(make_model(), *loaders, QUICK, loss_fn=loss_fn),
+        lambda: for_budget(make_model(), *loaders, QUICK, minutes=1, loss_fn=loss_fn),
+        lambda: find_learning_rate(make_model(), loaders[0], QUICK, loss_fn=loss_fn),
+    ):
+        with pytest.raises(TypeError, match=message):
+            call()
+    with pytest.raises(TypeError, match=r"loss_fn is 'mse', but it is called with the model and a batch"):
+        fit(make_model(), *loaders, QUICK, loss_fn="mse")
+    loss = nn.functional.cross_entropy
+    wrapped = lambda model, batch: (loss(model(batch[0]), batch[1]), {})  # noqa: E731
+    own = fit(make_model(), *loaders, QUICK, loss_fn=wrapped)
+    usual = fit(make_model(), *loaders, replace(QUICK, label_smoothing=0.0))
+    assert own["train_loss"] == usual["train_loss"]
+
+
+@pytest.mark.parametrize(
+    ("change", "came"),
+    [
+        (lambda images, labels: {"images": images}, "a dict"),
+        (lambda images, labels: images, "a Tensor"),
+        (lambda images, labels: (images, labels[1:]), r"\(\(\d+, 3, 16, 16\), \(\d+,\)\)"),
+        (lambda images, labels: (images, labels.tolist()), r"\(\(\d+, 3, 16, 16\), list\)"),
+        (lambda images, labels: (images, labels.sum()), r"\(\(\d+, 3, 16, 16\), \(\)\)"),
+        (lambda images, labels: (), r"\(\)"),
+    ],
+)
+def test_a_batch_of_another_form_is_named(shapes, change, came):
+    class Odd(Short):
+        def epoch(self, epoch, start_step=0):
+            return (change(*batch) for batch in self.loader.epoch(epoch, start_step))
+
+    loss_fn = lambda model, batch: (model(batch[0]).square().mean(), {})  # noqa: E731
+    odd = Odd(make_loaders(shapes, QUICK)[0])
+    for call in (
+        lambda: fit(make_model(), odd, None, QUICK, loss_fn=loss_fn),
+        lambda: find_learning_rate(make_model(), odd, QUICK, loss_fn=loss_fn),
+    ):
+        with pytest.raises(TypeError, match=f"the loader gives {came} as a batch: it must be a tuple of equally long"):
+            call()
+    change = lambda images, labels: [images, labels, labels]  # noqa: E731
+    assert fit(make_model(), odd, None, QUICK, loss_fn=loss_fn).is_complete
+
+
+def _scheduled(model, config):
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    torch.optim.lr_scheduler.LinearLR(optimizer)
+    return [optimizer]
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        ("adamw", TypeError, r"make_optimizers='adamw' must be called with \(model, config\)"),
+        (
+            lambda model, config: torch.optim.AdamW(model.parameters()),
+            TypeError,
+            "returned AdamW: it must return a list",
+        ),
+        (lambda model, config: None, TypeError, "returned NoneType: it must return a list"),
+        (lambda model, config: [], TypeError, r"returned \[\]: it must return a list"),
+        (lambda model, config: [model], TypeError, r"returned \[VisionTransformer\]: it must return a list"),
+        (lambda *_: [torch.optim.SGD(make_model().parameters())], ValueError, "returned optimizers of another model"),
+        (lambda model, config: [torch.optim.LBFGS(model.parameters())], ValueError, "returned LBFGS, which computes"),
+        (_scheduled, ValueError, "a learning-rate scheduler: .* schedule, warmup_epochs and flat_until of the config"),
+    ],
+)
+def test_optimizers_are_checked_before_the_first_epoch(shapes, tmp_path, make, error, message):
+    loaders, never = make_loaders(shapes, QUICK), lambda *_: pytest.fail("a step has been taken")
+    for call in (
+        lambda: fit(make_model(), loaders[0], None, QUICK, loss_fn=never, run_dir=tmp_path, make_optimizers=make),
+        lambda: for_budget(make_model(), *loaders, QUICK, minutes=1, loss_fn=never, make_optimizers=make),
+        lambda: find_learning_rate(make_model(), loaders[0], QUICK, loss_fn=never, make_optimizers=make),
+    ):
+        with pytest.raises(error, match=message):
+            call()
+    assert not (tmp_path / STATE_FILE).exists()
+
+
+def test_a_model_that_is_no_classifier_may_have_any_number_of_outputs(shapes):
+    loss_fn = lambda model, batch: (model(batch[0]).square().mean(), {})  # noqa: E731
+    loader, val_loader = make_loaders(shapes, QUICK)
+    assert fit(make_model(num_classes=7), loader, None, QUICK, loss_fn=loss_fn).is_complete
+    for of_loss, of_val in ((loss_fn, val_loader), (None, None)):
+        with pytest.raises(ValueError, match="the model has num_classes=7, the data 10 classes"):
+            fit(make_model(num_classes=7), loader, of_val, QUICK, loss_fn=of_loss)
+
+
+def test_a_trained_model_knows_its_data_from_the_loader(shapes, tmp_path):
+    loaders = make_loaders(shapes, QUICK)
+    known = {name: shapes.metadata[name] for name in ("mean", "std", "class_names")}
+    model = make_model()
+    stops = iter([False, True, *[False] * 20])
+    assert not fit(model, *loaders, QUICK, run_dir=tmp_path, should_stop=lambda: next(stops)).is_complete
+    assert model.metadata == known, "of a stopped run too"
+    resumed = make_model()
+    assert fit(resumed, *loaders, QUICK, run_dir=tmp_path, resume=True).is_complete
+    assert resumed.metadata == known
+    loaded = vit.load(vit.save(resumed, tmp_path / "model.safetensors"))
+    expected = vit.predict(resumed, shapes.test.images[:3])
+    loaded.metadata = shapes.metadata
+    assert torch.equal(vit.predict(loaded, shapes.test.images[:3]), expected)
+    turned = keep_classes(shapes, range(9, -1, -1))
+    with pytest.raises(ValueError, match="model.metadata has class_names="):
+        fit(resumed, *make_loaders(turned, QUICK), QUICK)
+
+
+def test_what_a_model_says_of_its_data_is_never_overwritten(shapes):
+    loaders = make_loaders(shapes, QUICK)
+    loss_fn = lambda model, batch: (model(batch[0]).square().mean(), {})  # noqa: E731
+    statistics = {"mean": shapes.mean, "std": shapes.std}
+    for before, options, after in (
+        ({"accuracy": 3}, {}, {"accuracy": 3, "class_names": shapes.class_names, **statistics}),
+        ({"mean": list(shapes.mean)}, {}, {"mean": list(shapes.mean), "class_names": shapes.class_names}),
+        ({"dataset": "mine"}, {}, {"dataset": "mine", **statistics}),  # whose classes these would seem to be
+        ({}, {"loss_fn": loss_fn}, statistics),
+    ):
+        model = make_model()
+        given = model.metadata = dict(before)
+        fit(model, loaders[0], None, QUICK, **options)
+        assert model.metadata == after and given == before
+    timms = nn.Sequential(make_model())
+    fit(timms, *loaders, QUICK)
+    assert not hasattr(timms, "metadata")
+
+
+def test_loaders_that_normalize_as_the_model_does(shapes):
+    other = replace(shapes, mean=(0.1, 0.2, 0.3), std=(0.5, 0.4, 0.3))
+    model = make_model(other)
+    with pytest.raises(ValueError, match="model=model in make_loaders or make_eval_loader, as fine_tuning.fine_tune"):
+        fit(model, *make_loaders(shapes, QUICK), QUICK)
+    as_model = make_loaders(shapes, QUICK, model=model)
+    for ours, theirs in zip(as_model, make_loaders(other, QUICK), strict=True):
+        assert torch.equal(ours.batch(0, 0)[0], theirs.batch(0, 0)[0])
+    assert fit(model, *as_model, QUICK).is_complete and model.metadata == other.metadata
+
+
+def test_resume_auto_begins_and_goes_on(shapes, tmp_path):
+    config = replace(QUICK, epochs=2)
+    loaders = make_loaders(shapes, config)
+    whole = fit(make_model(), *loaders, config)
+    auto = {"run_dir": tmp_path / "run", "resume": "auto"}
+    stops = iter([False, True, *[False] * 50])
+    assert not fit(make_model(), *loaders, config, should_stop=lambda: next(stops), **auto).is_complete
+    state = tmp_path / "run" / STATE_FILE
+    state.rename(state.with_name("state.previous.pt"))  # all that is left
+    history = fit(make_model(), *loaders, config, **auto)
+    assert history.is_complete and history["train_loss"] == whole["train_loss"]
+    never = {"loss_fn": lambda *_: pytest.fail("a step has been taken")}
+    assert fit(make_model(), *loaders, config, **auto, **never)["train_loss"] == whole["train_loss"]
+    with pytest.raises(ValueError, match="resume='auto' needs run_dir"):
+        fit(make_model(), *loaders, config, resume="auto")
+    with pytest.raises(ValueError, match="resume='always' must be True, False or 'auto'"):
+        fit(make_model(), *loaders, config, run_dir=tmp_path / "run", resume="always")
 
 
 @pytest.mark.parametrize(

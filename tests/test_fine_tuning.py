@@ -198,10 +198,11 @@ def test_fine_tuning_learns_and_leaves_what_is_frozen(source_model, halves, kind
 
 def test_fine_tuning_normalizes_as_the_network_was_trained(source_model, halves, monkeypatch):
     seen = []
-    monkeypatch.setattr(fine_tuning, "make_loaders", lambda data, config: seen.append(data) or (None, None))
-    monkeypatch.setattr(fine_tuning, "fit", lambda *args, **options: None)
+    monkeypatch.setattr(fine_tuning, "fit", lambda model, *loaders_and_config, **_: seen.extend(loaders_and_config[:2]))
     fine_tuning.fine_tune(fine_tuning.with_new_head(source_model, halves[1]), halves[1], TrainConfig())
-    assert seen[0].mean == halves[0].mean and seen[0].std == halves[0].std
+    assert all(loader.mean == halves[0].mean and loader.std == halves[0].std for loader in seen) and len(seen) == 2
+    with pytest.raises(TypeError, match=r"make_optimizers is not an option of fine_tune.*make_loaders\(.*model=model"):
+        fine_tuning.fine_tune(source_model, halves[0], TrainConfig(), make_optimizers=build_optimizers)
     with pytest.raises(ValueError, match="does not say how its images were normalized"):
         fine_tuning.fine_tune(VisionTransformer(source_model.config), halves[1], TrainConfig())
 

@@ -13,7 +13,7 @@ from torch import nn
 from vit.config import TrainConfig, ViTConfig
 from vit.data import make_loaders
 from vit.model.vision_transformer import VisionTransformer
-from vit.training import build_optimizers, lr_finder
+from vit.training import build_optimizers
 from vit.training.lr_finder import LearningRateCurve, find_learning_rate
 
 CONFIG = TrainConfig.preset("quick", device="cpu", batch_size=64)
@@ -43,15 +43,12 @@ def model():
 
 
 @pytest.mark.parametrize("curvature", [0.5, 3.0, 40.0])
-def test_gradient_descent_on_a_parabola_diverges_above_two_over_the_curvature(monkeypatch, curvature):
+def test_gradient_descent_on_a_parabola_diverges_above_two_over_the_curvature(curvature):
     """w <- (1 - rate * curvature) w grows exactly if the rate is above 2 / curvature."""
 
     def gradient_descent(model, config):
-        optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-        optimizer.param_groups[0]["peak_lr"] = 1.0
-        return [optimizer]
+        return [torch.optim.SGD(model.parameters(), lr=1.0)]
 
-    monkeypatch.setattr(lr_finder, "build_optimizers", gradient_descent)
     line = nn.Linear(1, 1, bias=False).double()
     nn.init.ones_(line.weight)
     # Few steps above the lowest rate, or the parabola would be at its bottom before the rate is at its limit.
@@ -64,6 +61,7 @@ def test_gradient_descent_on_a_parabola_diverges_above_two_over_the_curvature(mo
         high=high,
         num_steps=num_steps,
         loss_fn=lambda model, batch: (0.5 * curvature * model.weight.square().sum(), {}),
+        make_optimizers=gradient_descent,
     )
     ratio = (high / low) ** (1 / (num_steps - 1))
     np.testing.assert_allclose(curve.factors, low * ratio ** np.arange(len(curve.factors)), rtol=1e-9)
@@ -210,7 +208,9 @@ def test_only_loaders_with_batches_are_taken(model):
         def epoch(self, epoch, start_step):
             return iter(())
 
-    with pytest.raises(TypeError, match=r"train_loader is a list without epoch\(epoch, start_step\): see make_loaders"):
+    with pytest.raises(
+        TypeError, match=r"train_loader is a list: it must have len\(loader\) and loader\.epoch.* tuples"
+    ):
         find_learning_rate(model, [], CONFIG)
     with pytest.raises(ValueError, match="train_loader has no batch"):
         find_learning_rate(model, Empty(0), CONFIG)

@@ -540,7 +540,7 @@ def test_loaders_that_give_nothing_are_refused_before_the_first_step(data):
     val.num_steps = 0
     with pytest.raises(ValueError, match="val_loader has no batch: there is nothing to measure"):
         fit(make_model(), make_loaders(data, QUICK)[0], val, QUICK)
-    with pytest.raises(TypeError, match=r"train_loader is a list without epoch\(epoch, start_step\)"):
+    with pytest.raises(TypeError, match=r"train_loader is a list: .* loader\.epoch\(epoch, start_step=0\)"):
         fit(make_model(), [1, 2], None, QUICK)
 
 

@@ -290,8 +290,8 @@ class TrainConfig(_Config):
     Args:
         epochs: passes over the training images; a fraction ends the last one early.
         batch_size: images per step, those of all processes together.
-        accumulation_steps: in how many parts a process computes a step, one after another: less memory, the same
-            gradient.
+        accumulation_steps: in how many parts a process computes a step, one after another: less memory, and the same
+            gradient where the loss is a mean over samples (one with class weights or contrasts sees each part alone).
         optimizer: "muon" for the weight matrices of the blocks with AdamW on the rest, or "adamw" for all.
         learning_rate: AdamW's peak rate.
         muon_learning_rate: Muon's peak rate; its updates have spectral norm near 1, so it is far larger than AdamW's.

@@ -1,6 +1,7 @@
 """What a model says of itself: how its images were prepared, and what its weights have learned from.
 
-`vit.load` brings that along, a model that was just trained gets it by `model.metadata = data.metadata`.
+`vit.load` brings that along, a model that was just trained gets it by `model.metadata = data.metadata`, or
+most of it from the loader that `fit` has trained it with.
 """
 
 from collections.abc import Mapping
@@ -30,6 +31,26 @@ def normalization_of(model: nn.Module) -> tuple[tuple[float, ...], tuple[float, 
             "data that it was trained on"
         )
     return tuple(facts["mean"]), tuple(facts["std"])
+
+
+def remember_data(model: nn.Module, loader: Any, *, with_classes: bool) -> None:
+    """Adds what the loader says and the model's metadata, if it has some, does not: mean and std, and the names of the
+    classes, unless a dataset is named already, whose they would seem to be.
+
+    Args:
+        with_classes: whether the classes of the loader are what the model learns.
+    """
+    metadata = getattr(model, "metadata", None)
+    if not isinstance(metadata, dict):
+        return
+    wanted = [("mean", "std")] if not metadata.keys() & {"mean", "std"} else []
+    if with_classes and not metadata.keys() & {"class_names", "dataset"}:
+        wanted.append(("class_names",))
+    for names in wanted:
+        values = [getattr(loader, name, None) for name in names]
+        if all(isinstance(value, (tuple, list)) for value in values):
+            metadata = metadata | {name: tuple(value) for name, value in zip(names, values, strict=True)}
+    model.metadata = metadata
 
 
 def learned_from(metadata: Mapping[str, Any]) -> list[dict[str, Any]]:

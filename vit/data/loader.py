@@ -8,6 +8,7 @@ gathers, and a notebook on Windows or macOS behaves like one on Linux.
 import math
 import zlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -191,10 +192,18 @@ def make_mix(config: TrainConfig, num_classes: int) -> Callable[..., Batch] | No
     return mix
 
 
-def make_loaders(data: DataSplits, config: TrainConfig) -> tuple[Loader, Loader]:
-    """The augmented, shuffled train loader and the plain val loader of a run, on the config's device."""
+def make_loaders(data: DataSplits, config: TrainConfig, *, model: nn.Module | None = None) -> tuple[Loader, Loader]:
+    """The augmented, shuffled train loader and the plain val loader of a run, on the config's device.
+
+    Args:
+        model: normalizes as its metadata says, see `make_eval_loader`, for one that is to be trained on; by default
+            with the mean and deviation of `data`.
+    """
     _check_data(data)
     check_is_config(config)
+    if model is not None:
+        mean, std = normalization_of(model)
+        data = replace(data, mean=mean, std=std)
     for name, split in (("train", data.train), ("val", data.val)):
         if not len(split):
             raise ValueError(

@@ -14,7 +14,7 @@ from torch import nn
 
 from vit.config import TrainConfig
 from vit.data import DataSplits, make_loaders
-from vit.metadata import PREPROCESSING, learned_from, normalization_of
+from vit.metadata import PREPROCESSING, learned_from
 from vit.model.vision_transformer import VisionTransformer, check_own, check_plain
 from vit.modules import unwrap
 from vit.training import History, build_optimizers, fit
@@ -73,15 +73,20 @@ def fine_tune(
         config: how; small rates and few epochs. Muon forgets faster than AdamW, which is what all LoRA work uses.
         layer_decay: rates fall by this factor from each layer to the one below; see `build_optimizers`.
         validate: whether to measure the val split after every epoch; else it may be empty.
-        options: of `vit.fit`, such as `run_dir` and `resume`. To go on, make the model as it was made the first time;
-            its fresh head is replaced by the one that was saved.
+        options: of `vit.fit`, such as `run_dir` and `resume`, but not `make_optimizers`. To resume, build the model in
+            the same way again; all its weights, the head included, are then loaded from the saved state.
 
     Raises:
         ValueError: the model does not say how its images were normalized.
+        TypeError: `make_optimizers` is among the options.
     """
-    mean, std = normalization_of(model)
+    if "make_optimizers" in options:
+        raise TypeError(
+            "make_optimizers is not an option of fine_tune, which builds optimizers with layer_decay: for others, call "
+            "vit.fit with the loaders of vit.make_loaders(data, config, model=model)"
+        )
     val = data.val if validate else data.train.subset(slice(1))  # which stands in where nobody looks
-    train_loader, val_loader = make_loaders(replace(data, val=val, mean=mean, std=std), config)
+    train_loader, val_loader = make_loaders(replace(data, val=val), config, model=model)
     return fit(
         model,
         train_loader,

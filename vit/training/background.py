@@ -137,7 +137,7 @@ def train_in_background(
     config: TrainConfig,
     run_dir: str | Path,
     *,
-    resume: bool = False,
+    resume: bool | str = False,
     loss_fn: LossFn | None = None,
 ) -> BackgroundRun:
     """Starts `fit` in a thread and returns at once. The model is the thread's until the run has ended.

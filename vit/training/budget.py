@@ -8,6 +8,7 @@ import copy
 import math
 import numbers
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -18,11 +19,11 @@ from vit.config import TrainConfig
 from vit.device import forked_random, resolve_device, wait_for_device
 from vit.progress import progress_bar
 from vit.training.averaging import AveragedWeights
-from vit.training.checks import check_compile
+from vit.training.checks import check_compile, checked_optimizers
 from vit.training.distributed import current_world
 from vit.training.epoch import train_one_epoch
 from vit.training.evaluation import check_is_model, check_loaders, evaluate
-from vit.training.losses import LossFn
+from vit.training.losses import LossFn, check_loss_fn
 from vit.training.memory import keep_freed_memory
 from vit.training.optim import build_optimizers
 
@@ -38,6 +39,7 @@ def for_budget(
     minutes: float,
     probe_seconds: float = 8.0,
     loss_fn: LossFn | None = None,
+    make_optimizers: Callable[[nn.Module, TrainConfig], list[torch.optim.Optimizer]] = build_optimizers,
 ) -> TrainConfig:
     """The config with as many epochs as fit into `minutes`, its warm-up the same share of them as before.
 
@@ -50,7 +52,7 @@ def for_budget(
         model, train_loader, val_loader, config: as `fit` takes them.
         minutes: wall-clock time of the training, validation included.
         probe_seconds: how long to time steps, in all.
-        loss_fn: what is learned instead of classification, see `fit`.
+        loss_fn, make_optimizers: as `fit` takes them.
 
     Raises:
         TypeError: an argument is of another kind.
@@ -63,6 +65,7 @@ def for_budget(
         )
     check_is_model(model)
     check_loaders(train_loader, val_loader)
+    check_loss_fn(loss_fn)
     check_compile(config)
     if isinstance(minutes, bool) or not isinstance(minutes, numbers.Real):
         raise TypeError(f"minutes={minutes!r} must be a number")
@@ -82,7 +85,9 @@ def for_budget(
         for until, share in shares.items():
             if share:
                 timed = replace(config, epochs=num_epochs, warmup_epochs=0.0, patch_drop_until=until)
-                step += share * _step_seconds(probe, train_loader, timed, probe_seconds / len(shares), loss_fn)
+                optimizers = checked_optimizers(make_optimizers, probe, timed)
+                seconds = probe_seconds / len(shares)
+                step += share * _step_seconds(probe, train_loader, timed, optimizers, seconds, loss_fn)
         started = time.perf_counter()
         if val_loader is not None:
             evaluate(probe, val_loader, config, world=world, show_progress=False)
@@ -102,9 +107,16 @@ def _epochs_that_fit(seconds: float, epoch: float, val: float) -> float:
     return whole + math.floor(100 * min(rest, 1)) / 100
 
 
-def _step_seconds(model: nn.Module, loader: Any, config: TrainConfig, seconds: float, loss_fn: LossFn | None) -> float:
+def _step_seconds(
+    model: nn.Module,
+    loader: Any,
+    config: TrainConfig,
+    optimizers: list[torch.optim.Optimizer],
+    seconds: float,
+    loss_fn: LossFn | None,
+) -> float:
     """Mean duration of a step, over so many seconds or the epochs of the config, whichever ends first."""
-    world, optimizers = current_world(), build_optimizers(model, config)
+    world = current_world()
     network = world.wrap(model)
     network = torch.compile(network) if config.compile else network
     ema = AveragedWeights(model, config.ema_decay) if config.ema_decay else None

@@ -5,7 +5,7 @@ A loader that does not say of what classes, normalization or settings it is, is 
 
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,7 +27,9 @@ from vit.training.evaluation import (
     evaluate,
 )
 from vit.training.history import History
-from vit.training.run_files import refuse_existing
+from vit.training.losses import LossFn, check_loss_fn
+from vit.training.optim import note_peak_rates
+from vit.training.run_files import holds_state, refuse_existing
 from vit.training.run_lock import being_written
 
 # The settings that decide what a train loader gives; what it mixes until when is in its `mixed_steps`.
@@ -52,17 +54,14 @@ def check_fit(
     *,
     run_dir: str | Path | None,
     resume: bool,
-    is_classifier: bool,
+    loss_fn: LossFn | None,
     history: History | None,
     world: World,
 ) -> None:
-    """Raises for arguments of `fit` that do not belong together, or a folder that holds another run.
-
-    Args:
-        is_classifier: whether classes are what is learned, and not something of the user's own.
-    """
+    """Raises for arguments of `fit` that do not belong together, or a folder that holds another run."""
     check_is_model(model)
     check_is_config(config)
+    check_loss_fn(loss_fn)
     if world.size == 1 and int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise RuntimeError(
             f"WORLD_SIZE={os.environ['WORLD_SIZE']} processes were started, but each would train alone: call fit "
@@ -73,22 +72,66 @@ def check_fit(
         raise ValueError(f"history holds {len(history)} epochs already: give an empty one, which resume=True fills too")
     of_model = getattr(getattr(model, "config", None), "num_classes", None)
     of_data = getattr(train_loader, "num_classes", None)
-    if of_model and of_data and of_model != of_data:
+    is_classifier = loss_fn is None or val_loader is not None
+    if is_classifier and of_model and of_data and of_model != of_data:
         raise ValueError(f"the model has num_classes={of_model}, the data {of_data} classes: build it with the data's")
     remedy = "to train it for this data, set model.metadata = data.metadata first"
-    check_metadata(unwrap(model), train_loader, remedy, compare_classes=is_classifier)
+    check_metadata(unwrap(model), train_loader, remedy, compare_classes=loss_fn is None)
     if val_loader is not None:
         check_metadata(unwrap(model), val_loader, remedy)
         check_plain_loader("val_loader", val_loader)
     _check_settings(train_loader, config)
-    if resume and run_dir is None:
-        raise ValueError("resume=True needs run_dir, the folder of the run to go on with")
     if resume and world.is_first and not Path(run_dir).is_dir():
         raise FileNotFoundError(f"run_dir={str(run_dir)!r} is no folder, looked for at {Path(run_dir).absolute()}")
     check_compile(config)
     with being_written(run_dir if world.is_first else None):  # a run that still goes on is named first
         if run_dir is not None and not resume and world.is_first:
             refuse_existing(run_dir)
+
+
+def as_resume(resume: bool | str, run_dir: Path | None, world: World) -> bool:
+    """Whether to go on with a run; "auto" does where the first process finds a state in the folder."""
+    if resume not in (True, False, "auto"):
+        raise ValueError(f"resume={resume!r} must be True, False or 'auto'")
+    if resume and run_dir is None:
+        raise ValueError(f"resume={resume!r} needs run_dir, the folder of the run to go on with")
+    return world.share(holds_state(run_dir) if world.is_first else None) if resume == "auto" else bool(resume)
+
+
+def checked_optimizers(
+    make_optimizers: Callable[[nn.Module, TrainConfig], list[torch.optim.Optimizer]],
+    model: nn.Module,
+    config: TrainConfig,
+) -> list[torch.optim.Optimizer]:
+    """What `make_optimizers` makes, with the rates of its groups noted as their peaks.
+
+    Raises:
+        TypeError: it cannot be called, or makes something else than a list of optimizers.
+        ValueError: they hold no parameter of the model, or cannot be used as `fit` uses them.
+    """
+    if not callable(make_optimizers):
+        raise TypeError(f"make_optimizers={make_optimizers!r} must be called with (model, config)")
+    made = make_optimizers(model, config)
+    is_list = isinstance(made, (list, tuple))
+    if not is_list or not made or not all(isinstance(one, torch.optim.Optimizer) for one in made):
+        kinds = f"[{', '.join(type(one).__name__ for one in made)}]" if is_list else type(made).__name__
+        raise TypeError(
+            f"make_optimizers returned {kinds}: it must return a list of torch's optimizers, such as "
+            "[torch.optim.AdamW(model.parameters())]"
+        )
+    if any(isinstance(one, torch.optim.LBFGS) for one in made):
+        raise ValueError("make_optimizers returned LBFGS, which computes the loss several times a step: take another")
+    groups = [group for one in made for group in one.param_groups]
+    own = set(model.parameters())
+    if not any(p in own for group in groups for p in group["params"]):
+        raise ValueError("make_optimizers returned optimizers of another model: use the model that it is called with")
+    if any("initial_lr" in group for group in groups):  # which the schedulers of torch leave there
+        raise ValueError(
+            "make_optimizers returned an optimizer with a learning-rate scheduler: leave that out, since fit sets the "
+            "rates itself, by schedule, warmup_epochs and flat_until of the config"
+        )
+    note_peak_rates(made)
+    return list(made)
 
 
 def check_compile(config: TrainConfig) -> None:

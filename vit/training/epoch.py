@@ -54,7 +54,8 @@ def train_one_epoch(
 
     Raises:
         FloatingPointError: loss or gradient is no longer finite.
-        TypeError: `loss_fn` returns something else than a loss and a dict of metrics, each one number.
+        TypeError: `loss_fn` returns something else than a loss and a dict of metrics, each one number; or a batch is no
+            tuple of equally long tensors.
         ValueError: the run has no such epoch, the loader gives fewer batches than it says, or the model not one output
             a class.
     """
@@ -121,6 +122,7 @@ def add_gradients(
     This process computes its part of the batch, in `config.accumulation_steps` smaller ones of nearly equal size. Each
     enters with its share of the samples, so that uneven parts give the same mean.
     """
+    _check_batch(batch)
     samples, device = len(batch[0]), next(model.parameters()).device
     if samples < world.size:
         raise ValueError(
@@ -145,6 +147,16 @@ def add_gradients(
             value = one_number(name, value, device)
             sums[name] = sums[name] + value if name in sums else value
     return world.total(sums)
+
+
+def _check_batch(batch: Any) -> None:
+    came = f"a {type(batch).__name__}"
+    if isinstance(batch, (tuple, list)):
+        if batch and all(torch.is_tensor(part) and part.ndim for part in batch) and len(set(map(len, batch))) == 1:
+            return
+        forms = [f"{tuple(part.shape)}" if torch.is_tensor(part) else type(part).__name__ for part in batch]
+        came = f"({', '.join(forms)})"
+    raise TypeError(f"the loader gives {came} as a batch: it must be a tuple of equally long tensors (images, ...)")
 
 
 @contextlib.contextmanager

@@ -40,7 +40,9 @@ def evaluate(
     world: World = ALONE,
     show_progress: bool = True,
 ) -> Evaluation | None:
-    """Runs a classifier over a loader once, in evaluation mode, and puts its mode back.
+    """Runs a classifier over a loader once, in evaluation mode, and restores the mode it had.
+
+    The accuracy is in percent, as those of a history are.
 
     Args:
         loader: of `make_eval_loader`, or one of your own that gives images as the model takes them and labels (B,).
@@ -116,8 +118,12 @@ def check_loaders(train_loader: Any, val_loader: Any = None) -> None:
     for name, loader, use in (("train_loader", train_loader, "train on"), ("val_loader", val_loader, "measure")):
         if loader is None and name == "val_loader":
             continue
-        if not hasattr(loader, "epoch"):
-            raise TypeError(f"{name} is a {type(loader).__name__} without epoch(epoch, start_step): see make_loaders")
+        if not hasattr(loader, "epoch") or not hasattr(loader, "__len__"):
+            raise TypeError(
+                f"{name} is a {type(loader).__name__}: it must have len(loader) and loader.epoch(epoch, start_step=0), "
+                "which yields tuples (images, ...) of equally long tensors on the device, in an order that depends on "
+                "epoch alone; make_loaders(data, config) makes such loaders"
+            )
         if not len(loader):
             raise ValueError(f"{name} has no batch: there is nothing to {use}")
 
@@ -170,5 +176,6 @@ def check_metadata(model: nn.Module, loader: Any, remedy: str, *, compare_classe
         ):
             raise ValueError(
                 f"model.metadata has {name}={tuple(ours)}, the loader normalizes with {tuple(theirs)}: normalize as "
-                f"the model does, with make_eval_loader(data, split, model=model); or {remedy}"
+                "the model does, with model=model in make_loaders or make_eval_loader, as fine_tuning.fine_tune does; "
+                f"or {remedy}"
             )

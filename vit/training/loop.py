@@ -16,10 +16,11 @@ from torch import nn
 
 from vit.config import TrainConfig
 from vit.device import resolve_device
-from vit.modules import keeping_modes
+from vit.metadata import remember_data
+from vit.modules import keeping_modes, unwrap
 from vit.progress import progress_bar
 from vit.training.averaging import AveragedWeights
-from vit.training.checks import check_fit, check_same, try_evaluation
+from vit.training.checks import as_resume, check_fit, check_same, checked_optimizers, try_evaluation
 from vit.training.distributed import current_world
 from vit.training.epoch import Sums, epoch_steps, explaining_memory, run_steps, set_patch_drop, train_one_epoch
 from vit.training.evaluation import evaluate
@@ -27,7 +28,7 @@ from vit.training.history import History
 from vit.training.interrupt import stop_on_interrupt
 from vit.training.losses import LossFn
 from vit.training.memory import keeping_freed_memory
-from vit.training.optim import build_optimizers, note_peak_rates
+from vit.training.optim import build_optimizers
 from vit.training.run_files import RunFiles
 from vit.training.run_lock import being_written
 from vit.training.sharding import check_sharded, is_sharded
@@ -40,7 +41,7 @@ def fit(
     config: TrainConfig,
     *,
     run_dir: str | Path | None = None,
-    resume: bool = False,
+    resume: bool | str = False,
     loss_fn: LossFn | None = None,
     history: History | None = None,
     make_optimizers: Callable[[nn.Module, TrainConfig], list[torch.optim.Optimizer]] = build_optimizers,
@@ -57,40 +58,53 @@ def fit(
     Within `distributed.processes()` all processes train the one model together, each on its part of every batch; the
     first one alone writes and shows progress, and a stop of one is a stop of all, after the same step.
 
+    What `model.metadata` does not say yet of normalization and classes, it then has from the loader, as far as that
+    says it, so that `vit.save` and `vit.predict` know.
+
     Args:
+        train_loader, val_loader: of `make_loaders`, or anything with `len(loader)` and `loader.epoch(epoch,
+            start_step=0)`, which yields tuples (images, ...) of equally long tensors, in an order that depends on
+            `epoch` alone. `fit` moves no batch of the train loader: its tensors must be on the model's device.
         run_dir: folder for `config.json`, if it has none, `history.csv` and the resumable state, written at the start,
             after each epoch, at a stop, and every few minutes of a long epoch (`run_files.SAVE_SECONDS`). The state
             before the last and that of the best epoch are kept beside it.
-        resume: go on from the state in `run_dir`; the result is then the same as without the stop.
-        loss_fn: what to learn instead of classification. Its metrics, each one number of the batch and none named
-            "loss" or "samples", are summed and divided by the samples seen. The val loader still measures a classifier:
-            give None if the model is none. In several processes it must call the model itself, not its parts, and use
-            all that is to be trained.
+        resume: go on from the state in `run_dir`; the result is then the same as without the stop. "auto" goes on where
+            `run_dir` holds a state and begins where it does not, for jobs that are killed and started again.
+        loss_fn: what to learn instead of classification: `loss_fn(model, batch) -> (loss, metrics)`. `loss` is the mean
+            over the batch, a tensor of one number; `metrics` is a dict of sums over the batch, such as `{"correct":
+            number of right answers}` or `{}`. The history shows each sum divided by the number of samples, as
+            `train_<name>`; "correct" becomes the percentage `train_accuracy`. `label_smoothing` is not applied. The val
+            loader still measures a classifier; pass None if the model is not one. With `accumulation_steps`, or in
+            several processes, it sees a part of each batch at a time, and the gradient is that of the mean of the
+            parts: another one where the loss is no mean over samples, such as with class weights or contrasts. In
+            several processes it must call the model itself, not its parts, and use all that is to be trained.
         history: an empty one to fill and return, for whoever wants to watch it grow.
-        make_optimizers: what builds the optimizers, for example `partial(build_optimizers, layer_decay=0.75)`. The rate
-            that a group of theirs has is its peak, which the config's schedule scales.
+        make_optimizers: what builds the list of optimizers, for example `partial(build_optimizers, layer_decay=0.75)`.
+            The rate that a group of theirs has is its peak, which the config's schedule scales.
         make_bar: what shows the progress; called and used as `progress_bar` is.
         should_stop: asked after every step and before every val batch; a yes is like Ctrl-C.
-        save_seconds: an epoch that ends sooner after the last save is not saved, nor kept as the best, unless it is
-            the last: for a GPU whose epochs take no longer than a save. If it is longer than `run_files.SAVE_SECONDS`,
-            it takes the place of that within an epoch.
+        save_seconds: minimum time between two saves, in seconds; 0 saves after every epoch. An epoch that ends sooner
+            is not saved and cannot become `state.best.pt`, unless it is the last. For GPUs whose epochs take no longer
+            than a save. If it is longer than `run_files.SAVE_SECONDS`, it takes the place of that within an epoch.
 
     Raises:
-        TypeError: an argument is of another kind, or what `loss_fn` returns.
+        TypeError: an argument is of another kind, or a batch, or what `loss_fn` or `make_optimizers` returns.
         RuntimeError: another training is writing into `run_dir`; or vit.launch or torchrun has started several
             processes, and this is not within `distributed.processes()`.
         FileExistsError: `run_dir` holds a run that has taken a step, and `resume` is not asked for.
         OSError: `run_dir` cannot be written, at the start or at a stop; in between that is said, and tried again.
         ValueError: the model's outputs are not as many as the data's classes; its metadata names other classes or
             another normalization (to train it for new data, set `model.metadata = data.metadata` first); the loaders
-            were made with other settings; a loader gives fewer batches than it says; the state to resume is not of
-            this run; or the processes have been given different settings.
+            were made with other settings; a loader gives fewer batches than it says; an optimizer has a scheduler or
+            holds nothing of the model; the state to resume is not of this run; or the processes have been given
+            different settings.
         FloatingPointError: loss or gradient is no longer finite; the last state is good. On a CPU the step was not
             taken; a GPU is not waited for at every step, so there the model is spoiled.
     """
     world = current_world()
     run_dir = None if run_dir is None else Path(run_dir).expanduser()
-    options = {"run_dir": run_dir, "resume": resume, "is_classifier": loss_fn is None, "world": world}
+    resume = as_resume(resume, run_dir, world)
+    options = {"run_dir": run_dir, "resume": resume, "loss_fn": loss_fn, "world": world}
     check_fit(model, train_loader, val_loader, config, history=history, **options)
     if is_sharded(model):
         check_sharded(config)
@@ -100,8 +114,7 @@ def fit(
     given, model = model, getattr(model, "_orig_mod", model)  # of one that is compiled, states keep the plain names
     model.to(device)
     torch.manual_seed(world.seed(config.seed))
-    optimizers = make_optimizers(model, config)
-    note_peak_rates(optimizers)
+    optimizers = checked_optimizers(make_optimizers, model, config)
     network = world.wrap(given)  # before the copy, since it makes the weights of all processes those of the first
     ema = AveragedWeights(model, config.ema_decay) if config.ema_decay else None
     network = torch.compile(network) if config.compile and given is model else network
@@ -109,6 +122,7 @@ def fit(
     evaluated = ema.module if ema is not None else model
     if val_loader is not None:
         try_evaluation(evaluated, val_loader, config, world)
+    remember_data(unwrap(model), train_loader, with_classes=loss_fn is None or val_loader is not None)
     history = History() if history is None else history
     run = RunFiles(run_dir, history, train_loader, world, model=model, optimizers=optimizers, ema=ema, config=config)
     num_steps, total_steps = len(train_loader), run_steps(config, len(train_loader))

@@ -4,6 +4,7 @@ The loss is the mean over the batch, each metric one number, a sum over it.
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,6 +35,18 @@ def classification_loss(label_smoothing: float = 0.0, loader: Any = None) -> Los
     return loss_fn
 
 
+def check_loss_fn(loss_fn: Any) -> None:
+    """Raises TypeError for what is not called with a model and a batch, such as the losses of torch; None is right."""
+    inner = loss_fn.func if isinstance(loss_fn, partial) else loss_fn
+    is_torchs = getattr(inner, "__module__", None) in ("torch.nn.functional", "torch.nn.modules.loss")
+    if is_torchs or not (loss_fn is None or callable(loss_fn)):
+        what = f"torch's {getattr(inner, '__name__', type(inner).__name__)}" if is_torchs else repr(loss_fn)
+        raise TypeError(
+            f"loss_fn is {what}, but it is called with the model and a batch: give "
+            "`lambda model, batch: (loss(model(batch[0]), batch[1]), {})`, with your loss as `loss`"
+        )
+
+
 def loss_and_metrics(returned: Any) -> tuple[Tensor, Mapping[str, Any]]:
     """Checks the kinds and shapes of what loss_fn returned, and gives it back."""
     is_pair = isinstance(returned, (tuple, list)) and len(returned) == 2
@@ -45,6 +58,10 @@ def loss_and_metrics(returned: Any) -> tuple[Tensor, Mapping[str, Any]]:
         raise TypeError(f"loss_fn returned the loss {_form(loss)}: it must be a tensor of one number, a mean")
     if odd := metrics.keys() & {"loss", "samples"}:
         raise ValueError(f"loss_fn names a metric {', '.join(sorted(odd))}, which fit counts itself: rename it")
+    if "accuracy" in metrics:
+        raise ValueError(
+            'loss_fn names a metric accuracy, which fit computes itself: return {"correct": number of right answers}'
+        )
     return loss, metrics
 
 

@@ -9,7 +9,7 @@ best loss, steepest descent as the suggestion).
 import copy
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,10 +20,11 @@ from vit.arguments import as_integer
 from vit.config import TrainConfig, check_is_config
 from vit.device import forked_random, resolve_device
 from vit.progress import progress_bar
+from vit.training.checks import checked_optimizers
 from vit.training.distributed import ALONE
 from vit.training.epoch import add_gradients, explaining_memory, set_patch_drop
 from vit.training.evaluation import check_is_model, check_loaders
-from vit.training.losses import LossFn, classification_loss
+from vit.training.losses import LossFn, check_loss_fn, classification_loss
 from vit.training.optim import build_optimizers, set_learning_rate
 
 MAX_RISE = 3  # the ramp ends where the loss is above its lowest value by more than so many times that value
@@ -67,6 +68,7 @@ def find_learning_rate(
     high: float = 100.0,
     num_steps: int = 100,
     loss_fn: LossFn | None = None,
+    make_optimizers: Callable[[nn.Module, TrainConfig], list[torch.optim.Optimizer]] = build_optimizers,
 ) -> LearningRateCurve:
     """Trains a copy of the model for some steps while the factor on its rates rises exponentially.
 
@@ -76,7 +78,7 @@ def find_learning_rate(
     Args:
         low, high: first and last factor on the config's rates.
         num_steps: 10 or more; a step costs as much as one of the training.
-        loss_fn: what is learned instead of classification, see `fit`.
+        loss_fn, make_optimizers: as `fit` takes them; the factor is on the rates that the optimizers are made with.
 
     Raises:
         TypeError: an argument is of another kind.
@@ -89,6 +91,7 @@ def find_learning_rate(
         raise ValueError(f"low={low} and high={high} must be positive, and low the lower one")
     num_steps = as_integer("num_steps", num_steps, 10)
     check_loaders(train_loader)
+    check_loss_fn(loss_fn)
     loss_fn = loss_fn or classification_loss(config.label_smoothing, train_loader)
     device = resolve_device(config.device)
     factors = [low * (high / low) ** (i / (num_steps - 1)) for i in range(num_steps)]
@@ -97,7 +100,7 @@ def find_learning_rate(
     with bar, explaining_memory(config), forked_random(device):
         probe = copy.deepcopy(model).to(device).train()
         set_patch_drop(probe, config.patch_drop_rate)
-        optimizers = build_optimizers(probe, config)
+        optimizers = checked_optimizers(make_optimizers, probe, config)
         for factor, batch in zip(factors, _batches(train_loader), strict=False):
             set_learning_rate(optimizers, factor)
             probe.zero_grad(set_to_none=True)

@@ -28,6 +28,12 @@ HISTORY_FILE = "history.csv"
 SAVE_SECONDS = 300.0  # longest time between two saves: what a crash in a long epoch may cost
 
 
+def holds_state(folder: str | Path) -> bool:
+    """Whether there is a state to go on from."""
+    state = Path(folder) / STATE_FILE
+    return state.exists() or previous_of(state).exists()
+
+
 def refuse_existing(folder: str | Path) -> None:
     """Raises FileExistsError if the folder holds a run, or the history of one; a run that was never saved after a step
     does not count."""

@@ -102,8 +102,8 @@ def search(
         num_trials: trainings, 1 or more; the first ten suggestions are random.
         seed: of the suggestions. Trainings have the seed of their config.
         prune: whether to end a training after an epoch if its best accuracy is below the median of the complete ones at
-            that epoch, once there are five. That favors what learns fast at first. Never if "train.epochs" is in the
-            space: after as many epochs a short schedule is ahead of a long one.
+            that epoch, once there are five. That favors what learns fast at first. Off if "train.epochs" is in the
+            space: at the same epoch, a short schedule is always ahead of a long one.
         should_stop: asked during trainings; a yes is like Ctrl-C.
         on_trial: called with each trial as it ends.
         make_bar: what shows the progress; called and used as `progress_bar` is, for each training with `disable=True`.
