@@ -376,7 +376,7 @@ def test_a_tilde_is_the_home_folder(shapes, tmp_path, monkeypatch):
     assert [run.name for run in list_runs("~/runs")] == ["mine"]
     training.write_summary("~/runs/mine", QUICK, test_accuracy=50.0)
     assert training.load_run("~/runs/mine").summary["test_accuracy"] == 50.0
-    assert training.load_state_weights("~/runs/mine/state.pt", model)
+    assert training.load_state_weights(model, "~/runs/mine/state.pt")
     assert vit.pretrained.load_weights(None, "~/mine.safetensors").config == SMALL
     features = analysis.features(model, shapes.val.images[:2], cache="~/cache")
     assert analysis.features(model, shapes.val.images[:2], cache="~/cache").equal(features)

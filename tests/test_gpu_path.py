@@ -333,7 +333,7 @@ def test_the_best_state_is_the_best_that_was_saved(shapes, monkeypatch, tmp_path
     )
     config = replace(QUICK, epochs=4)
     fit(make_model(), *make_loaders(shapes, config), config, run_dir=tmp_path, save_seconds=1.0)
-    assert load_state_weights(tmp_path / "state.best.pt", make_model())["val_accuracy"] == 70
+    assert load_state_weights(make_model(), tmp_path / "state.best.pt")["val_accuracy"] == 70
 
 
 def test_validation_leaves_the_compiled_network_alone(shapes, monkeypatch):

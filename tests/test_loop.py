@@ -402,7 +402,7 @@ def test_a_model_that_was_compiled_before_leaves_states_of_the_plain_one(shapes,
     other = make_model()
     again = fit(other, *loaders, QUICK, run_dir=tmp_path / "b", make_optimizers=make_optimizers)
     assert history["val_loss"] == pytest.approx(again["val_loss"], rel=1e-3)
-    load_state_weights(tmp_path / "a" / "state.pt", other)
+    load_state_weights(other, tmp_path / "a" / "state.pt")
     assert same_weights(other, plain)
     names = [name for name, _ in plain.named_parameters()]
     assert list(layer_of(names).values()) == list(layer_of(f"_orig_mod.{name}" for name in names).values())

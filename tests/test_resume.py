@@ -18,6 +18,7 @@ from kills import final_state, same
 from vit.config import TrainConfig, ViTConfig
 from vit.data import DataSplits, make_loaders
 from vit.model.vision_transformer import VisionTransformer
+from vit.pretrained import load
 from vit.training import History, build_optimizers, checkpoint, evaluate, fit, load_state_weights, run_files
 from vit.training.distributed import ALONE
 from vit.training.run_files import HISTORY_FILE, STATE_FILE
@@ -330,18 +331,32 @@ def test_the_best_weights_are_kept_whatever_comes_after(data, tmp_path):
     history = fit(make_model(), *loaders, config, run_dir=tmp_path)
     accuracies = history["val_accuracy"]
     model = make_model(seed=7)
-    row = load_state_weights(best_of(tmp_path / STATE_FILE), model)
+    row = load_state_weights(model, best_of(tmp_path / STATE_FILE))
     assert row["epoch"] == accuracies.index(max(accuracies)) + 1
     assert evaluate(model, loaders[1], config).accuracy == row["val_accuracy"] == max(accuracies)
     with pytest.raises(ValueError, match="belongs to another network"):
-        load_state_weights(best_of(tmp_path / STATE_FILE), make_model(depth=1))
+        load_state_weights(make_model(depth=1), best_of(tmp_path / STATE_FILE))
+    with pytest.raises(ValueError, match=r"of a training: vit\.training\.load_state_weights\(model, path\) reads"):
+        load(best_of(tmp_path / STATE_FILE))
+
+
+def test_weights_that_are_not_found(data, tmp_path):
+    fit(make_model(), *make_loaders(data, QUICK), QUICK, run_dir=tmp_path)
+    with pytest.raises(FileNotFoundError, match="a folder .*folder: state.best.pt, state.previous.pt, state.pt$"):
+        load_state_weights(make_model(), tmp_path)
+    with pytest.raises(TypeError, match=r"\(\w+Path, VisionTransformer\) must be called as .*\(model, path\)"):
+        load_state_weights(tmp_path / STATE_FILE, make_model())
+    for path in tmp_path.glob("*.pt"):
+        path.unlink()
+    with pytest.raises(FileNotFoundError, match="no training state at .*; to begin the run, leave out resume=True"):
+        fit(make_model(), *make_loaders(data, QUICK), QUICK, run_dir=tmp_path, resume=True)
 
 
 def test_a_compiled_model_takes_them_too(data, tmp_path):
     model = make_model()
     fit(model, *make_loaders(data, QUICK), QUICK, run_dir=tmp_path)
     other = make_model(seed=7)
-    assert load_state_weights(tmp_path / STATE_FILE, torch.compile(other)) and same_weights(other, model)
+    assert load_state_weights(torch.compile(other), tmp_path / STATE_FILE) and same_weights(other, model)
 
 
 def test_what_a_broken_step_has_left_enters_no_training(data):
@@ -360,7 +375,7 @@ def test_weights_of_the_middle_of_an_epoch_have_no_row(data, tmp_path):
     loaders = make_loaders(data, QUICK)
     history = fit(model, *loaders, QUICK, run_dir=tmp_path, should_stop=lambda: len(seen) == STEPS + 1)
     assert len(history) == 1 and read_state(tmp_path / STATE_FILE)["progress"]["step"] > 0
-    assert load_state_weights(tmp_path / STATE_FILE, make_model(seed=7)) == {}
+    assert load_state_weights(make_model(seed=7), tmp_path / STATE_FILE) == {}
 
 
 @pytest.mark.parametrize("text", ['{"note": 1,}', "[1]"])
@@ -701,7 +716,7 @@ def test_a_network_of_the_same_shapes_may_be_another(data, tmp_path, change, is_
     loaders = make_loaders(data, QUICK)
     fit(make_model(**ROPE), loaders[0], None, QUICK, run_dir=tmp_path)
     for is_taken, use in (
-        (is_loaded, lambda model: load_state_weights(tmp_path / STATE_FILE, model)),
+        (is_loaded, lambda model: load_state_weights(model, tmp_path / STATE_FILE)),
         (is_resumed, lambda model: fit(model, loaders[0], None, QUICK, run_dir=tmp_path, resume=True)),
     ):
         model = make_model(seed=3, **(ROPE | change))
@@ -714,7 +729,7 @@ def test_a_network_of_the_same_shapes_may_be_another(data, tmp_path, change, is_
             use(model)
         assert same_weights(model, make_model(seed=3, **(ROPE | change)))
     as_of_old(tmp_path / STATE_FILE)  # which does not say what its network was
-    assert load_state_weights(tmp_path / STATE_FILE, make_model(**(ROPE | change)))
+    assert load_state_weights(make_model(**(ROPE | change)), tmp_path / STATE_FILE)
 
 
 def test_data_with_another_normalization_is_other_data(data, tmp_path):
@@ -745,4 +760,4 @@ def test_the_best_of_a_resumed_run_is_the_best_that_was_saved(data, tmp_path):
     assert again.best == 79.0
     again.history.rows.append({"epoch": 3, "val_accuracy": 79.5})
     again.save(3, 0, {}, is_last=True, may_be_best=True)
-    assert load_state_weights(best_of(tmp_path / STATE_FILE), model)["epoch"] == 3
+    assert load_state_weights(model, best_of(tmp_path / STATE_FILE))["epoch"] == 3

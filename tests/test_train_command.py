@@ -5,9 +5,10 @@ import torch
 
 import vit
 from vit.config import RECIPES, TrainConfig, ViTConfig
-from vit.data import keep_classes, make_loaders, save_image_folder
+from vit.data import Loader, keep_classes, make_loaders, save_image_folder
 from vit.tasks import train
 from vit.training import fit, list_runs
+from vit.training.run_files import STATE_FILE
 
 
 @pytest.fixture
@@ -59,6 +60,8 @@ def test_pictures_of_ones_own(main, tmp_path, shapes, monkeypatch):
         (["--minutes", "0"], "--minutes=0.0 must be more than 0"),
         (["--data", "folder:/nowhere/at/all"], "there is no folder at /nowhere/at/all"),
         (["--resume"], "holds no run to go on with: leave out --resume"),
+        (["--resume", "always"], "invalid choice: 'always'"),
+        (["--resume", "auto", "--minutes", "1"], "--minutes is for a new run"),
         pytest.param(
             ["--set", "device=cuda"],
             "device='cuda' is not available on this machine; use 'auto' or 'cpu'",
@@ -80,6 +83,26 @@ def test_a_taken_folder_is_a_line_and_resume_goes_on(main, tmp_path, capsys):
     assert "holds a run already: go on with --resume, or take another folder" in capsys.readouterr().err
     main("--set", "epochs=0.2", "--resume")
     assert "is complete, 0.2 epochs" in capsys.readouterr().err
+
+
+def test_one_line_begins_a_run_and_goes_on_with_it(main, tmp_path, capsys, monkeypatch):
+    line = ("--resume", "auto", "--set", "epochs=2")
+    epoch = Loader.epoch
+    broken = lambda self, number, step=0: 1 / 0 if number == 1 else epoch(self, number, step)  # noqa: E731
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(Loader, "epoch", broken)
+        main(*line)
+    (stopped,) = list_runs(tmp_path)
+    assert len(stopped.history) == 1 and not stopped.history.is_complete
+    main(*line)
+    (run,) = list_runs(tmp_path)
+    assert run.history.is_complete and run.history.rows[0] == stopped.history.rows[0]
+    assert (run.folder / "model.safetensors").exists()
+    (tmp_path / "run" / STATE_FILE).unlink()
+    (tmp_path / "run" / "state.previous.pt").unlink()
+    with pytest.raises(SystemExit):
+        main(*line)
+    assert "is of a run whose state is gone" in capsys.readouterr().err
 
 
 def test_settings_are_read_as_they_are_meant():

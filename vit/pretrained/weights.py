@@ -6,6 +6,7 @@ files are for `vit.pretrained.load_weights`. Optimizer state is kept elsewhere, 
 """
 
 import json
+import zipfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -91,15 +92,23 @@ def load(path: str | Path, *, config: ViTConfig | None = None, device: torch.dev
             )
         source = read_source(path)
         if source.format != "vit":
-            raise ValueError(
-                f"{path} has no 'config' in its metadata: it was not written by vit.save; "
-                "vit.pretrained.load_weights(None, path) reads other libraries' weights"
-            )
+            remedy = "vit.pretrained.load_weights(None, path) reads other libraries' weights"
+            if _is_training_state(path):
+                remedy = "it is the state of a training: vit.training.load_state_weights(model, path) reads its weights"
+            raise ValueError(f"{path} has no 'config' in its metadata: it was not written by vit.save; {remedy}")
         model = fill(None, source)
     if config is not None and config != model.config:
         table = _differences(config, model.config)
         raise ValueError(f"{path} holds another network than asked for; nothing was loaded\n{table}")
     return model.to(resolve_device(device))
+
+
+def _is_training_state(path: Path) -> bool:
+    """Whether `vit/training/state_file.py` wrote it, by the comment of the archive."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return archive.comment.startswith(b"vit-state ")
 
 
 def _differences(asked: ViTConfig, saved: ViTConfig) -> str:

@@ -27,8 +27,7 @@ from vit.pretrained import save
 from vit.training.budget import for_budget
 from vit.training.distributed import processes
 from vit.training.loop import fit
-from vit.training.run_files import STATE_FILE, refuse_existing
-from vit.training.state_file import previous_of
+from vit.training.run_files import holds_state, refuse_existing
 
 
 def prepare(options: argparse.Namespace) -> tuple[DataSplits, ViTConfig, TrainConfig]:
@@ -42,11 +41,11 @@ def prepare(options: argparse.Namespace) -> tuple[DataSplits, ViTConfig, TrainCo
     if options.minutes is not None and not options.minutes > 0:
         raise ValueError(f"--minutes={options.minutes} must be more than 0")
     if os.environ.get("RANK", "0") == "0":  # the process that reads and writes the folder
-        state = options.run_dir / STATE_FILE
-        if not options.resume:
-            refuse_existing(options.run_dir)
-        elif not state.exists() and not previous_of(state).exists():
+        is_there = holds_state(options.run_dir)
+        if options.resume is True and not is_there:
             raise FileNotFoundError(f"{options.run_dir} holds no run to go on with: leave out --resume")
+        if not (options.resume and is_there):
+            refuse_existing(options.run_dir)
     preset = options.model or RECIPES[options.recipe]
     if options.data.startswith("folder:"):
         size = of_model.get("image_size", ViTConfig.preset(preset).image_size)
@@ -93,7 +92,8 @@ def read_setting(text: str) -> tuple[str, Any]:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run-dir", type=Path, required=True, help="folder for state, history and weights")
-    parser.add_argument("--resume", action="store_true", help="go on with the run in that folder")
+    resume_help = "go on with the run in that folder; auto: if there is one, else begin it"
+    parser.add_argument("--resume", nargs="?", const=True, default=False, choices=["auto"], help=resume_help)
     parser.add_argument("--data", default="cifar10", help="name of the dataset, default cifar10; or folder:PATH")
     models = f"one of {', '.join(ViTConfig.list_presets())}; default is the one that goes with the recipe"
     parser.add_argument("--model", help=models)

@@ -129,7 +129,7 @@ def load_training_state(
     return state["progress"]
 
 
-def load_state_weights(path: str | Path, model: nn.Module) -> dict[str, float]:
+def load_state_weights(model: nn.Module, path: str | Path) -> dict[str, float]:
     """Puts the weights of a state file into `model`, the averaged ones if the run had them.
 
     `state.best.pt` in a run folder is the state after the epoch with the best validation accuracy.
@@ -137,9 +137,13 @@ def load_state_weights(path: str | Path, model: nn.Module) -> dict[str, float]:
     Returns: the row of the history that belongs to the weights; empty if they are of the middle of an epoch.
 
     Raises:
+        TypeError: the arguments are in another order, or of another kind.
         FileNotFoundError, ValueError: there is no such file, or it is damaged or of another network; the model is
             unchanged then.
     """
+    if not isinstance(model, nn.Module) or not isinstance(path, (str, Path)):
+        kinds = f"{type(model).__name__}, {type(path).__name__}"
+        raise TypeError(f"load_state_weights({kinds}) must be called as load_state_weights(model, path)")
     path, model = Path(path).expanduser(), unwrap(model)
     state = read_state(path)
     check_fits(path, state, model, None)

@@ -99,7 +99,10 @@ class RunFiles:
         """Puts the run back to where it was saved: epoch, step and the sums of the epoch so far."""
         self._tidy()
         saved_config = self._saved_config()
-        progress = load_training_state(self.folder / STATE_FILE, **self.state)
+        try:
+            progress = load_training_state(self.folder / STATE_FILE, **self.state)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{error}; to begin the run, leave out resume=True") from None
         self._describe(saved_config)
         self.history.rows = progress["rows"]
         self._save_history()

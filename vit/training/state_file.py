@@ -134,11 +134,10 @@ def read_state(path: Path) -> dict[str, Any]:
         ValueError: a newer version of this library wrote it.
     """
     if not path.is_file():
-        kind = "is a folder, not a training state" if path.is_dir() else "no training state"
-        beside = sorted(p.name for p in path.parent.glob("*.pt")) if path.parent.is_dir() else []
-        raise FileNotFoundError(
-            f"{kind} at {path}: start the run without resume=True; in that folder: {', '.join(beside) or 'none'}"
-        )
+        folder = path if path.is_dir() else path.parent
+        found = sorted(p.name for p in folder.glob("*.pt")) if folder.is_dir() else []
+        what = f"{path} is a folder and no training state" if path.is_dir() else f"no training state at {path}"
+        raise FileNotFoundError(f"{what}; in that folder: {', '.join(found) or 'none'}")
     with open(path, "rb") as file:
         version = _check(file, path)
         if version > FORMAT:
