@@ -326,6 +326,25 @@ def test_a_run_is_listed_whoever_made_its_folder(shapes, tmp_path):
     assert json.loads((tmp_path / "noted" / "config.json").read_text()) == {"note": 1}, "what is there stays"
 
 
+def test_a_run_of_any_network_is_listed(shapes, tmp_path):
+    """With all but the config of a network, which it does not have."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 10))
+    fit(model, *make_loaders(shapes, QUICK), QUICK, run_dir=tmp_path / "linear")
+    fit(make_model(), *make_loaders(shapes, QUICK), QUICK, run_dir=tmp_path / "vit")
+    linear, ours = list_runs(tmp_path)
+    assert linear.config == {"train": json.loads(json.dumps(QUICK.to_dict())), "num_parameters": 769 * 10}
+    assert linear.history.is_complete and linear.value("num_parameters") == 7690
+    assert training.sort_runs([ours, linear], "num_parameters") == [linear, ours]
+    differing = training.compare_runs([linear, ours])
+    assert differing["model.depth"] == ["", 1] and not any(name.startswith("train.") for name in differing)
+    noted = tmp_path / "noted"
+    training.new_run_folder("x", tmp_path, train=replace(QUICK, seed=5), model="a net").rename(noted)
+    fit(model, *make_loaders(shapes, QUICK), QUICK, run_dir=noted)
+    config = training.load_run(noted).config
+    assert config["model"] == "a net" and config["train"]["seed"] == 0 and config["num_parameters"] == 7690
+    assert training.rename_run(linear, "line").name == "line"
+
+
 def test_a_stopped_run_has_the_averaged_weights_that_its_history_is_of(shapes, tmp_path):
     config = replace(QUICK, epochs=3, ema_decay=0.9)
     loader, val_loader = make_loaders(shapes, config)

@@ -257,6 +257,12 @@ def test_runs_of_other_data_are_not_trained_on(panel, monkeypatch):
     run.config["data"] = "cifar10"
     with pytest.raises(ValueError, match="was trained on 'cifar10', not on 'shapes'"):
         panel.resume(run)
+    del run.config["model"], run.config["data"]  # as `fit` leaves it of any other network
+    for button in (panel.runs.go_on, panel.runs.settings):
+        panel.runs.message.value = ""
+        panel.runs.choose(run)
+        button.click()
+        assert f"config.json of {run.name} does not say what network it trains" in said(panel.runs.message)
 
 
 def test_a_panel_made_again_takes_over_the_training(panel, shapes, tmp_path):

@@ -3,6 +3,7 @@
 import inspect
 import io
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -31,6 +32,10 @@ def test_history_draws_every_column_against_epochs():
     whole = plot_history(History(ROWS))
     for ax, same in zip(figure.axes, whole.axes, strict=True):
         assert [line.get_xydata().tolist() for line in ax.lines] == [line.get_xydata().tolist() for line in same.lines]
+    of_run = plot_history(SimpleNamespace(history=History(ROWS)), loss_label="squared error")
+    assert [ax.get_ylabel() for ax in figure.axes] == ["cross-entropy (nats)", "accuracy (%)"]
+    assert [ax.get_ylabel() for ax in of_run.axes] == ["squared error", "accuracy (%)"]
+    assert [len(line.get_xdata()) for line in of_run.axes[0].lines] == [len(ROWS)] * 2
 
 
 def test_class_accuracy_is_the_share_of_right_answers():

@@ -1,5 +1,6 @@
 """Figures of runs and learning rates show the numbers they were given, and name every line where it ends."""
 
+import shutil
 from itertools import pairwise
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from vit.plots import plot_progress
 from vit.plots.runs import plot_learning_rates, plot_runs
 from vit.plots.style import spread_heights
-from vit.training import History
+from vit.training import History, list_runs
 
 
 def rows(count, last, **more):
@@ -64,6 +65,26 @@ def test_eight_runs_are_told_apart_and_named_without_overlap():
 def test_a_single_epoch_is_a_point_that_can_be_seen():
     ax = plot_runs({"a": rows(1, 40.0)}).axes[0]
     assert curves(ax)["a"].get_marker() != "None" and ax.get_xlim()[0] <= 1 <= ax.get_xlim()[1]
+
+
+def test_runs_bring_their_names(tmp_path):
+    """Their own, or their folders' where two have the same."""
+    folders = [tmp_path / "1" / "20260101-000000-a", tmp_path / "1" / "20260102-000000-a", tmp_path / "1" / "b"]
+    for number, folder in enumerate(folders, 1):
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text("{}")
+        History(rows(number, 50.0)).save_csv(folder / "history.csv")
+    runs = list_runs(tmp_path / "1")
+    drawn = curves(plot_runs(runs).axes[0])
+    assert [(name, len(line.get_xdata())) for name, line in drawn.items()] == [
+        ("20260101-000000-a", 1), ("20260102-000000-a", 2), ("b", 3)
+    ]  # fmt: skip
+    assert list(curves(plot_runs({"x": runs[1]}).axes[0])) == ["x"]
+    shutil.copytree(tmp_path / "1", tmp_path / "2")
+    both = plot_runs([runs[2], *list_runs(tmp_path / "2")[2:]])
+    assert list(curves(both.axes[0])) == [str(tmp_path / "1" / "b"), str(tmp_path / "2" / "b")]
+    with pytest.raises(TypeError, match="runs must be a list of runs, .* or a dict with a name for each history"):
+        plot_runs([runs[0].history])
 
 
 def test_what_cannot_be_drawn_is_refused():

@@ -127,6 +127,8 @@ def test_history_round_trip(tmp_path):
     history.save_csv(tmp_path / "history.csv")
     assert History.load_csv(tmp_path / "history.csv").rows == history.rows
     assert history["val_accuracy"] == [50.5, 60.25] and history.last["epoch"] == 2
+    assert "val_accuracy" in history and "val_loss" not in history and "val_accuracy" not in History()
+    assert [row["epoch"] for row in history] == [1, 2] and list(History()) == []
     with pytest.raises(KeyError, match="no column 'val_acc'; columns: epoch, val_accuracy"):
         history["val_acc"]
     with pytest.raises(ValueError, match="no epoch has ended yet"):

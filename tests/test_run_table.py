@@ -81,6 +81,18 @@ def test_it_sorts(table):
     assert names(table) == ["first", "second", "third"]
 
 
+def test_an_order_that_no_run_has_is_that_of_time(tmp_path):
+    for number in (1, 2):
+        folder = tmp_path / f"2026010{number}-000000-run{number}"
+        folder.mkdir()
+        write_json(folder / "config.json", {"train": TrainConfig().to_dict()})
+        History([{"epoch": 1, "train_loss": 2.0}]).save_csv(folder / "history.csv")
+    table = RunTable(tmp_path)
+    table.order.value = "validation accuracy"
+    assert names(table) == ["run2", "run1"]
+    assert texts(table)[1] == ["run2", "–", "1", "–", "–", "stopped"]
+
+
 def test_ticks_stay_with_their_runs(table):
     table.choose(table.runs[2])
     table.order.value = "validation accuracy"

@@ -137,6 +137,11 @@ def test_sorting_puts_what_is_missing_last(tmp_path):
     names = [[run.name for run in sort_runs(runs, "val_accuracy", descending=d)] for d in (True, False)]
     assert names == [["run4", "run0", "run2", "run1", "run3"], ["run2", "run0", "run4", "run1", "run3"]]
     assert sort_runs(runs, "train.optimizer", descending=False)[0].name == "run4"
+    with pytest.raises(
+        ValueError, match=r"no run has by='val_acc'; did you mean 'val_accuracy'\? they have: epoch, .*mod"
+    ):
+        sort_runs(runs, "val_acc")
+    assert sort_runs([], "val_acc") == []
 
 
 def test_a_new_name_keeps_the_time(tmp_path):
@@ -191,8 +196,28 @@ def test_only_runs_directly_in_the_root_are_deleted(tmp_path):
         with pytest.raises(ValueError, match=message):
             rename_run(folder, "c", root)
     assert sorted(tmp_path.rglob("*")) == before
+    with pytest.raises(ValueError, match="not a folder directly in"):
+        delete_run(load_run(elsewhere), root)
+    for run_through_a_link in (load_run(link), load_run(alias)):
+        with pytest.raises(ValueError, match="not a folder directly in"):
+            delete_run(run_through_a_link)
+    assert sorted(tmp_path.rglob("*")) == before
     delete_run(load_run(run), root)
     assert not run.exists() and elsewhere.exists()
+
+
+def test_a_run_is_changed_where_it_is(tmp_path, monkeypatch):
+    """A path must be in the usual root, unless another one is named."""
+    monkeypatch.setenv("VIT_RUNS", str(tmp_path / "usual"))
+    folder = make_run(tmp_path / "elsewhere", "a")
+    for change in (lambda: delete_run(folder), lambda: rename_run(folder, "b")):
+        with pytest.raises(ValueError, match="not a folder directly in .*usual"):
+            change()
+    run = rename_run(load_run(folder), "b")
+    assert run.folder.parent == tmp_path / "elsewhere" and run.name == "b" and not folder.exists()
+    monkeypatch.chdir(run.folder)
+    delete_run(load_run("."))
+    assert list((tmp_path / "elsewhere").iterdir()) == []
 
 
 def test_a_run_that_is_being_written_stays(tmp_path):
@@ -302,5 +327,5 @@ def test_tensorboard_is_told_every_column(tmp_path, monkeypatch):
     of_somebody_else.touch()
     log_to_tensorboard(folder)
     assert told == [("loss/train", 2.0, 1), ("accuracy/val", 40.0, 1), ("learning_rate", 0.1, 1)]
-    path = log_to_tensorboard(folder)  # in place of the first
+    path = log_to_tensorboard(load_run(folder))  # in place of the first
     assert set(folder.glob("events*")) == {path, of_somebody_else}

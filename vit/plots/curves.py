@@ -23,16 +23,25 @@ from vit.plots.style import (
 _SPLITS = {"train": {"color": ORANGE, "linestyle": "--"}, "val": {"color": BLUE, "linestyle": "-"}}
 
 
-def plot_history(rows: Sequence[dict[str, float]] | Any, *, title: str = "") -> Figure:
+def rows_of(run: Any) -> Sequence[Mapping[str, float]]:
+    """The rows of a run or a `History`; rows are given back as they are."""
+    history = getattr(run, "history", run)
+    return getattr(history, "rows", history)
+
+
+def plot_history(
+    rows: Sequence[dict[str, float]] | Any, *, title: str = "", loss_label: str = "cross-entropy (nats)"
+) -> Figure:
     """Loss and accuracy of train and val, an epoch a point; a training without accuracies has the loss alone.
 
     Args:
-        rows: a `History` or its rows, one dict an epoch.
+        rows: a run, a `History` or its rows, one dict an epoch.
+        loss_label: what the loss is, with its unit.
     """
-    rows = getattr(rows, "rows", rows)
+    rows = rows_of(rows)
     if not rows:
         raise ValueError("rows is empty: there is nothing to plot before the first epoch has ended")
-    panels = {"loss": "cross-entropy (nats)", "accuracy": "accuracy (%)"}
+    panels = {"loss": loss_label, "accuracy": "accuracy (%)"}
     told = {name for row in rows for name in row}
     panels = {quantity: label for quantity, label in panels.items() if told & {f"train_{quantity}", f"val_{quantity}"}}
     if not panels:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
 from vit.arguments import check_choice
+from vit.plots.curves import rows_of
 from vit.plots.style import (
     BLACK,
     BLUE,
@@ -40,7 +42,7 @@ _LONGEST_NAME = 24  # characters beside a line
 
 
 def plot_runs(
-    runs: Mapping[str, Any],
+    runs: Mapping[str, Any] | Sequence[Any],
     *,
     quantity: str = "val_accuracy",
     against: str = "epoch",
@@ -49,13 +51,14 @@ def plot_runs(
     """A quantity of up to eight runs, a line each, named at its end.
 
     Args:
-        runs: for each name a `History` or its rows, one an epoch; a run without rows is left out.
+        runs: a list of runs, or for each name a run, a `History` or its rows, one an epoch; a run without rows is left
+            out.
         quantity: a column, such as "val_accuracy".
         against: "epoch" or "seconds".
     """
     check_choice("against", against, ("epoch", "seconds"))
-    rows_of = {name: getattr(run, "rows", run) for name, run in runs.items()}
-    curves = {name: _curve(name, rows, against, quantity) for name, rows in rows_of.items() if rows}
+    rows = {name: rows_of(run) for name, run in (runs if isinstance(runs, Mapping) else _by_name(runs)).items()}
+    curves = {name: _curve(name, of_run, against, quantity) for name, of_run in rows.items() if of_run}
     if not 0 < len(curves) <= len(_COLORS):
         raise ValueError(f"runs has {len(curves)} with an epoch; between 1 and {len(_COLORS)} can be told apart")
     figure, ax = new_figure(height=max(3.2, 1.2 + 0.27 * len(curves)))
@@ -73,6 +76,16 @@ def plot_runs(
     name_ends(ax, ends)
     set_title(ax, title or f"{_LABELS.get(quantity, quantity).split(' (')[0].capitalize()}, run by run")
     return figure
+
+
+def _by_name(runs: Sequence[Any]) -> dict[str, Any]:
+    """The runs under names that tell them apart: their own, their folders', or whole paths."""
+    if not all(hasattr(run, "folder") for run in runs):
+        raise TypeError("runs must be a list of runs, as list_runs gives it, or a dict with a name for each history")
+    names = [(run.name, run.folder.name, str(run.folder)) for run in runs]
+    counts = Counter(name for of_run in names for name in set(of_run))
+    own = [next((name for name in of_run if counts[name] == 1), of_run[-1]) for of_run in names]
+    return dict(zip(own, runs, strict=True))
 
 
 def _curve(name: str, rows: Sequence[Mapping[str, float]], *columns: str) -> list[np.ndarray]:

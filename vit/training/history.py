@@ -3,6 +3,7 @@
 import csv
 import math
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,6 +27,13 @@ class History:
         if self.rows and column not in self.columns:
             raise KeyError(f"no column {column!r}; columns: {', '.join(self.columns)}")
         return [row.get(column, math.nan) for row in self.rows]
+
+    def __contains__(self, column: object) -> bool:
+        return column in self.columns
+
+    def __iter__(self) -> Iterator[dict[str, float]]:
+        """Over the rows."""
+        return iter(self.rows)
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -124,10 +124,11 @@ class RunFiles:
     def _describe(self, saved: dict[str, Any] | None, anew: bool = False) -> None:
         """Writes `config.json`, without which a folder is not listed as a run. Notes in one that is there stay; what it
         says of the configs is put right if the run begins `anew`, since plans may have changed."""
-        network = getattr(self.model, "config", None)
-        if not self.has_files or not isinstance(network, ViTConfig):
+        if not self.has_files:
             return
-        configs = {"model": network.to_dict(), "train": self.config.to_dict()}
+        network = getattr(self.model, "config", None)  # of a network of this library
+        configs = {"model": network.to_dict()} if isinstance(network, ViTConfig) else {}
+        configs["train"] = self.config.to_dict()
         if saved is None or (anew and any(isinstance(saved.get(name), dict) for name in configs)):
             size = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
             write_json(self.folder / CONFIG_FILE, (saved or {}) | configs | {"num_parameters": size})

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vit.arguments import did_you_mean
 from vit.config import TrainConfig, ViTConfig
 from vit.files import read_json, short
 from vit.training.history import History
@@ -31,7 +32,8 @@ class Run:
 
     Attributes:
         name: that of the folder, without its time.
-        config: `config.json`; by convention "model" holds a ViTConfig and "train" a TrainConfig.
+        config: `config.json`; by convention "model" holds a ViTConfig, where it is of such a network, and "train" a
+            TrainConfig.
         history: empty if the run was stopped in its first epoch, complete if it reached its last.
         summary: `summary.json`, or empty without one.
         is_running: whether a training was writing into the folder when it was read.
@@ -60,10 +62,18 @@ class Run:
             settings |= {f"{name}.{field}": v for field, v in value.items()}
         return settings
 
+    @property
+    def names(self) -> list[str]:
+        """Of all that `value` knows."""
+        return list(dict.fromkeys(name for place in self._places for name in place))
+
     def value(self, name: str) -> Any:
         """What the summary says under a name, or the last epoch, or the settings; None if nothing does."""
-        last_epoch = self.history.last if self.history else {}
-        return next((place[name] for place in (self.summary, last_epoch, self.settings) if name in place), None)
+        return next((place[name] for place in self._places if name in place), None)
+
+    @property
+    def _places(self) -> tuple[dict[str, Any], ...]:
+        return self.summary, self.history.last if self.history else {}, self.settings
 
 
 def list_runs(root: str | Path | None = None) -> list[Run]:
@@ -133,7 +143,14 @@ def _read_history(path: Path) -> History:
 
 
 def sort_runs(runs: Sequence[Run], by: str, *, descending: bool = True) -> list[Run]:
-    """The runs ordered by a value, see `Run.value`; those without it, or with nan, come last either way."""
+    """The runs ordered by a value, see `Run.value`; those without it, or with nan, come last either way.
+
+    Raises:
+        ValueError: no run has such a value.
+    """
+    names = dict.fromkeys(name for run in runs for name in run.names)
+    if runs and by not in names:
+        raise ValueError(f"no run has by={by!r}; {did_you_mean(by, names)}they have: {', '.join(names)}")
     known, unknown = [], []
     for run in runs:
         value = run.value(by)
@@ -158,6 +175,9 @@ def compare_runs(runs: Sequence[Run]) -> dict[str, list[Any]]:
 def rename_run(run: Run | str | Path, name: str, root: str | Path | None = None) -> Run:
     """Gives a run another name and returns it; the time before the name stays.
 
+    Args:
+        root: the folder that holds it; default for a `Run` the one that it is in, for a path as in `list_runs`.
+
     Raises:
         ValueError: `name` names no folder, or the run is not a run directly in `root`.
         FileExistsError: there is another run of that name and time.
@@ -177,6 +197,9 @@ def rename_run(run: Run | str | Path, name: str, root: str | Path | None = None)
 def delete_run(run: Run | str | Path, root: str | Path | None = None) -> None:
     """Deletes the folder of a run with all that is in it.
 
+    Args:
+        root: the folder that holds it; default for a `Run` the one that it is in, for a path as in `list_runs`.
+
     Raises:
         ValueError: it is not a run directly in `root`.
         RuntimeError: a training is writing into it.
@@ -184,8 +207,13 @@ def delete_run(run: Run | str | Path, root: str | Path | None = None) -> None:
     shutil.rmtree(_folder_to_change(run, root))
 
 
+def _folder_of(run: Run | str | Path) -> Path:
+    return run.folder if isinstance(run, Run) else Path(run).expanduser()
+
+
 def _folder_to_change(run: Run | str | Path, root: str | Path | None) -> Path:
-    folder, root = Path(run.folder if isinstance(run, Run) else run).expanduser(), runs_root(root)
+    folder = _folder_of(run)
+    root = folder.absolute().parent if root is None and isinstance(run, Run) else runs_root(root)
     if not folder.is_dir() or folder.is_symlink() or folder.resolve().parent != root.resolve():
         raise ValueError(f"{folder} is not a folder directly in {root}, where the runs are")
     folder = folder.resolve()
@@ -197,7 +225,7 @@ def _folder_to_change(run: Run | str | Path, root: str | Path | None) -> Path:
     return folder
 
 
-def log_to_tensorboard(run_dir: str | Path) -> Path:
+def log_to_tensorboard(run: Run | str | Path) -> Path:
     """Writes the history of a run as a TensorBoard event file beside it, and returns that.
 
     It takes the place of the one that an earlier call has written; event files of others stay.
@@ -212,7 +240,7 @@ def log_to_tensorboard(run_dir: str | Path) -> Path:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise ImportError("TensorBoard is not installed; python -m pip install tensorboard") from error
-    run = load_run(run_dir)
+    run = load_run(_folder_of(run))  # as it is by now
     earlier = set(run.folder.glob(f"events.out.tfevents.*{_EVENTS_SUFFIX}"))
     started = (run.folder / CONFIG_FILE).stat().st_mtime
     with SummaryWriter(str(run.folder), filename_suffix=_EVENTS_SUFFIX) as writer:

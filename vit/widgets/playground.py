@@ -113,10 +113,10 @@ class Playground(widgets.VBox):
         """
         if run.history.is_complete:
             raise ValueError(f"{run.name} is complete: use its settings, with more epochs, for a new run")
+        model_config, train_config = _configs(run)
         if run.config.get("data") != self.data.name:
             raise ValueError(f"{run.name} was trained on {run.config.get('data')!r}, not on {self.data.name!r}")
         self._check_idle()
-        model_config, train_config = _configs(run)
         self.use(model_config, train_config)
         return self._start(model_config, train_config, run.folder, resume=True)
 
@@ -325,7 +325,7 @@ def _keep(run: BackgroundRun) -> None:
 
 def _configs(run: Run) -> tuple[ViTConfig, TrainConfig]:
     if not {"model", "train"} <= run.config.keys():
-        raise ValueError(f"config.json of {run.name} names no model and no training")
+        raise ValueError(f"config.json of {run.name} does not say what network it trains, and how: start from the form")
     return ViTConfig.from_dict(run.config["model"]), TrainConfig.from_dict(run.config["train"])
 
 

@@ -79,10 +79,7 @@ class RunTable(widgets.VBox):
             raise ValueError(f"{len(wanted)} runs are ticked; {MAX_CURVES} curves can be told apart")
         if not wanted:
             raise ValueError("no run has ended an epoch yet")
-        names = [run.name for run in wanted]
-        label = {run.folder: run.name if names.count(run.name) == 1 else run.folder.name for run in wanted}
-        rows = {label[run.folder]: run.history.rows for run in wanted}
-        return plot_runs(rows, quantity=self.quantity.value, against=self.against.value)
+        return plot_runs(wanted, quantity=self.quantity.value, against=self.against.value)
 
     def draw(self) -> None:
         """Shows the curves, and in what the ticked runs differ."""
@@ -98,7 +95,8 @@ class RunTable(widgets.VBox):
         """Reads the folder again; what is ticked stays ticked."""
         ticked = {run.folder.name for run in self.chosen}
         self.runs = list_runs(self.root)[::-1]
-        if (by := _ORDERS[self.order.value]) is not None:
+        by = _ORDERS[self.order.value]
+        if any(by in run.names for run in self.runs):
             self.runs = sort_runs(self.runs, by, descending=not self.ascending.value)
         elif self.ascending.value:
             self.runs.reverse()
