@@ -1,7 +1,7 @@
 """What a model says of itself: how its images were prepared, and what its weights have learned from.
 
-`vit.load` brings that along, a model that was just trained gets it by `model.metadata = data.metadata`, or
-most of it from the loader that `fit` has trained it with.
+`vit.load` brings that along, a model that was just trained gets it by `model.metadata = data.metadata`, or most
+of it from the loader that `fit` has trained it with.
 """
 
 from collections.abc import Mapping

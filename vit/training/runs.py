@@ -65,7 +65,7 @@ class Run:
     @property
     def names(self) -> list[str]:
         """Of all that `value` knows."""
-        return list(dict.fromkeys(name for place in self._places for name in place))
+        return [name for place in self._places for name in place]
 
     def value(self, name: str) -> Any:
         """What the summary says under a name, or the last epoch, or the settings; None if nothing does."""
@@ -143,11 +143,8 @@ def _read_history(path: Path) -> History:
 
 
 def sort_runs(runs: Sequence[Run], by: str, *, descending: bool = True) -> list[Run]:
-    """The runs ordered by a value, see `Run.value`; those without it, or with nan, come last either way.
-
-    Raises:
-        ValueError: no run has such a value.
-    """
+    """The runs ordered by a value, see `Run.value`; those without it, or with nan, come last either way. ValueError if
+    no run has it."""
     names = dict.fromkeys(name for run in runs for name in run.names)
     if runs and by not in names:
         raise ValueError(f"no run has by={by!r}; {did_you_mean(by, names)}they have: {', '.join(names)}")
@@ -195,10 +192,7 @@ def rename_run(run: Run | str | Path, name: str, root: str | Path | None = None)
 
 
 def delete_run(run: Run | str | Path, root: str | Path | None = None) -> None:
-    """Deletes the folder of a run with all that is in it.
-
-    Args:
-        root: the folder that holds it; default for a `Run` the one that it is in, for a path as in `list_runs`.
+    """Deletes the folder of a run with all that is in it; `root` as in `rename_run`.
 
     Raises:
         ValueError: it is not a run directly in `root`.
