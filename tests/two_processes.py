@@ -138,7 +138,7 @@ def stopped_and_resumed(world: World, folder: Path) -> dict[str, Any]:
     config = replace(RECIPE, **AUGMENTED, **MUON, patch_drop_rate=0.5, patch_drop_until=1.0)
     own = folder if world.is_first else folder / "elsewhere"
     whole = train(config, network(**RANDOM), run_dir=own / "whole")
-    first = train(config, network(**RANDOM), run_dir=own / "run", should_stop=stopped_by(1))
+    first = train(config, network(**RANDOM), run_dir=own / "run", resume="auto", should_stop=stopped_by(1))
     world.any(True)
     if world.is_first:
         shutil.copy(own / "run" / "state.pt", folder / "stopped.pt")
@@ -146,7 +146,7 @@ def stopped_and_resumed(world: World, folder: Path) -> dict[str, Any]:
     return {
         "whole": whole,
         "first": first,
-        "second": train(config, network(9, **RANDOM), run_dir=own / "run", resume=True),
+        "second": train(config, network(9, **RANDOM), run_dir=own / "run", resume="auto"),
     }
 
 
