@@ -186,7 +186,7 @@ class Run:
             None,
             config,
             run_dir=folder,
-            resume=(folder / "state.pt").exists(),
+            resume="auto",
             loss_fn=stage.loss_fn,
             make_optimizers=partial(build_optimizers, layer_decay=stage.layer_decay),
             should_stop=lambda: time.time() > deadline,

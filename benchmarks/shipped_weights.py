@@ -66,8 +66,7 @@ def main() -> None:
     model = vit.VisionTransformer(model_config)
     model.metadata = data.metadata
     train_loader, val_loader = vit.make_loaders(data, config)
-    resume = (folder / "state.pt").exists()
-    history = vit.fit(model, train_loader, val_loader, config, run_dir=folder, resume=resume)
+    history = vit.fit(model, train_loader, val_loader, config, run_dir=folder, resume="auto")
     if not history.is_complete:
         sys.exit(f"{options.name} was stopped: it goes on next time")
     test = vit.evaluate(model, vit.make_eval_loader(data, data.test), config)

@@ -135,7 +135,7 @@ def train_and_test(
     first_step = time.perf_counter()
     kept = {}
     if recipe.in_parts:
-        kept = {"run_dir": folder, "resume": (folder / "state.pt").exists(), "save_seconds": float("inf")}
+        kept = {"run_dir": folder, "resume": "auto", "save_seconds": float("inf")}
     clock, test = folder / "clock.json", None
     parts = json.loads(clock.read_text()) if recipe.in_parts and clock.exists() else []
     try:

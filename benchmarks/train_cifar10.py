@@ -60,7 +60,7 @@ def run_seed(seed: int, folder: Path, *, quick: bool) -> dict:
     torch.manual_seed(seed)
     model = vit.VisionTransformer(model_config)
     train_loader, val_loader = vit.make_loaders(data, config)
-    history = vit.fit(model, train_loader, val_loader, config, run_dir=folder, resume=(folder / "state.pt").exists())
+    history = vit.fit(model, train_loader, val_loader, config, run_dir=folder, resume="auto")
     if not history.is_complete:
         sys.exit(f"seed {seed} was stopped: it goes on next time")
     test = vit.evaluate(model, vit.make_eval_loader(data, data.test), config)

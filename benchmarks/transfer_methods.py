@@ -109,8 +109,7 @@ def compute_accuracy(experiment: Experiment, few: DataSplits, steps: int, draw: 
     data = replace(few, train=again, mean=model.metadata["mean"], std=model.metadata["std"])
     train_loader, _ = vit.make_loaders(data, config)
     folder.mkdir(parents=True, exist_ok=True)
-    resume = (folder / "state.pt").exists()
-    return tested(model, few, vit.fit(model, train_loader, None, config, run_dir=folder, resume=resume))
+    return tested(model, few, vit.fit(model, train_loader, None, config, run_dir=folder, resume="auto"))
 
 
 def fresh(model: vit.VisionTransformer) -> vit.VisionTransformer:

@@ -113,6 +113,7 @@ def test_names_of_classes_on_axes_are_no_formulas():
     image = np.zeros((3, 4, 4), dtype=np.uint8)
     for figure in (
         plots.plot_confusion_matrix(np.eye(3, dtype=int), names),
+        plots.plot_class_accuracy(p, np.arange(3), names),
         plots.plot_top_classes(image, np.ones((2, 2)), p[0], names),
         plots.plot_logit_lens(image[None], p[:, None], np.array([2]), names),
     ):

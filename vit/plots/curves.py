@@ -102,7 +102,7 @@ def plot_class_accuracy(probabilities: np.ndarray, labels: np.ndarray, class_nam
     order = sorted(per_class, key=per_class.get)
     figure, ax = new_figure(height=max(3.2, 0.7 + 0.22 * len(order)))
     ax.barh(range(len(order)), [per_class[k] for k in order], color=BLUE, height=0.7)
-    ax.set_yticks(range(len(order)), [class_names[k] for k in order])
+    ax.set_yticks(range(len(order)), [class_names[k] for k in order], parse_math=False)
     ax.margins(y=0.5 / len(order))
     mean = 100 * right.mean()
     ax.axvline(mean, color=GRAY, linestyle="--")
