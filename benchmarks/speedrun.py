@@ -43,6 +43,7 @@ import report
 import vit
 from vit.data import DataSplits, Split
 from vit.device import resolve_device, wait_for_device
+from vit.training.run_files import holds_state
 from vit.training.run_folder import runs_root, write_json
 
 RUNS = runs_root() / "benchmark-speedrun"
@@ -210,7 +211,7 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         asked = self.folder / "settings.json"
         is_same = asked.exists() and report.up_to_date(json.loads(asked.read_text())) == self.settings
-        is_begun = is_same and (self.folder / "state.pt").exists()
+        is_begun = is_same and holds_state(self.folder)
         if not is_begun:  # nothing is there to go on with, or it is of another recipe
             for path in self.folder.iterdir():
                 path.unlink()

@@ -10,6 +10,7 @@ runs/benchmark-train-cifar10/; a seed that is already there for the same setting
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -97,6 +98,8 @@ def main() -> None:
         settings = settings_of(seed, quick=options.quick)
         if options.quick or not is_of(settings, folder / "result.json"):
             if options.quick or not is_of(settings, folder / "begun.json"):
+                if options.quick:
+                    shutil.rmtree(folder, ignore_errors=True)  # seconds of work
                 make_room(folder)
                 write_json(folder / "begun.json", {"settings": settings})
             threads = ["--threads", str(options.threads)] if options.threads else []

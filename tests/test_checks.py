@@ -567,6 +567,17 @@ def test_what_a_model_says_of_its_data_is_never_overwritten(shapes):
     assert not hasattr(timms, "metadata")
 
 
+@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
+def test_a_model_without_metadata_is_trained_whatever_its_two_loaders_say(shapes, ema_decay):
+    """What is filled in must not be what the first validation stumbles over."""
+    config = replace(QUICK, ema_decay=ema_decay)
+    other = replace(shapes, mean=(0.1, 0.2, 0.3))
+    model = make_model()
+    loaders = make_loaders(shapes, config)[0], make_loaders(other, config)[1]
+    assert fit(model, *loaders, config).is_complete
+    assert model.metadata["mean"] == other.mean, "of the images that its accuracy is of"
+
+
 def test_loaders_that_normalize_as_the_model_does(shapes):
     other = replace(shapes, mean=(0.1, 0.2, 0.3), std=(0.5, 0.4, 0.3))
     model = make_model(other)
@@ -740,3 +751,12 @@ def test_networks_that_cannot_be_measured_are_refused():
             TypeError, match=r"the model returns a tuple instead of a tensor of logits \(B, num_classes\)"
         ):
             use()
+
+
+def test_a_run_begun_anew_with_another_network_forgets_the_first(shapes, tmp_path):
+    first = {"model": SMALL.to_dict(), "train": QUICK.to_dict(), "note": "mine"}
+    (tmp_path / "config.json").write_text(json.dumps(first))  # of a run that never took a step
+    wrapper = nn.Sequential(make_model())
+    assert fit(wrapper, *make_loaders(shapes, QUICK), QUICK, run_dir=tmp_path).is_complete
+    stored = json.loads((tmp_path / "config.json").read_text())
+    assert "model" not in stored and stored["note"] == "mine" and stored["train"]["epochs"] == 1

@@ -91,6 +91,17 @@ def test_a_network_within_another_has_the_same_rates(tiny, optimizer, form):
     assert len(own) == 4 and set(own.values()) == {config.learning_rate}, "what is put on top has the full rate"
 
 
+def test_timms_network_may_be_the_encoder_of_another():
+    """Which is what ours calls its blocks."""
+    timm = pytest.importorskip("timm")
+    model = timm.models.VisionTransformer(
+        img_size=8, patch_size=4, embed_dim=16, depth=2, num_heads=2, num_classes=3, reg_tokens=2, pre_norm=True
+    )
+    found = rates(torch.nn.ModuleDict({"encoder": model}), TrainConfig(optimizer="adamw"), 0.5)
+    expected = rates(model, TrainConfig(optimizer="adamw"), 0.5)
+    assert {name.removeprefix("encoder."): pair for name, pair in found.items()} == expected
+
+
 @pytest.mark.parametrize("layer_decay", [0.0, 1.1, -1.0])
 def test_a_bad_decay_is_refused(tiny, layer_decay):
     with pytest.raises(ValueError, match=rf"layer_decay={layer_decay} must be in \(0, 1\]"):

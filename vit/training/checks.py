@@ -95,7 +95,9 @@ def as_resume(resume: bool | str, run_dir: Path | None, world: World) -> bool:
         raise ValueError(f"resume={resume!r} must be True, False or 'auto'")
     if resume and run_dir is None:
         raise ValueError(f"resume={resume!r} needs run_dir, the folder of the run to go on with")
-    return world.share(holds_state(run_dir) if world.is_first else None) if resume == "auto" else bool(resume)
+    # Asked by every process, whatever it was given: which of them differ is for `fit` to say.
+    is_there = world.share(run_dir is not None and holds_state(run_dir) if world.is_first else None)
+    return is_there if resume == "auto" else bool(resume)
 
 
 def checked_optimizers(

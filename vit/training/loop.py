@@ -58,8 +58,8 @@ def fit(
     Within `distributed.processes()` all processes train the one model together, each on its part of every batch; the
     first one alone writes and shows progress, and a stop of one is a stop of all, after the same step.
 
-    What `model.metadata` does not say yet of normalization and classes, it then has from the loader, as far as that
-    says it, so that `vit.save` and `vit.predict` know.
+    Where `model.metadata` names no normalization or no classes, it gets those of the loaders, for `vit.save` and
+    `vit.predict`. To train the model for other data afterwards, set `model.metadata = data.metadata` first.
 
     Args:
         train_loader, val_loader: of `make_loaders`, or anything with `len(loader)` and `loader.epoch(epoch,
@@ -122,7 +122,8 @@ def fit(
     evaluated = ema.module if ema is not None else model
     if val_loader is not None:
         try_evaluation(evaluated, val_loader, config, world)
-    remember_data(unwrap(model), train_loader, with_classes=loss_fn is None or val_loader is not None)
+    for loader in (val_loader, train_loader):  # the first is what accuracies are of
+        remember_data(unwrap(model), loader, with_classes=loss_fn is None or val_loader is not None)
     history = History() if history is None else history
     run = RunFiles(run_dir, history, train_loader, world, model=model, optimizers=optimizers, ema=ema, config=config)
     num_steps, total_steps = len(train_loader), run_steps(config, len(train_loader))

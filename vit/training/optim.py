@@ -204,7 +204,7 @@ def layer_of(names: Iterable[str]) -> dict[str, int]:
     for name in names:
         if name in blocks:
             layers[name] = blocks[name]
-        elif re.match(rf"({outside})(cls_token|reg_token|pos_embed|patch_embed|norm_pre)", name):
+        elif re.match(rf"({outside})(encoder\.)?(cls_token|reg_token|pos_embed|patch_embed|norm_pre)", name):
             layers[name] = 0
         else:
             layers[name] = last if re.match(rf"({outside})(encoder\.)?norm\b", name) else last + 1

@@ -129,6 +129,8 @@ class RunFiles:
         network = getattr(self.model, "config", None)  # of a network of this library
         configs = {"model": network.to_dict()} if isinstance(network, ViTConfig) else {}
         configs["train"] = self.config.to_dict()
+        if anew and isinstance((saved or {}).get("model"), dict) and "model" not in configs:  # of another network
+            saved = {name: value for name, value in saved.items() if name != "model"}
         if saved is None or (anew and any(isinstance(saved.get(name), dict) for name in configs)):
             size = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
             write_json(self.folder / CONFIG_FILE, (saved or {}) | configs | {"num_parameters": size})
