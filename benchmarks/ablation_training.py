@@ -19,7 +19,6 @@ from vit.progress import progress_bar
 from vit.tasks.progressive import train_progressively
 from vit.training import build_optimizers
 from vit.training.memory import keep_freed_memory
-from vit.training.run_files import STATE_FILE
 
 ROUNDS, WARM_UP_ROUNDS = 12, 1  # of a measurement; the first steps allocate memory
 STEPS = 3  # of a turn; the first of them is not timed, since it finds the caches filled by another training
@@ -54,7 +53,7 @@ def train(setup: Setup, data: DataSplits, steps: int, run_dir: Path | None = Non
     if setup.start_size:
         train_progressively(model, data, config, start_size=setup.start_size, until=setup.start_share)
     else:
-        resume = run_dir is not None and (run_dir / STATE_FILE).exists()
+        resume = "auto" if run_dir else False
         if not vit.fit(model, loader, None, config, run_dir=run_dir, resume=resume).is_complete:
             return None
     return vit.evaluate(model, val_loader, config, test_time_augmentation="none").accuracy

@@ -66,8 +66,7 @@ def train(folder: Path, config: TrainConfig = TRAIN) -> None:
     torch.manual_seed(config.seed)
     data = make_shapes(num_train=96, num_val=24, num_test=1, image_size=16, seed=1)
     model = VisionTransformer(MODEL)
-    resume = (folder / STATE_FILE).exists()
-    if fit(model, *make_loaders(data, config), config, run_dir=folder, resume=resume).is_complete:
+    if fit(model, *make_loaders(data, config), config, run_dir=folder, resume="auto").is_complete:
         os._exit(COMPLETE)
 
 

@@ -96,7 +96,7 @@ def claims_tables() -> str:
     _claims_tables(SHORT, sources)
     lines = _claims_tables(GROUPS, sources)
     summary = "<details><summary>Hardware, versions, dates and commits</summary>"
-    return "\n".join([*lines, summary, "", *(f"- {line}" for line in _source_lines(sources)), "", "</details>"])
+    return "\n".join([*lines, summary, "", *_source_lines(sources), "", "</details>"])
 
 
 def _claims_tables(groups: dict, sources: dict[str, list[str]]) -> list[str]:
@@ -203,7 +203,7 @@ def _note_source(sources: dict[str, list[str]], claim: dict) -> None:
 
 
 def _source_lines(sources: dict[str, list[str]]) -> list[str]:
-    return [f"{machine}; commits {', '.join(f'`{c}`' for c in found)}." for machine, found in sources.items()]
+    return [f"- {machine}; commits {', '.join(f'`{c}`' for c in found)}." for machine, found in sources.items()]
 
 
 TABLES = {

@@ -269,10 +269,10 @@ def probe(options: argparse.Namespace) -> list[dict]:
     for network, drop in NETWORKS.items():
         file = RUNS / ("quick" if options.quick else "val") / f"probe-{network}.json"
         config = replace(SUPERVISED, patch_drop_rate=drop, **(QUICK if options.quick else {}))
-        settings = {"network": vit.ViTConfig.preset(network).to_dict(), "train": config.to_dict()}
+        settings = {"model": vit.ViTConfig.preset(network).to_dict(), "train": config.to_dict()}
         settings = json.loads(json.dumps(settings | {"seconds": PROBE_SECONDS}))
         found = json.loads(file.read_text()) if file.exists() and not options.quick else {}
-        if found.get("settings") != settings:
+        if not found or report.up_to_date(found["settings"]) != settings:
             found = probe_network(network, config, options) | {"settings": settings}
             write_json(file, found)
         command, facts = "python benchmarks/record.py --probe", {k: found[k] for k in ("epochs", "train_seconds")}

@@ -224,12 +224,12 @@ def test_a_stopped_training_leaves_no_result_and_goes_on(table, monkeypatch, sha
     seen = []
 
     def resumed(*args, **options):
-        seen.append(options["resume"])
+        seen.append((options["resume"], (options["run_dir"] / "state.pt").exists()))
         return fit(*args, **options)
 
     monkeypatch.setattr(ablation_training.vit, "fit", resumed)
     table("--variants", "base", "--seeds", "0")
-    assert seen == [True] and json.loads(whole.read_text())["val_accuracy"] == expected
+    assert seen == [("auto", True)] and json.loads(whole.read_text())["val_accuracy"] == expected
 
 
 class FakeProcess:

@@ -300,6 +300,7 @@ def test_arrays_become_tensors_and_labels_int64():
                 assert split.images.tolist() == pixels.tolist() and split.images.dtype == torch.uint8
                 assert split.labels.tolist() == [3, 0, 2, 1] and split.labels.dtype == torch.int64
                 assert split.masks.tolist() == masks.tolist() and split.masks.dtype == torch.bool
+    assert Split(images, labels.astype(">i4")).labels.tolist() == [3, 0, 2, 1], "as the files of MNIST have them"
     data = DataSplits("mine", split, split, split.subset(slice(0)), tuple("abcd"), (0.5,) * 3, (0.2,) * 3)
     assert len(data.test) == 0 and len(make_loaders(data, TrainConfig(batch_size=2))[0]) == 2, "no test images"
 

@@ -68,7 +68,7 @@ def test_a_single_epoch_is_a_point_that_can_be_seen():
 
 
 def test_runs_bring_their_names(tmp_path):
-    """Their own, or their folders' where two have the same."""
+    """Their own, or their folders' where two have the same, or with those that hold them."""
     folders = [tmp_path / "1" / "20260101-000000-a", tmp_path / "1" / "20260102-000000-a", tmp_path / "1" / "b"]
     for number, folder in enumerate(folders, 1):
         folder.mkdir(parents=True)
@@ -82,7 +82,8 @@ def test_runs_bring_their_names(tmp_path):
     assert list(curves(plot_runs({"x": runs[1]}).axes[0])) == ["x"]
     shutil.copytree(tmp_path / "1", tmp_path / "2")
     both = plot_runs([runs[2], *list_runs(tmp_path / "2")[2:]])
-    assert list(curves(both.axes[0])) == [str(tmp_path / "1" / "b"), str(tmp_path / "2" / "b")]
+    assert list(curves(both.axes[0])) == ["1/b", "2/b"]
+    assert {text.get_text().split()[-1] for text in both.axes[0].texts} == {"1/b", "2/b"}, "not cut alike"
     with pytest.raises(TypeError, match="runs must be a list of runs, .* or a dict with a name for each history"):
         plot_runs([runs[0].history])
 

@@ -450,8 +450,8 @@ def _refuse_change(config: _Config, name: str, value: Any) -> None:
     )
 
 
-for _config in (ViTConfig, TrainConfig):  # in place of the method that `dataclass` writes, which suggests nothing
-    _config.__setattr__ = _refuse_change
+# In place of the method that `dataclass` writes, which suggests nothing.
+ViTConfig.__setattr__ = TrainConfig.__setattr__ = _refuse_change
 
 
 # The network that goes with each training preset.

@@ -34,8 +34,8 @@ def normalization_of(model: nn.Module) -> tuple[tuple[float, ...], tuple[float, 
 
 
 def remember_data(model: nn.Module, loader: Any, *, with_classes: bool) -> None:
-    """Adds what the loader says and the model's metadata, if it has some, does not: mean and std, and the names of the
-    classes, unless a dataset is named already, whose they would seem to be.
+    """Adds to `model.metadata`, if that is a dict, what it lacks and the loader says: mean and std, and the names of
+    the classes. These are not added where a dataset is named, since they would seem to be that dataset's.
 
     Args:
         with_classes: whether the classes of the loader are what the model learns.

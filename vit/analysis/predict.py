@@ -12,8 +12,8 @@ def predict(model: nn.Module, images: Images) -> Tensor:
     """Class probabilities (B, num_classes), on the CPU, whatever mode the model is in; computed in its own precision,
     without the bfloat16 that `evaluate` takes on a GPU.
 
-    They are the softmax of the logits, for classes of which an image has one. Of a network for several labels an image,
-    take `torch.sigmoid(model(images))`, with images from `prepare_images`.
+    They are the softmax of the logits, which suits images of exactly one class each. For a network that gives an image
+    several labels: `torch.sigmoid(model(prepare_images(model, images)))`.
 
     Args:
         images: a picture or a list of them (paths, PIL images, uint8 arrays (H, W, 3)), which are resized as the model

@@ -207,7 +207,7 @@ def make_loaders(data: DataSplits, config: TrainConfig, *, model: nn.Module | No
     for name, split in (("train", data.train), ("val", data.val)):
         if not len(split):
             raise ValueError(
-                f"data.{name} holds no image: a run needs some in train and in val; vit.data.splits.make_val_split "
+                f"data.{name} holds no image: a run needs some in train and in val; vit.data.make_val_split "
                 "makes two of one"
             )
     if config.crop_padding >= (side := min(data.train.images.shape[2:])):

@@ -34,8 +34,9 @@ class Split:
     def __post_init__(self) -> None:
         for name in ("images", "labels", "masks"):
             if isinstance(array := getattr(self, name), np.ndarray):
-                # A copy only of memory that torch cannot take: read only, or with negative strides.
-                object.__setattr__(self, name, torch.from_numpy(np.require(array, requirements=("C", "W"))))
+                # A copy only of memory that torch cannot take: read only, of negative strides or another byte order.
+                native = array.dtype.newbyteorder("=")
+                object.__setattr__(self, name, torch.from_numpy(np.require(array, native, ("C", "W"))))
         for name in ("images", "labels"):
             if not isinstance(getattr(self, name), Tensor):
                 kind = type(getattr(self, name)).__name__

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -79,12 +78,12 @@ def plot_runs(
 
 
 def _by_name(runs: Sequence[Any]) -> dict[str, Any]:
-    """The runs under names that tell them apart: their own, their folders', or whole paths."""
+    """The runs under names that tell them apart: their own, their folders', with those that hold them, or paths."""
     if not all(hasattr(run, "folder") for run in runs):
         raise TypeError("runs must be a list of runs, as list_runs gives it, or a dict with a name for each history")
-    names = [(run.name, run.folder.name, str(run.folder)) for run in runs]
-    counts = Counter(name for of_run in names for name in set(of_run))
-    own = [next((name for name in of_run if counts[name] == 1), of_run[-1]) for of_run in names]
+    names = [(run.name, run.folder.name, f"{run.folder.parent.name}/{run.name}", str(run.folder)) for run in runs]
+    columns = list(zip(*names, strict=True))
+    own = [next((n for n, c in zip(row, columns, strict=True) if c.count(n) == 1), row[-1]) for row in names]
     return dict(zip(own, runs, strict=True))
 
 

@@ -28,8 +28,8 @@ def to_program(model: VisionTransformer) -> torch.export.ExportedProgram:
 def to_onnx(model: VisionTransformer, path: str | Path) -> Path:
     """Writes the model as ONNX, with input "images" (batch, C, H, W) and output "logits", and compares it with itself.
 
-    The images are normalized ones: pixels in [0, 1], minus mean, divided by std. Those of `model.metadata` and its
-    class_names are in the file's metadata_props, as JSON.
+    Images are put in normalized, as (pixels in [0, 1] - mean) / std. The file's metadata_props hold mean, std and
+    class_names as JSON, as far as `model.metadata` has them.
 
     Raises:
         TypeError: a model of another class, or such metadata that JSON cannot hold.

@@ -75,9 +75,10 @@ def fit(
             number of right answers}` or `{}`. The history shows each sum divided by the number of samples, as
             `train_<name>`; "correct" becomes the percentage `train_accuracy`. `label_smoothing` is not applied. The val
             loader still measures a classifier; pass None if the model is not one. With `accumulation_steps`, or in
-            several processes, it sees a part of each batch at a time, and the gradient is that of the mean of the
-            parts: another one where the loss is no mean over samples, such as with class weights or contrasts. In
-            several processes it must call the model itself, not its parts, and use all that is to be trained.
+            several processes, it sees a part of each batch at a time, and gradients are averaged over the parts,
+            weighted by their samples; where the loss is not a mean over samples (class weights, contrasts), that is
+            not the gradient of the whole batch. In several processes it must call the model itself, not its parts, and
+            use all that is to be trained.
         history: an empty one to fill and return, for whoever wants to watch it grow.
         make_optimizers: what builds the list of optimizers, for example `partial(build_optimizers, layer_decay=0.75)`.
             The rate that a group of theirs has is its peak, which the config's schedule scales.
@@ -91,6 +92,7 @@ def fit(
         TypeError: an argument is of another kind, or a batch, or what `loss_fn` or `make_optimizers` returns.
         RuntimeError: another training is writing into `run_dir`; or vit.launch or torchrun has started several
             processes, and this is not within `distributed.processes()`.
+        FileNotFoundError: `resume=True`, and `run_dir` is no folder or holds no state.
         FileExistsError: `run_dir` holds a run that has taken a step, and `resume` is not asked for.
         OSError: `run_dir` cannot be written, at the start or at a stop; in between that is said, and tried again.
         ValueError: the model's outputs are not as many as the data's classes; its metadata names other classes or
