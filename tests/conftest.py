@@ -87,6 +87,13 @@ def pictures(figure) -> list[np.ndarray]:
     return [np.asarray(ax.images[0].get_array()) for ax in figure.axes if ax.images]
 
 
+def is_whole(figure) -> bool:
+    """Whether all that a figure draws lies within its picture."""
+    figure.draw_without_rendering()
+    box, (width, height) = figure.get_tightbbox(), figure.get_size_inches()  # both in inches
+    return bool(min(box.x0, box.y0) > -0.02 and box.x1 < width + 0.02 and box.y1 < height + 0.02)
+
+
 def overlapping(texts) -> list[tuple[str, str]]:
     """The pairs of texts of a drawn figure that meet."""
     boxes = [(text.get_window_extent(), text.get_text()) for text in texts if text.get_text()]

@@ -3,7 +3,7 @@
 import matplotlib as mpl
 import numpy as np
 import pytest
-from conftest import overlapping, pictures
+from conftest import is_whole, overlapping, pictures
 
 from vit.plots import blend, plot_attention_heads, plot_attention_view, plot_explanations, plot_queries
 from vit.plots.attention import COLORS
@@ -118,6 +118,15 @@ def test_queries_and_explanations_show_what_they_are_given(image):
         plot_explanations(np.stack([image, image]), {"c": heats}, ["one"])
     with pytest.raises(ValueError, match="heatmaps of 'c' has 2 entries for 1 images"):
         plot_explanations(image[None], {"c": heats})
+
+
+def test_long_names_stay_in_the_figure_and_apart(image):
+    name, heats = "wire-haired fox terrier, or $5$ of them", np.random.default_rng(0).random((2, 3, 5))
+    figure = plot_explanations(np.stack([image, image]), {f"for {name}": heats, name: heats}, [name, name])
+    assert is_whole(figure)
+    texts = [text for ax in figure.axes for text in (ax.title, ax.yaxis.label)]
+    assert overlapping(texts) == [] and not any(text.get_parse_math() for text in texts if text.get_text())
+    assert is_whole(plot_attention_view(image, heats[0], title=f"{name} 87 %: layer 11, mean of heads, {name} asks"))
 
 
 def test_every_panel_says_what_it_shows(image):

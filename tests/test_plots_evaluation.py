@@ -6,6 +6,7 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 import torch
+from conftest import is_whole
 
 from vit.analysis import metrics
 from vit.plots.evaluation import (
@@ -58,7 +59,15 @@ def test_numbers_can_be_read_on_every_color():
 
 
 def test_a_perfect_model_can_be_drawn():
-    assert plot_confusion_matrix(np.diag([3, 4]), ["a", "b"]).axes[0].images
+    ax, colorbar = plot_confusion_matrix(np.diag([3, 4]), ["a", "b"]).axes
+    assert ax.images[0].get_clim() == colorbar.get_ylim() == (0, 100), "a scale that can be read"
+
+
+@pytest.mark.parametrize("names", [["cat", "dog"], ["cat", "dog", "emu"], ["wire-haired fox terrier, " * 3] * 2])
+def test_few_classes_are_drawn_whole_whatever_their_names(names):
+    figure = plot_confusion_matrix(np.full((len(names), len(names)), 7), names)
+    assert is_whole(figure)
+    assert min(figure.axes[0].get_window_extent().size) > 100, "pixels for the matrix itself"
 
 
 def test_reliability_draws_the_bins_and_states_the_error():
@@ -86,6 +95,7 @@ def test_reliability_draws_the_bins_and_states_the_error():
 def test_reliability_of_one_model_needs_no_name():
     one = (np.full(5, 0.5), np.full(5, 0.7), np.full(5, 9))
     figure = plot_reliability(one)
+    assert is_whole(figure), "its legend too"
     assert figure.axes[0].get_title(loc="left") == "the model: ECE 20.0 %" and len(figure.axes) == 2
     gaps = [segment[:, 1].tolist() for segment in figure.axes[0].collections[0].get_segments()]
     assert gaps == [pytest.approx([50, 70])] * 5, "from what it claims to what it gets right"

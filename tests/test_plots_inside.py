@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from conftest import pictures
+from conftest import is_whole, overlapping, pictures
 from matplotlib.figure import Figure
 
 from vit.plots.inside import (
@@ -150,6 +150,18 @@ def test_the_lens_shows_the_probability_of_each_class_after_each_layer(rng, coun
         [frame] = ax.patches
         assert (frame.get_y(), frame.get_height()) == (label - 0.5, 1)
         assert ax.images[0].get_clim() == (0, 1), "one scale for all images"
+
+
+@pytest.mark.parametrize("names", [["cat", "dog"], ["wire-haired fox terrier", "German short-haired pointer"]])
+def test_the_lens_has_room_for_few_classes_and_long_names(rng, names):
+    figure = plot_logit_lens(IMAGES[[0, 1, 2, 0, 1]], rng.dirichlet([1, 1], (5, 5)), np.array([0, 1, 0, 1, 1]), names)
+    assert is_whole(figure) and overlapping([ax.title for ax in figure.axes]) == []
+    colorbar = figure.axes[-1]
+    assert colorbar.yaxis.label.get_window_extent().height < 1.2 * colorbar.get_window_extent().height
+
+
+def test_positions_of_a_wide_grid_are_drawn_whole(rng):
+    assert is_whole(plot_pos_embed_similarity(rng.random((3, 12, 3, 12))))
 
 
 def test_the_lens_refuses_what_it_cannot_show():

@@ -15,7 +15,18 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import ArrayLike, NDArray
 
-from vit.plots.style import ORANGE, as_array, check_images, check_one_each, draw_image, new_figure, set_figure_title
+from vit.plots.style import (
+    CAPTION_SIZE,
+    ORANGE,
+    as_array,
+    check_images,
+    check_one_each,
+    draw_image,
+    fitting,
+    new_figure,
+    set_caption,
+    set_figure_title,
+)
 
 COLORS = "magma"
 _CONTRAST = 0.35  # of what is left of the image's own under heat, so that equal heat looks equal everywhere
@@ -155,11 +166,11 @@ def plot_explanations(
     for i, row in enumerate(axes):
         draw_image(row[0], images[i])
         if titles is not None:
-            row[0].set_ylabel(titles[i], fontsize=8)
+            row[0].set_ylabel(fitting(titles[i], side), fontsize=CAPTION_SIZE, parse_math=False)
         for ax, heat in zip(row[1:], heatmaps.values(), strict=True):
             draw_image(ax, blend(images[i], as_array(heat)[i]))
     for ax, name in zip(axes[0], ["image", *heatmaps], strict=True):
-        ax.set_title(name.replace("_", " "), fontsize=8, pad=3)
+        set_caption(ax, fitting(name.replace("_", " "), side))
     set_figure_title(figure, title)
     return figure
 

@@ -31,6 +31,7 @@ from vit.plots.style import (
     set_caption,
     set_figure_title,
     set_title,
+    shortened,
 )
 
 FEW = 20  # images; the accuracy of fewer may be off by 20 points and more
@@ -38,6 +39,7 @@ PERCENT = (-3, 103)  # limits of an axis that show a point at its end whole
 LOOKS = ((BLUE, "o"), (ORANGE, "s"), (GREEN, "^"), (VERMILION, "D"), (PURPLE, "v"), ("black", "P"))
 
 _GAMMA = 0.5  # of the colors of errors
+_LONGEST_NAME = 30  # characters of a class beside the matrix; longer ones would leave it no room
 
 
 def plot_confusion_matrix(counts: ArrayLike, class_names: Sequence[str]) -> Figure:
@@ -51,14 +53,15 @@ def plot_confusion_matrix(counts: ArrayLike, class_names: Sequence[str]) -> Figu
     if counts.shape != (K, K) or K > MAX_CLASSES:
         raise ValueError(f"counts must be ({K}, {K}) for {K} class_names, at most {MAX_CLASSES}, got {counts.shape}")
     share = _error_share(counts)
-    figure, ax = new_figure(width=min(2.4 + 0.56 * K, 9.0), height=min(1.6 + 0.42 * K, 8.0))
+    figure, ax = new_figure(width=np.clip(2.4 + 0.56 * K, 7.4, 9.0), height=np.clip(1.6 + 0.42 * K, 4.4, 8.0))
     scale = mpl.colors.PowerNorm(_GAMMA, 0, 100 * _top(share))
     drawn = draw_values(ax, 100 * share, norm=scale, cmap="cividis", aspect="auto")
     for (row, column), (_, color) in confusion_colors(counts).items():
         weight = "bold" if row == column else "normal"
         ax.text(column, row, counts[row, column], color=color, weight=weight, ha="center", va="center", fontsize=8)
-    ax.set_xticks(range(K), class_names, rotation=40, ha="right", rotation_mode="anchor", parse_math=False)
-    ax.set_yticks(range(K), class_names, parse_math=False)
+    names = [shortened(name, _LONGEST_NAME) for name in class_names]
+    ax.set_xticks(range(K), names, rotation=40, ha="right", rotation_mode="anchor", parse_math=False)
+    ax.set_yticks(range(K), names, parse_math=False)
     ax.set(xlabel="guess of the model", ylabel="truth")
     figure.colorbar(drawn, ax=ax, label="errors, share of the true class (%)")
     set_title(ax, "Images of each class, and what they are taken for")
@@ -108,7 +111,8 @@ def plot_reliability(
         below.set(xlim=PERCENT, ylim=(0, 1.1 * top), xlabel="confidence (%)")
     axes[0, 0].set_ylabel("accuracy (%)")
     axes[1, 0].set_ylabel("images (%)")
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+    ncols = min(2 * len(panels), 4)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=ncols, frameon=False)
     return figure
 
 
@@ -197,8 +201,8 @@ def _error_share(counts: NDArray) -> NDArray:
 
 
 def _top(share: NDArray) -> float:
-    """The largest error, above 0 for a model without any."""
-    return max(np.nanmax(share), 1e-9)
+    """The largest error, or all of a class for a model without any."""
+    return np.nanmax(share) or 1.0
 
 
 def _draw_reliability(ax: Axes, confidence: NDArray, accuracy: NDArray, count: NDArray) -> float:

@@ -27,12 +27,16 @@ from vit.plots.style import (
     check_one_each,
     draw_image,
     draw_values,
+    fitting,
     image_grid,
     new_figure,
+    set_caption,
     set_figure_title,
     set_title,
+    shortened,
 )
 
+_LONGEST_NAME = 22  # characters of a class beside the lens
 SETS = ((BLUE, "o"), (ORANGE, "s"), (GREEN, "^"), (VERMILION, "D"))  # a color and a marker for each set of heads
 
 
@@ -74,7 +78,7 @@ def plot_pos_embed_similarity(similarity: ArrayLike) -> Figure:
     tiles = np.full((rows, rows + 1, columns, columns + 1), np.nan)  # a gap below and right of every map
     tiles[:, :rows, :, :columns] = similarity.transpose(0, 2, 1, 3)
     mosaic = tiles.reshape(rows * (rows + 1), columns * (columns + 1))[:-1, :-1]
-    figure, ax = new_figure(width=6.4, height=min(5.1 * mosaic.shape[0] / mosaic.shape[1], 7.0) + 0.8)
+    figure, ax = new_figure(width=6.4, height=np.clip(5.1 * mosaic.shape[0] / mosaic.shape[1], 1.4, 7.0) + 0.8)
     drawn = draw_values(ax, mosaic)
     centers = [np.arange(n) * (n + 1) + (n - 1) / 2 for n in (columns, rows)]
     ax.set_xticks(centers[0][_spaced(columns)], _spaced(columns))
@@ -159,17 +163,17 @@ def plot_logit_lens(
         raise ValueError(f"class_names has {K} names, at most {MAX_CLASSES} can be read: take probabilities[..., some]")
     if probabilities.min() < 0 or probabilities.max() > 1 + 1e-4:
         raise ValueError("probabilities must be in [0, 1]; of logits take logits.softmax(-1)")
-    side, names_height = min(6.2 / B, 1.6), 0.17 * K  # inches
+    side, names_height = min(6.2 / B, 1.6), max(0.17 * K, 0.8)  # inches
     figure, axes = new_figure(2, B, width=side * B + 1.8, height=side + names_height + 0.9)
-    axes = np.reshape(axes, (2, B))
+    axes, names = np.reshape(axes, (2, B)), [shortened(name, _LONGEST_NAME) for name in class_names]
     axes[0, 0].get_gridspec().set_height_ratios([side, names_height])
     for i, (top, bottom) in enumerate(axes.T):
         draw_image(top, images[i])
-        top.set_title(class_names[labels[i]], fontsize=8, pad=3, parse_math=False)
+        set_caption(top, fitting(class_names[labels[i]], 0.8 * side))  # the names below take some room of the images
         extent = (-0.5, L - 0.5, K - 0.5, -0.5)  # layer and class are the coordinates
         drawn = draw_values(bottom, probabilities[:, i].T, vmin=0, vmax=1, cmap="magma", aspect="auto", extent=extent)
         bottom.add_patch(Rectangle((-0.5, labels[i] - 0.5), L, 1, fill=False, edgecolor=GREEN, linewidth=2))
-        bottom.set_yticks(range(K), class_names if i == 0 else [], parse_math=False)
+        bottom.set_yticks(range(K), names if i == 0 else [], parse_math=False)
         bottom.xaxis.set_major_locator(MaxNLocator(4, integer=True))
         bottom.set_xlabel("layer")
         bottom.tick_params(labelsize=8)

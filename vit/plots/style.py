@@ -62,9 +62,9 @@ def set_caption(ax: Axes, text: str, **options: Any) -> None:
 
 
 def set_figure_title(figure: Figure, text: str) -> None:
-    """A title over all axes; nothing for an empty text."""
+    """A title over all axes, in several lines where one is too narrow; nothing for an empty text."""
     if text:
-        figure.suptitle(text, fontsize=11, fontweight="bold", x=0.01, ha="left", parse_math=False)
+        figure.suptitle(text, fontsize=11, fontweight="bold", x=0.01, ha="left", parse_math=False, wrap=True)
 
 
 def shortened(name: str, most: int) -> str:
