@@ -154,6 +154,14 @@ def test_history_shows_a_val_loader_that_came_later_or_went():
         plot_history([{"epoch": 1}])
 
 
+@pytest.mark.parametrize(("epochs", "ticks"), [([1], {1}), ([1, 2], {1, 2}), ([0.5], set()), ([1, 1.5], {1})])
+def test_epochs_are_counted_in_whole_ones(epochs, ticks):
+    ax = plot_history([{**ROWS[0], "epoch": epoch} for epoch in epochs]).axes[0]
+    low, high = ax.get_xlim()
+    seen = {tick for tick in ax.get_xticks() if low <= tick <= high}
+    assert seen == ticks if ticks else seen, "less than one epoch has no whole number to show"
+
+
 @pytest.mark.parametrize("letter", ["w", "i", "e"])
 def test_long_class_names_do_not_meet(letter):
     names = [letter * 40, letter * 12, "golden_retriever"]

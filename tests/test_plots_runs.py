@@ -67,6 +67,14 @@ def test_a_single_epoch_is_a_point_that_can_be_seen():
     assert curves(ax)["a"].get_marker() != "None" and ax.get_xlim()[0] <= 1 <= ax.get_xlim()[1]
 
 
+def test_a_run_is_named_at_its_last_value():
+    """Not at its last epoch, where a loss that is no number has no place."""
+    lost = [{**row, "val_loss": 0.5 if row["epoch"] <= 3 else float("nan")} for row in rows(5, 50.0)]
+    ax = plot_runs({"a": lost}, quantity="val_loss").axes[0]
+    [thread], [name] = ([text for text in ax.texts if bool(text.get_text()) == named] for named in (False, True))
+    assert thread.xy == (3, 0.5) and name.get_text() == "0.5000  a"
+
+
 def test_runs_bring_their_names(tmp_path):
     """Their own, or their folders' where two have the same, or with those that hold them."""
     folders = [tmp_path / "1" / "20260101-000000-a", tmp_path / "1" / "20260102-000000-a", tmp_path / "1" / "b"]

@@ -51,7 +51,7 @@ def plot_history(
         _plot_splits(ax, rows, quantity)
         ax.set(xlabel="epoch", ylabel=label)
         set_title(ax, quantity.capitalize())
-        ax.xaxis.get_major_locator().set_params(integer=True)
+        ax.xaxis.get_major_locator().set_params(integer=rows[-1]["epoch"] >= 1, min_n_ticks=1)
         ax.legend(frameon=False)
     set_figure_title(figure, title)
     return figure

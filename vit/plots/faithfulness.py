@@ -88,14 +88,15 @@ def plot_randomization(curves: Mapping[str, ArrayLike]) -> Figure:
     if len(set(lengths.values())) > 1:
         raise ValueError(f"curves must be of one model, got different numbers of stages: {lengths}")
     [num_stages] = set(lengths.values())
-    figure, ax = new_figure(1, 1, height=3.6)
+    are_many = num_stages > 9  # whose names stand aslant, and take some height
+    figure, ax = new_figure(1, 1, height=4.4 if are_many else 3.6)
     for name, y in of_method.items():
         style, color = looks.get(name, ("--", GRAY))
         ax.plot(y, style, color=color, marker="o", markersize=4, label=_spoken(name), zorder=2 if style == "-" else 3)
     ax.axhline(0, color="black", linestyle="--", linewidth=1.5, zorder=1)
     labels = ["none", "head", *(f"block {i}" for i in reversed(range(num_stages - 3))), "all"]
     step = max(1, math.ceil(num_stages / 12))  # labels that have room
-    ax.set_xticks(range(0, num_stages, step), labels[::step], rotation=0 if num_stages <= 9 else 45)
+    ax.set_xticks(range(0, num_stages, step), labels[::step], rotation=45 if are_many else 0)
     ax.set(xlabel="weights lost so far, from the output down", ylabel="rank correlation with the whole model's map")
     ax.set(ylim=(min(-0.2, *(y.min() - 0.05 for y in of_method.values())), 1.05))
     ax.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1.0, 1.0))

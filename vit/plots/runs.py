@@ -69,9 +69,9 @@ def plot_runs(
         ax.xaxis.get_major_locator().set_params(integer=True)
     ends = []
     for line, (name, (x, y)) in zip(ax.lines, curves.items(), strict=True):
-        last = y[np.isfinite(y)][-1] if np.isfinite(y).any() else np.nan
+        last_x, last = next(((a, b) for a, b in zip(x[::-1], y[::-1], strict=True) if np.isfinite(b)), (np.nan, np.nan))
         look = {"color": line.get_color(), "marker": line.get_marker()}
-        ends.append((f"{last:#.4g}  {shortened(name, _LONGEST_NAME)}", x[-1], last, look))
+        ends.append((f"{last:#.4g}  {shortened(name, _LONGEST_NAME)}", last_x, last, look))
     name_ends(ax, ends)
     set_title(ax, title or f"{_LABELS.get(quantity, quantity).split(' (')[0].capitalize()}, run by run")
     return figure
