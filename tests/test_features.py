@@ -38,6 +38,15 @@ def test_features_are_forward_features_pooled(pool, num_classes, images):
     torch.testing.assert_close(analysis.features(model, images), expected.float(), rtol=0, atol=1e-5)
 
 
+def test_a_model_compiled_in_place_is_read_all_the_same(images):
+    model = make_model()
+    expected, normal = analysis.features(model, images), analysis.prepare_images(model, images)
+    model.compile(backend="eager")
+    with torch.no_grad():
+        model(normal)
+    assert torch.equal(analysis.features(model, images), expected)
+
+
 def test_timms_features_are_its_own_before_the_logits(images):
     timm = pytest.importorskip("timm")
     model = timm.models.VisionTransformer(
@@ -86,7 +95,7 @@ def test_images_of_another_thread_are_not_taken_for_these(images):
         thread.start()
         thread.join()
 
-    hook = model.register_forward_pre_hook(beside)
+    hook = model.patch_embed.register_forward_pre_hook(beside)
     with pytest.raises(RuntimeError, match=r"has read 9 images in place of 7: .* give it a copy.deepcopy\(model\)"):
         analysis.features(model, images)
     assert analysis.features(model, images).shape == (7, 16)

@@ -135,6 +135,18 @@ def test_position_similarity_of_sines_depends_on_the_offset_alone():
             assert similarity[1, 2, row, column].item() == pytest.approx(sum(terms).item() / 2, abs=1e-5)
 
 
+def test_blocks_in_compiled_code_are_not_read_and_it_is_said_why(images):
+    model = ours().eval()
+    expected = block_outputs(model, images)
+    model.encoder.compile(backend="eager")
+    with torch.no_grad():
+        model.forward_features(images)
+    with pytest.raises(RuntimeError, match="0 of the 3 blocks were seen at work; .*compiled.*force_eager"):
+        block_outputs(model, images)
+    with torch.compiler.set_stance("force_eager"):
+        assert torch.equal(block_outputs(model, images), expected)
+
+
 @pytest.mark.parametrize("model, kind", [(ours(pos_embed="rope"), "'rope'"), (ours(pos_embed="none"), "'none'")])
 def test_positions_that_are_no_vectors_are_refused(model, kind):
     with pytest.raises(ValueError, match=f"pos_embed={kind}: no vector is added to a patch"):
@@ -160,6 +172,15 @@ def test_patch_filters_equal_numpys_and_rebuild_the_weights(build):
         patch_filters(model, 16)
     with pytest.raises(ValueError, match="num=3.0 must be an integer in 1..15"):
         patch_filters(model, 3.0)
+
+
+def test_as_many_patch_filters_as_there_are_unless_told():
+    """28 as in the paper's figure, but 40 gray filters of 2 by 2 pixels vary in four directions only."""
+    filters, explained = patch_filters(ours(patch_size=2, in_chans=1, embed_dim=40))
+    assert filters.shape == (4, 1, 2, 2) and explained.sum() == pytest.approx(1)
+    assert len(patch_filters(ours(embed_dim=40))[0]) == 28 and len(patch_filters(ours())[0]) == 15
+    with pytest.raises(ValueError, match=r"num=5 must be an integer in 1\.\.4: 40 filters of 4 weights have no more"):
+        patch_filters(ours(patch_size=2, in_chans=1, embed_dim=40), 5)
 
 
 @pytest.mark.parametrize("build, form", MODELS)

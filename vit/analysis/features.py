@@ -76,7 +76,8 @@ def _compute(model: nn.Module, images: Images) -> Tensor:
             hook = head.register_forward_pre_hook(lambda _, args, seen=of_head: seen.append(args[0].float().cpu()))
             stack.callback(hook.remove)
         for part in parts:
-            model(part)
+            # Not model(part): a module compiled in place would run code that no hook can see.
+            model.forward(part)
     found = torch.cat([torch.cat(of_head) for of_head in readings], dim=-1)
     if found.ndim != 2:
         raise TypeError(

@@ -18,6 +18,8 @@ from vit.analysis.layout import blocks_of, layer_indices, token_layout
 from vit.arguments import as_integer
 from vit.modules import eval_mode, unwrap
 
+MOST_FILTERS = 28  # components that are shown, unless told otherwise
+
 
 def block_outputs(model: nn.Module, images: Images) -> Tensor:
     """The tokens (L, B, T, D) after every block, the prefix first.
@@ -88,17 +90,21 @@ def pos_embed_similarity(model: nn.Module) -> Tensor:
     return torch.einsum("dij,dkl->ijkl", unit, unit)  # (rows, columns, rows, columns)
 
 
-def patch_filters(model: nn.Module, num: int = 28) -> tuple[Tensor, Tensor]:
+def patch_filters(model: nn.Module, num: int | None = None) -> tuple[Tensor, Tensor]:
     """The first principal components of the D filters of the patch embedding, (num, C, p, p) of length 1, and the
     share (num,) of the filters' variance that each explains.
 
     The filters are centered, as in any principal component analysis. It is no loss: the mean filter moves all channels
     of a token alike, which the first LayerNorm takes out again. The sign of a component is arbitrary; here its largest
     weight is positive.
+
+    Args:
+        num: 1 or more; default 28, or all that there are: one less than filters, and no more than weights in each.
     """
     weight = unwrap(model).patch_embed.proj.weight.detach().cpu().double()  # (D, C, p, p)
     most = min(len(weight) - 1, weight[0].numel())
-    num = as_integer("num", num, 1, most, remedy=f": {len(weight)} filters have no more components")
+    num = min(MOST_FILTERS, most) if num is None else num
+    num = as_integer("num", num, 1, most, remedy=f": {len(weight)} filters of {weight[0].numel()} weights have no more")
     basis, explained = _principal_components(weight.flatten(1), num)  # (num, C*p*p), (num,)
     return basis.unflatten(1, weight.shape[1:]).float(), explained.float()
 
@@ -150,6 +156,11 @@ def _read_blocks(model: nn.Module, images: Images, read: Callable[[Tensor], Tens
             readings.clear()
             # Not forward: with CLS, it computes no other token of the last block.
             model.forward_features(part)
+            if len(readings) != len(blocks):
+                raise RuntimeError(
+                    f"{len(readings)} of the {len(blocks)} blocks were seen at work; no hook can see compiled code: "
+                    'put `with torch.compiler.set_stance("force_eager"):` around it'
+                )
             parts.append(torch.stack(readings))
     return torch.cat(parts, dim=1)
 
