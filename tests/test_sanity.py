@@ -58,6 +58,17 @@ def test_weights_are_lost_from_the_head_down(monkeypatch):
             assert torch.equal(state[name].flatten().sort().values, before.flatten().sort().values), "the same numbers"
 
 
+def test_both_heads_of_a_distilled_model_are_lost_first(monkeypatch):
+    states = []
+    monkeypatch.setattr(sanity, "explain", lambda model, *_, **__: states.append(copy.deepcopy(model)) or IMAGES[:, 0])
+    sizes = {"img_size": (12, 16), "patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2, "num_classes": 5}
+    model = randomize(timm.models.deit.VisionTransformerDistilled(**sizes)).eval()
+    randomization_curve(model, IMAGES)
+    intact, headless = states[0].state_dict(), states[1].state_dict()
+    lost = {name for name in intact if not torch.equal(intact[name], headless[name])}
+    assert lost == {"head.weight", "head.bias", "head_dist.weight", "head_dist.bias"}
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_a_curve_begins_at_one_and_falls_where_the_method_reads(method):
     curve = randomization_curve(make_model(), IMAGES, method)  # intact, head, blocks 2, 1 and 0, all

@@ -51,6 +51,13 @@ def test_it_shows_the_attention_that_was_asked_for(explorer, model, images):
     np.testing.assert_array_equal(shown(explorer), drawn(figure))
 
 
+def test_names_of_classes_may_be_an_array(model, images):
+    names = [f"shape {k}" for k in range(10)]
+    explorer = AttentionExplorer(model, images[:1], np.array(names))
+    assert explorer.class_names == names
+    assert AttentionExplorer(model, images[:1]).class_names == list(model.metadata["class_names"])
+
+
 def test_heads_are_joined_as_the_menu_says(explorer, model, images):
     row = attention_from(attention_maps(model, images[:1])[-1, 0], token_layout(model), "cls")  # (h, rows, columns)
     torch.testing.assert_close(explorer.heat(), row.mean(dim=0))

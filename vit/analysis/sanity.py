@@ -70,7 +70,8 @@ def _centered_ranks(heatmaps: Tensor) -> Tensor:
 def _losing_weights(model: nn.Module, seed: int) -> Iterator[nn.Module]:
     """One copy of the model, each time with more of its weights shuffled."""
     damaged, generator = copy.deepcopy(model), torch.Generator().manual_seed(seed)
-    for part in [damaged.head, *reversed(blocks_of(damaged)), damaged]:
+    heads = nn.ModuleList(child for name, child in damaged.named_children() if name in ("head", "head_dist"))
+    for part in [heads, *reversed(blocks_of(damaged)), damaged]:
         with torch.no_grad():
             for weight in part.parameters():
                 order = torch.randperm(weight.numel(), generator=generator).to(weight.device)

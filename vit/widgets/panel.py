@@ -53,7 +53,8 @@ def do_or_tell(act: Callable[[], object], tell: Callable[..., None]) -> None:
 
 def class_names_of(model: nn.Module, given: Sequence[str] | None) -> list[str]:
     """The names that were given, else those of the model's metadata; none if it has none either."""
-    return list(given or getattr(model, "metadata", {}).get("class_names") or ())
+    names = getattr(model, "metadata", {}).get("class_names") if given is None else given
+    return [] if names is None else list(names)
 
 
 @contextmanager
