@@ -193,8 +193,10 @@ def test_gradients_leave_no_trace_and_need_nothing_of_the_caller():
         found = attention_gradients(model, images)
     with torch.inference_mode():
         from_inference = attention_gradients(model, images.clone())
-    frozen = attention_gradients(model.requires_grad_(False), images)
-    for other in (found, from_inference, frozen):
+        predicted = model.eval()(images).argmax(dim=1)
+    of_predicted = attention_gradients(model, images, predicted)
+    frozen = attention_gradients(model.train().requires_grad_(False), images)
+    for other in (found, from_inference, of_predicted, frozen):
         assert all(torch.equal(a, b) for a, b in zip(expected, other, strict=True)), "a mode of the caller got in"
     assert all(p.grad is None for p in model.parameters())
     assert images.grad is None and not images.requires_grad

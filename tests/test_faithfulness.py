@@ -188,6 +188,20 @@ def test_mask_share_equals_a_sum_over_pixels():
     torch.testing.assert_close(mask_share(1000 * heat, masks), mask_share(heat, masks))
 
 
+def test_arrays_of_numpy_are_measured_as_tensors_are():
+    """As other libraries give heat maps, and files masks."""
+    model, heat = KnownModel(random_maps(1, (3, 4), seed=1)[0]), random_maps(5, (3, 4))
+    masks = random_maps(5, (6, 12), seed=2) > 0.6
+    for score in (mask_share, pointing_game):
+        assert torch.equal(score(heat.numpy(), masks.numpy()), score(heat, masks))
+    assert torch.equal(mask_area(masks.numpy()), mask_area(masks))
+    assert torch.equal(pointing_chance(masks.numpy(), (3, 4)), pointing_chance(masks, (3, 4)))
+    for curve in CURVES:
+        drawn = curve(model, ones(model, 5), heat, 1)
+        assert torch.equal(curve(model, ones(model, 5), heat.numpy(), 1), drawn)
+        assert torch.equal(area(drawn.numpy()), area(drawn))
+
+
 def test_mask_share_of_even_empty_and_pointed_maps():
     masks = random_masks(3, (6, 20))
     masks[:, 2:4, 4:8], masks[:, 4:6, 8:12] = True, False

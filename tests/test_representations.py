@@ -222,6 +222,7 @@ def test_cka_equals_its_kernel_form():
     x = features(40, 6, 0)
     y = x[:, :4].tanh() + 0.5 * features(40, 4, 1) + 3
     assert cka(x, y).item() == pytest.approx(kernel_cka(x, y), abs=1e-6)
+    assert cka(x.numpy(), y.numpy()) == cka(x, y)
     assert 0.3 < kernel_cka(x, y) < 0.95, "a value at an end would show little"
 
 

@@ -32,6 +32,7 @@ def test_rank_correlation_of_the_same_the_reverse_and_no_order():
     heat = torch.rand(3, 2, 4, generator=torch.Generator().manual_seed(0))
     for other, expected in ((heat**3, 1.0), (-heat, -1.0), (torch.ones_like(heat), 0.0)):
         torch.testing.assert_close(rank_correlation(heat, other), torch.full((3,), expected))
+        torch.testing.assert_close(rank_correlation(heat.numpy(), other.numpy()), torch.full((3,), expected))
     one_patch = torch.ones(2, 1, 1)
     assert rank_correlation(one_patch, one_patch).tolist() == [0, 0]
     with pytest.raises(ValueError, match=r"heatmaps \(3, 2, 4\) and others \(2, 1, 1\) must both be"):
@@ -104,6 +105,8 @@ def test_the_model_and_the_random_numbers_of_others_stay():
     assert same_weights(model, before) and model.training and torch.equal(torch.get_rng_state(), state)
     assert torch.equal(first, randomization_curve(model, IMAGES))
     assert not torch.equal(first, randomization_curve(model, IMAGES, seed=1))
+    with torch.inference_mode():
+        assert torch.equal(first, randomization_curve(model, IMAGES)), "gradients are its own affair"
 
 
 def test_models_of_timm_and_frozen_ones():

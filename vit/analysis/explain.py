@@ -124,6 +124,7 @@ def _gradients(model: nn.Module, images: Tensor, targets: Tensor | None) -> tupl
     with torch.inference_mode(False), torch.enable_grad(), eval_mode(model):
         # Gradients pass through the images, so that frozen parameters do not cut the graph.
         images = images.detach().clone().requires_grad_()
+        targets = None if targets is None else targets.clone()  # they may be of the caller's inference_mode
         with record_attention(model, with_grad=True) as recorded:
             # Not model(images): a module compiled in place would run code that no hook can see.
             logits = model.forward(images)  # (B, K)

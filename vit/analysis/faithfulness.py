@@ -7,7 +7,10 @@ becomes 0 in normalized space, the training set's mean color. The model has seen
 scores of several maps on one model, not of several models.
 """
 
+from __future__ import annotations
+
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from vit.analysis.inputs import (
@@ -21,6 +24,7 @@ from vit.analysis.inputs import (
     probabilities_of,
 )
 from vit.analysis.layout import token_layout
+from vit.analysis.metrics import as_tensor
 from vit.arguments import as_integer
 from vit.modules import eval_mode, unwrap
 
@@ -28,7 +32,7 @@ STEPS = 16  # of a curve, unless told otherwise
 
 
 def deletion_curve(
-    model: nn.Module, images: Images, heatmaps: Tensor, targets: Targets, *, steps: int | None = None
+    model: nn.Module, images: Images, heatmaps: ArrayLike, targets: Targets, *, steps: int | None = None
 ) -> Tensor:
     """Probability of the target class (B, steps + 1) as the patches vanish, hottest first; low is good.
 
@@ -48,7 +52,7 @@ def deletion_curve(
 
 
 def insertion_curve(
-    model: nn.Module, images: Images, heatmaps: Tensor, targets: Targets, *, steps: int | None = None
+    model: nn.Module, images: Images, heatmaps: ArrayLike, targets: Targets, *, steps: int | None = None
 ) -> Tensor:
     """Probability of the target class (B, steps + 1) as the patches enter an empty image, hottest first; high is good.
 
@@ -59,14 +63,15 @@ def insertion_curve(
     return _curve(model, images, heatmaps, targets, steps, is_deletion=False)
 
 
-def area(curves: Tensor) -> Tensor:
+def area(curves: ArrayLike) -> Tensor:
     """The area (...) under curves (..., stages), by trapezoids over an axis from 0 to 1: a mean probability."""
+    curves = as_tensor(curves)
     if curves.ndim < 1 or curves.shape[-1] < 2:
         raise ValueError(f"curves of shape {tuple(curves.shape)} have no two stages in their last dimension")
     return torch.trapezoid(curves, dim=-1) / (curves.shape[-1] - 1)
 
 
-def mask_share(heatmaps: Tensor, masks: Tensor) -> Tensor:
+def mask_share(heatmaps: ArrayLike, masks: ArrayLike) -> Tensor:
     """The share (B,) of the heat that lies inside the object, with each patch's heat spread evenly over its pixels.
 
     A map that is 0 everywhere counts as an even one. By chance, for an even map: `mask_area`.
@@ -75,40 +80,40 @@ def mask_share(heatmaps: Tensor, masks: Tensor) -> Tensor:
         heatmaps: (B, rows, columns), 0 or more.
         masks: bool (B, H, W), true on the object; rows divides H and columns divides W.
     """
-    inside = _mask_inside(heatmaps, masks)  # (B, rows, columns)
-    heat = heatmaps.detach().cpu().double().flatten(1)  # (B, N)
+    heatmaps, inside = _mask_inside(heatmaps, masks)  # 2 x (B, rows, columns)
+    heat = heatmaps.double().flatten(1)  # (B, N)
     heat = torch.where(heat.sum(1, keepdim=True) > 0, heat, 1.0)
     return ((heat * inside.flatten(1)).sum(1) / heat.sum(1)).float()
 
 
-def mask_area(masks: Tensor) -> Tensor:
+def mask_area(masks: ArrayLike) -> Tensor:
     """The share (B,) of the image that the object covers: the `mask_share` of a map that knows nothing."""
-    _check_masks(masks)
-    return masks.cpu().float().flatten(1).mean(dim=1)
+    return _as_masks(masks).float().flatten(1).mean(dim=1)
 
 
-def pointing_game(heatmaps: Tensor, masks: Tensor) -> Tensor:
+def pointing_game(heatmaps: ArrayLike, masks: ArrayLike) -> Tensor:
     """Whether each map's hottest patch is on the object: bool (B,). By chance, as often as `pointing_chance`.
 
     Differs: the paper's maps have a hottest pixel, and a hit is one within 15 pixels of the object. Here the hottest
     place is a patch, and a hit has at least half of its pixels in the mask, so that touching a large object with a
     corner is none.
     """
-    hits = _mask_inside(heatmaps, masks).flatten(1) >= 0.5  # (B, N)
+    heatmaps, inside = _mask_inside(heatmaps, masks)  # 2 x (B, rows, columns)
+    hits = inside.flatten(1) >= 0.5  # (B, N)
     return hits.gather(1, _hottest_first(heatmaps)[:, :1])[:, 0]
 
 
-def pointing_chance(masks: Tensor, grid_size: tuple[int, int]) -> Tensor:
+def pointing_chance(masks: ArrayLike, grid_size: tuple[int, int]) -> Tensor:
     """How often a random patch of the grid (rows, columns) wins the pointing game: its probability (B,)."""
     even = torch.ones(len(masks), *grid_size)
-    return (_mask_inside(even, masks) >= 0.5).float().flatten(1).mean(dim=1)
+    return (_mask_inside(even, masks)[1] >= 0.5).float().flatten(1).mean(dim=1)
 
 
 @torch.no_grad()
 def _curve(
     model: nn.Module,
     images: Images,
-    heatmaps: Tensor,
+    heatmaps: ArrayLike,
     targets: Targets,
     steps: int | None,
     *,
@@ -117,7 +122,7 @@ def _curve(
     check_has_classes(model)
     layout = token_layout(model)
     images = prepare_images(model, images)
-    _check_heatmaps(heatmaps, len(images), layout.grid_size)
+    heatmaps = _as_heatmaps(heatmaps, len(images), layout.grid_size)
     targets = as_targets(targets, len(images))
     inner = unwrap(model)
     num_classes = getattr(inner, "config", inner).num_classes  # a model of timm has no config
@@ -150,28 +155,31 @@ def _hottest_first(heatmaps: Tensor) -> Tensor:
     By position, ties would be read as a scan from the top, which on pictures with the object in the middle is far
     from random.
     """
-    heat = heatmaps.detach().cpu().flatten(1)  # (B, N)
+    heat = heatmaps.flatten(1)  # (B, N)
     shuffled = torch.randperm(heat.shape[1], generator=torch.Generator().manual_seed(0))  # (N,)
     return shuffled[heat[:, shuffled].argsort(dim=1, descending=True, stable=True)]
 
 
-def _mask_inside(heatmaps: Tensor, masks: Tensor) -> Tensor:
-    """The share of each patch's pixels that is on the object: (B, rows, columns)."""
-    _check_masks(masks)
-    _check_heatmaps(heatmaps, len(masks))
+def _mask_inside(heatmaps: ArrayLike, masks: ArrayLike) -> tuple[Tensor, Tensor]:
+    """The heat maps, and the share of each patch's pixels that is on the object, (B, rows, columns) each."""
+    masks = _as_masks(masks)
+    heatmaps = _as_heatmaps(heatmaps, len(masks))
     (rows, columns), (height, width) = heatmaps.shape[1:], masks.shape[1:]
     if height % rows or width % columns:
         raise ValueError(f"heatmaps of {rows}x{columns} patches do not divide masks of {height}x{width} pixels")
-    patches = masks.cpu().float().unflatten(2, (columns, -1)).unflatten(1, (rows, -1))  # (B, rows, p, columns, p)
-    return patches.mean(dim=(2, 4))
+    patches = masks.float().unflatten(2, (columns, -1)).unflatten(1, (rows, -1))  # (B, rows, p, columns, p)
+    return heatmaps, patches.mean(dim=(2, 4))
 
 
-def _check_masks(masks: Tensor) -> None:
+def _as_masks(masks: ArrayLike) -> Tensor:
+    masks = as_tensor(masks)
     if masks.dtype != torch.bool or masks.ndim != 3:
         raise ValueError(f"masks must be bool (B, H, W), got {masks.dtype} {tuple(masks.shape)}")
+    return masks
 
 
-def _check_heatmaps(heatmaps: Tensor, num_images: int, grid_size: tuple[int, int] | None = None) -> None:
+def _as_heatmaps(heatmaps: ArrayLike, num_images: int, grid_size: tuple[int, int] | None = None) -> Tensor:
+    heatmaps = as_tensor(heatmaps)
     shape = tuple(heatmaps.shape)
     if len(shape) != 3 or shape[0] != num_images or (grid_size is not None and shape[1:] != grid_size):
         rows, columns = grid_size or ("rows", "columns")
@@ -181,3 +189,4 @@ def _check_heatmaps(heatmaps: Tensor, num_images: int, grid_size: tuple[int, int
             f"heatmaps must be finite and 0 or more, got {heatmaps.min():.3g} to {heatmaps.max():.3g}; a map says how "
             "much a patch matters, so clamp what is negative"
         )
+    return heatmaps

@@ -6,15 +6,19 @@ nostalgebraist, "interpreting GPT: the logit lens", 2020; Darcet et al., "Vision
 (token norms); Kornblith et al., "Similarity of Neural Network Representations Revisited", ICML 2019 (CKA).
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from contextlib import ExitStack
 
 import torch
 import torch.nn.functional as F
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from vit.analysis.inputs import Images, check_has_classes, prepared_parts
 from vit.analysis.layout import blocks_of, layer_indices, token_layout
+from vit.analysis.metrics import as_tensor
 from vit.arguments import as_integer
 from vit.modules import eval_mode, unwrap
 
@@ -109,13 +113,14 @@ def patch_filters(model: nn.Module, num: int | None = None) -> tuple[Tensor, Ten
     return basis.unflatten(1, weight.shape[1:]).float(), explained.float()
 
 
-def cka(x: Tensor, y: Tensor) -> Tensor:
+def cka(x: ArrayLike, y: ArrayLike) -> Tensor:
     """Linear centered kernel alignment of features (n, p) and (n, q) of the same n examples, a number in [0, 1].
 
     It is 1 if one is the other turned, mirrored or scaled as a whole, and tells layers of different width apart from
     layers that merely name their axes differently. It is biased upwards where n is not far above p and q.
     Source: Kornblith et al., 2019, section 3, in the form of features (p*q numbers, not n*n).
     """
+    x, y = as_tensor(x), as_tensor(y)
     if x.ndim != 2 or y.ndim != 2 or len(x) != len(y):
         raise ValueError(f"x and y must be (n, p) and (n, q) of the same n, got {tuple(x.shape)} and {tuple(y.shape)}")
     return _alignment(_standardized(x), _standardized(y)).float()

@@ -3,15 +3,19 @@
 Source: Adebayo et al., "Sanity Checks for Saliency Maps", NeurIPS 2018, section 3.1 (cascading randomization).
 """
 
+from __future__ import annotations
+
 import copy
 from collections.abc import Iterator
 
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from vit.analysis.explain import CLASS_METHODS, explain
 from vit.analysis.inputs import Images, Targets, prepare_images, prepared_parts
 from vit.analysis.layout import blocks_of
+from vit.analysis.metrics import as_tensor
 from vit.modules import eval_mode, unwrap
 
 
@@ -43,13 +47,14 @@ def randomization_curve(
     return torch.stack([rank_correlation(intact, heat) for heat in [intact, *maps]], dim=1)  # (B, L + 3)
 
 
-def rank_correlation(heatmaps: Tensor, others: Tensor) -> Tensor:
+def rank_correlation(heatmaps: ArrayLike, others: ArrayLike) -> Tensor:
     """Spearman's rank correlation (B,) of each heat map with its counterpart: 1 for the same order of the patches, -1
     for the reverse. Equal values share their mean rank; a map that is even everywhere has no order, and 0.
 
     Args:
         heatmaps, others: (B, rows, columns).
     """
+    heatmaps, others = as_tensor(heatmaps), as_tensor(others)
     if heatmaps.shape != others.shape or heatmaps.ndim != 3:
         raise ValueError(
             f"heatmaps {tuple(heatmaps.shape)} and others {tuple(others.shape)} must both be (B, rows, columns)"
@@ -61,7 +66,7 @@ def rank_correlation(heatmaps: Tensor, others: Tensor) -> Tensor:
 
 def _centered_ranks(heatmaps: Tensor) -> Tensor:
     """The rank of each patch (B, N), 0 on average; equal values share the mean of theirs."""
-    heat = heatmaps.detach().cpu().double().flatten(1).contiguous()  # (B, N)
+    heat = heatmaps.double().flatten(1).contiguous()  # (B, N)
     ordered = heat.sort(dim=1).values
     first, behind = torch.searchsorted(ordered, heat), torch.searchsorted(ordered, heat, right=True)
     return (first + behind).double() / 2 - heat.shape[1] / 2
@@ -69,7 +74,8 @@ def _centered_ranks(heatmaps: Tensor) -> Tensor:
 
 def _losing_weights(model: nn.Module, seed: int) -> Iterator[nn.Module]:
     """One copy of the model, each time with more of its weights shuffled."""
-    damaged, generator = copy.deepcopy(model), torch.Generator().manual_seed(seed)
+    with torch.inference_mode(False):  # a caller's own would make a copy that no gradient can pass
+        damaged, generator = copy.deepcopy(model), torch.Generator().manual_seed(seed)
     heads = nn.ModuleList(child for name, child in damaged.named_children() if name in ("head", "head_dist"))
     for part in [heads, *reversed(blocks_of(damaged)), damaged]:
         with torch.no_grad():
