@@ -123,6 +123,13 @@ def test_wrong_kinds_are_refused(model, tmp_path):
         vit.predict(model, 3)
     with pytest.raises(TypeError, match=r"an array must be uint8 \(H, W, 3\) or \(H, W\), got float64 \(8, 8, 3\)"):
         vit.predict(model, np.zeros((8, 8, 3)))
+    batch = torch.randint(256, (2, 3, 8, 8), dtype=torch.uint8)
+    with pytest.raises(TypeError, match=r"got uint8 \(2, 3, 8, 8\); a batch goes in as torch\.from_numpy\(images\)"):
+        vit.predict(model, batch.numpy())
+    with pytest.raises(TypeError, match=r"got Tensor; of tensors make a batch by torch\.stack\(images\)"):
+        vit.predict(model, list(batch))
+    for remedied in (torch.from_numpy(batch.numpy()), torch.stack(list(batch))):
+        assert torch.equal(vit.predict(model, remedied), vit.predict(model, batch))
     model.metadata = {}
     with pytest.raises(ValueError, match=r"set model.metadata = data.metadata"):
         vit.predict(model, torch.zeros(1, 3, 8, 8, dtype=torch.uint8))

@@ -77,11 +77,13 @@ def picture_to_tensor(
         picture = open_picture(picture)
     elif isinstance(picture, np.ndarray):
         if picture.dtype != np.uint8 or (picture.ndim != 2 and picture.shape[2:] not in ((3,), (1,))):
-            raise TypeError(f"an array must be uint8 (H, W, 3) or (H, W), got {picture.dtype} {picture.shape}")
+            batch = "; a batch goes in as torch.from_numpy(images), (B, C, H, W)" if picture.ndim == 4 else ""
+            raise TypeError(f"an array must be uint8 (H, W, 3) or (H, W), got {picture.dtype} {picture.shape}{batch}")
         picture = picture.squeeze(2) if picture.shape[2:] == (1,) else picture
         picture = Image.fromarray(picture)
     elif not isinstance(picture, Image.Image):
-        raise TypeError(f"a picture must be a path, a PIL image or a uint8 array, got {type(picture).__name__}")
+        batch = "; of tensors make a batch by torch.stack(images)" if isinstance(picture, Tensor) else ""
+        raise TypeError(f"a picture must be a path, a PIL image or a uint8 array, got {type(picture).__name__}{batch}")
     if 0 in picture.size:
         raise ValueError(f"{name} is empty: it has {picture.height}x{picture.width} pixels (height x width)")
     picture = _to_rgb(picture)
