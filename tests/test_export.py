@@ -18,6 +18,7 @@ import vit
 from vit.config import ViTConfig
 from vit.model.vision_transformer import VisionTransformer
 from vit.pretrained import load_weights, to_onnx, to_program, to_timm, to_transformers
+from vit.tasks import lora, prompts
 
 CONFIG = ViTConfig(image_size=(8, 12), embed_dim=32, depth=2, num_heads=4, num_classes=5, head="linear")
 IMAGES = {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6], "interpolation": "bilinear", "crop": 0.8}
@@ -211,6 +212,17 @@ def test_a_program_has_the_parts_that_no_graph_above_has():
     model = make({"pool": "cls_mean", "pos_embed": "none", "act": "gelu_tanh", "qkv_bias": False})
     images = images_for(model)
     torch.testing.assert_close(to_program(model).module()(images), model(images))
+
+
+@pytest.mark.parametrize("add", [prompts.add, lora.add])
+def test_onnx_takes_what_fine_tuning_leaves(add, tmp_path):
+    """As it is after a training: its own parts wait for gradients, also those of the prompts' mask."""
+    model = randomize(add(make({})))
+    images = images_for(model)
+    session = onnxruntime.InferenceSession(to_onnx(model, tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
+    (logits,) = session.run(["logits"], {"images": images.numpy()})
+    torch.testing.assert_close(torch.from_numpy(logits), model(images).detach(), rtol=0, atol=1e-4)
+    assert any(p.requires_grad for p in model.parameters())
 
 
 def test_onnx_that_computes_something_else_is_not_written(tmp_path, monkeypatch):

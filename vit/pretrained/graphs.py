@@ -25,6 +25,7 @@ def to_program(model: VisionTransformer) -> torch.export.ExportedProgram:
         return torch.export.export(model, (_images(model, 2),), dynamic_shapes=({0: batch},))
 
 
+@torch.no_grad()  # else torch takes other kernels where a mask is trained, which become no graph
 def to_onnx(model: VisionTransformer, path: str | Path) -> Path:
     """Writes the model as ONNX, with input "images" (batch, C, H, W) and output "logits", and compares it with itself.
 
