@@ -122,6 +122,19 @@ def test_a_model_that_could_not_be_loaded_is_not_written(saved, tmp_path):
     torch.testing.assert_close(merged(images), model(images))
 
 
+@torch.no_grad()
+def test_blocks_that_share_their_weights_are_saved_as_blocks_with_equal_ones(tmp_path):
+    config = ViTConfig(image_size=8, embed_dim=16, depth=3, num_heads=2, head="linear")
+    model = VisionTransformer(config)
+    model.encoder.blocks[1], model.encoder.blocks[2].mlp = model.encoder.blocks[0], model.encoder.blocks[0].mlp
+    randomize(model).eval()
+    images = torch.randn(2, 3, 8, 8)
+    written = vit.save(model, tmp_path / "m.safetensors"), to_timm(model, tmp_path / "timm")
+    for path in (*written, to_transformers(model, tmp_path / "transformers")):
+        loaded = vit.pretrained.load_weights(None, path, report=None)
+        assert torch.equal(loaded(images), model(images)), path
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_half_precision_comes_back_as_the_same_numbers_in_float32(saved, tmp_path, dtype):
     model = saved[0].to(dtype)

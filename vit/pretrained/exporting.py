@@ -145,8 +145,9 @@ def to_transformers(model: VisionTransformer, folder: str | Path) -> Path:
 
 
 def _timm_tensors(model: VisionTransformer, *, with_slot: bool) -> Tensors:
-    """The weights under timm's names, with a table of positions; `with_slot`, CLS has one, of zeros."""
-    state = {names.translate(name, names.OWN): tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+    """Copies of the weights under timm's names, with a table of positions; `with_slot`, CLS has one, of zeros."""
+    tensors = {name: tensor.detach().to("cpu", copy=True) for name, tensor in model.state_dict().items()}
+    state = {names.translate(name, names.OWN): tensor for name, tensor in tensors.items()}
     if model.config.pos_embed == "sincos2d":
         state["pos_embed"] = model.pos_table.detach().cpu()
     if with_slot:

@@ -41,7 +41,8 @@ def save(model: VisionTransformer, path: str | Path, **metadata: Any) -> Path:
     path = Path(path).expanduser()
     model = check_own(model)
     check_plain(model)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    # Copies, since a part may stand in several places, and the format has no tensors that share memory.
+    tensors = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in model.state_dict().items()}
     for name, tensor in tensors.items():
         check_values(name, tensor)
     described = model.metadata | metadata
