@@ -3,6 +3,7 @@
 import argparse
 import json
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -577,10 +578,19 @@ def test_modules_with_other_activations_or_pools_are_refused():
     sizes = {"img_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 1, "num_heads": 4, "num_classes": 5}
     with pytest.raises(ValueError, match="the activation 'ReLU' is not supported"):
         load_weights(None, timm.models.VisionTransformer(**sizes, act_layer=nn.ReLU))
+    for act in (nn.Tanh, nn.Softplus, nn.Identity, timm.layers.HardMish):
+        with pytest.raises(ValueError, match=f"the activation '{act.__name__}' is not supported"):
+            load_weights(None, timm.models.VisionTransformer(**sizes, act_layer=act))
     with pytest.raises(ValueError, match="global_pool='max' is not supported"):
         load_weights(None, timm.models.VisionTransformer(**sizes, global_pool="max"))
-    with pytest.raises(ValueError, match="its MLP with act='gelu' is gated; only SwiGLU is"):
-        load_weights(None, timm.models.VisionTransformer(**sizes, mlp_layer=timm.layers.GluMlp))
+    by_first_half = partial(timm.layers.GluMlp, gate_last=False)
+    for act, mlp, message in (
+        (nn.GELU, by_first_half, "its MLP with act='gelu' is gated; only SwiGLU is"),
+        (nn.Sigmoid, by_first_half, "the activation 'Sigmoid' is not supported"),
+        (nn.SiLU, timm.layers.GluMlp, "its MLP is gated by its last half"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            load_weights(None, timm.models.VisionTransformer(**sizes, act_layer=act, mlp_layer=mlp))
     config = transformers.ViTConfig(
         image_size=16, patch_size=4, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, hidden_act="relu"
     )

@@ -111,6 +111,11 @@ def _check_timms(module: nn.Module) -> None:
     others = sorted(kind.__name__ for kind in kinds if kind.__name__ != "Block")
     if others:
         raise ValueError(f"its blocks are timm's {', '.join(others)}, which compute something else; only Block is read")
+    for mlp in (getattr(block, "mlp", None) for block in getattr(module, "blocks", ())):
+        if isinstance(act := getattr(mlp, "act", None), nn.Module):
+            _activation(type(act).__name__)  # which no list of others could name completely
+        if getattr(mlp, "gate_last", False):
+            raise ValueError("its MLP is gated by its last half (gate_last=True): not supported, only by the first")
     if getattr(module, "pool_include_prefix", False) and getattr(module, "num_prefix_tokens", 0):
         raise ValueError("pool_include_prefix=True is not supported: its average takes in CLS and registers")
 
