@@ -111,3 +111,36 @@ def test_the_model_is_left_in_the_mode_it_was_found_in(shapes, is_training, rate
     with pytest.raises(FloatingPointError) if rate > 1 else contextlib.nullcontext():
         train_progressively(model, shapes, config, start_size=8, until=0.0)
     assert model.training is is_training is not model.head.training and model.patch_drop.rate == 0
+
+
+def first_steps(count: int, train_steps):
+    """What trains no longer than until this step of the run."""
+    return lambda model, loader, config, steps, bar: train_steps(
+        model, loader, config, range(steps.start, min(count, steps.stop)), bar
+    )
+
+
+@pytest.mark.parametrize("until", [1.0, 0.25])
+def test_what_was_learned_before_an_end_stays(shapes, monkeypatch, until):
+    """Of small images, or of these and full ones: an interrupt costs no step that was taken."""
+    config = replace(CONFIG, patch_drop_rate=0.0)
+    whole, model = new_model(), new_model()
+    steps, epoch = [], progressive.train_one_epoch
+
+    def interrupted(*arguments, should_stop, **options):
+        def stop() -> bool:
+            steps.append(1)
+            if len(steps) == 5:
+                raise KeyboardInterrupt
+            return should_stop()
+
+        return epoch(*arguments, should_stop=stop, **options)
+
+    monkeypatch.setattr(progressive, "train_one_epoch", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train_progressively(model, shapes, config, start_size=8, until=until)
+    monkeypatch.setattr(progressive, "_train_steps", first_steps(5, progressive._train_steps))
+    monkeypatch.setattr(progressive, "train_one_epoch", epoch)
+    train_progressively(whole, shapes, config, start_size=8, until=until)
+    assert same_weights(model, whole) and not same_weights(model, new_model())
+    assert model.metadata == {name: shapes.metadata[name] for name in ("mean", "std", "class_names")}

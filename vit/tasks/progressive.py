@@ -14,6 +14,7 @@ import torch
 from vit.config import TrainConfig
 from vit.data import DataSplits, Loader, make_loaders, resize
 from vit.device import resolve_device
+from vit.metadata import remember_data
 from vit.model import VisionTransformer
 from vit.model.pos_embed import resample_pos_embed
 from vit.progress import progress_bar
@@ -30,7 +31,8 @@ def train_progressively(
     """Trains `model` in place, on images of `start_size` pixels for the first steps and of its own size after them.
 
     Every batch holds the images that `fit` would show at that step. Momentum starts anew at the change. Nothing is
-    saved on the way, and nothing measured: `vit.evaluate` does that at the end.
+    saved on the way, and nothing measured: `vit.evaluate` does that at the end. As in `fit`, the model's metadata gets
+    what it lacks of the data's normalization and classes.
 
     Args:
         start_size: side of the small images in pixels, a multiple of the patch size.
@@ -54,6 +56,7 @@ def train_progressively(
             f"the model takes images (C, H, W) of {of_model[0]} and has num_classes={of_model[1]}, the data has "
             f"{of_data[0]} and {of_data[1]} classes: build the model with the data's, or use vit.data.resize"
         )
+    remember_data(model, loader, with_classes=True)
     device = resolve_device(config.device)
     model.to(device)
     small = model.resized(start_size)
@@ -66,8 +69,10 @@ def train_progressively(
     with keeping_freed_memory(device), leaving_as_found(model), bar:
         if switch:
             small_loader, _ = make_loaders(resize(data, start_size), config)
-            _train_steps(small, small_loader, config, range(switch), bar)
-            model.load_state_dict(small.resized(model.config.image_size).state_dict())
+            try:
+                _train_steps(small, small_loader, config, range(switch), bar)
+            finally:  # what it has learned is the model's, however its part ends
+                model.load_state_dict(small.resized(model.config.image_size).state_dict())
         _train_steps(model, loader, config, range(switch, total_steps), bar)
 
 
