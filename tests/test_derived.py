@@ -1,6 +1,7 @@
 """Classes, shots and sizes of a dataset, against plain Python over the same labels, and torchvision."""
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -57,7 +58,22 @@ def test_masks_follow_their_images(shapes):
     assert torch.equal(part.test.masks, shapes.test.masks[shapes.test.labels == 2])
 
 
-@pytest.mark.parametrize("classes", [["f"], [5], [-1], [], "ab", ["a", None], [False, np.True_]])
+@pytest.mark.parametrize("form", [iter, tuple, np.array, torch.tensor])
+def test_classes_come_in_any_kind_of_sequence(data, form):
+    part = keep_classes(data, form([3, 1]))
+    assert part.class_names == ("d", "b") and torch.equal(part.val.images, keep_classes(data, ["d", "b"]).val.images)
+
+
+def test_a_split_that_is_empty_stays_so_and_none_becomes_it(data):
+    """Data without test images has an empty test split."""
+    part = keep_classes(replace(data, test=data.val.subset(slice(0))), ["a", "b"])
+    assert len(part.test) == 0 and len(part.val) == len(keep_classes(data, ["a", "b"]).val)
+    without = replace(data, test=data.test.subset(data.test.labels != 0))
+    with pytest.raises(ValueError, match=r"classes=\['a'\] leave no image in the test split"):
+        keep_classes(without, ["a"])
+
+
+@pytest.mark.parametrize("classes", [["f"], [5], [-1], [], "ab", 3, ["a", None], [False, np.True_]])
 def test_unknown_classes_are_refused(data, classes):
     with pytest.raises(ValueError, match=r"classes=.* must be some of a, b, c, d, e, or of 0\.\.4"):
         keep_classes(data, classes)

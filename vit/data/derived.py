@@ -4,7 +4,7 @@ Which images are drawn depends on the labels, the seed and the number of the dra
 images that are kept: a model that is to know nothing of the other classes must not know their mean either.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
@@ -16,8 +16,8 @@ from vit.data.splits import DataSplits, Split
 from vit.normalization import channel_statistics
 
 
-def keep_classes(data: DataSplits, classes: Sequence[str | int]) -> DataSplits:
-    """The dataset without its other classes.
+def keep_classes(data: DataSplits, classes: Iterable[str | int]) -> DataSplits:
+    """The dataset without its other classes. A split that is empty stays so.
 
     Args:
         classes: names or numbers, each once; they become 0, 1, ... in this order.
@@ -27,20 +27,22 @@ def keep_classes(data: DataSplits, classes: Sequence[str | int]) -> DataSplits:
     """
     names = data.class_names
     known = {name: i for i, name in enumerate(names)} | {i: i for i in range(len(names))}
-    is_wrong = [c not in known or isinstance(c, (bool, np.bool_)) for c in classes]  # True would pass for 1
-    if isinstance(classes, str) or not is_wrong or any(is_wrong):
-        raise ValueError(f"classes={classes!r} must be some of {', '.join(names)}, or of 0..{len(names) - 1}")
-    kept = [known[c] for c in classes]
+    given = classes.tolist() if isinstance(classes, torch.Tensor) else classes
+    given = list(given) if isinstance(given, Iterable) and not isinstance(given, str) else []
+    is_wrong = [c not in known or isinstance(c, (bool, np.bool_)) for c in given]  # True would pass for 1
+    if not given or any(is_wrong):
+        raise ValueError(f"classes={given or classes!r} must be some of {', '.join(names)}, or of 0..{len(names) - 1}")
+    kept = [known[c] for c in given]
     if len(set(kept)) < len(kept):
-        raise ValueError(f"classes={classes!r} names a class twice")
+        raise ValueError(f"classes={given} names a class twice")
     new_label = torch.full((len(names),), -1)
     new_label[kept] = torch.arange(len(kept))
     splits = {}
     for name in ("train", "val", "test"):
         split = getattr(data, name)
         chosen = split.subset((new_label[split.labels] >= 0).nonzero().flatten())
-        if not len(chosen):
-            raise ValueError(f"classes={classes!r} leave no image in the {name} split")
+        if len(split) and not len(chosen):
+            raise ValueError(f"classes={given} leave no image in the {name} split")
         splits[name] = replace(chosen, labels=new_label[chosen.labels])
     mean, std = channel_statistics(splits["train"].images)
     return replace(data, **splits, class_names=tuple(names[i] for i in kept), mean=mean, std=std)
