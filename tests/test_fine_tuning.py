@@ -61,6 +61,30 @@ def test_groups_are_timms(layer_decay, num_classes):
         assert found[name] == pytest.approx(pair), name
 
 
+def test_the_token_of_a_distillation_is_in_the_layer_that_timm_has_it_in():
+    timm = pytest.importorskip("timm")
+    from timm.optim import param_groups_layer_decay
+
+    model = timm.create_model("deit_tiny_distilled_patch16_224", depth=2, img_size=16)
+    names = {p: name for name, p in model.named_parameters()}
+    theirs = {names[p]: g["lr_scale"] for g in param_groups_layer_decay(model, layer_decay=0.5) for p in g["params"]}
+    found = rates(model, TrainConfig(optimizer="adamw", learning_rate=1.0), 0.5)
+    assert {name: rate for name, (rate, _) in found.items()} == theirs and theirs["dist_token"] == 0.125
+
+
+def test_names_that_do_not_tell_the_layers_are_refused():
+    """Else the first layers of stages of blocks would have the full rate, and all of torchvision's the same."""
+    timm = pytest.importorskip("timm")
+    import torchvision
+
+    stages = timm.create_model("swin_tiny_patch4_window7_224", img_size=32, window_size=1, embed_dim=24)
+    others = torchvision.models.VisionTransformer(16, 8, 2, 2, 16, 32)
+    for model in (stages, others, torch.nn.ModuleDict({"stem": torch.nn.Linear(3, 3), "blocks": stages.layers})):
+        with pytest.raises(ValueError, match=rf"layer_decay=0.5 goes by names .*{type(model).__name__} has others"):
+            build_optimizers(model, TrainConfig(), layer_decay=0.5)
+        assert build_optimizers(model, TrainConfig())
+
+
 def test_our_names_and_timms_fall_into_the_same_layers(tiny):
     timm = pytest.importorskip("timm")
     ours = VisionTransformer(ViTConfig(**(tiny.to_dict() | {"head": "linear"})))

@@ -135,6 +135,10 @@ def build_optimizers(model: nn.Module, config: TrainConfig, *, layer_decay: floa
     Args:
         layer_decay: for fine-tuning: the rates of each layer are this share of those of the layer above, in (0, 1], so
             that what is near the pixels, and most general, changes least; see `layer_of`. 1 gives all the same rates.
+
+    Raises:
+        ValueError: `layer_decay` is out of its range, or the model's names do not say which layer is above which; or
+            all its parameters are frozen.
     """
     if not 0 < layer_decay <= 1:
         raise ValueError(f"layer_decay={layer_decay} must be in (0, 1]; 1 for the same rates everywhere, 0.65 to 0.9")
@@ -142,6 +146,11 @@ def build_optimizers(model: nn.Module, config: TrainConfig, *, layer_decay: floa
     if not named:
         raise ValueError("all parameters of the model are frozen (requires_grad=False): there is nothing to train")
     layers = layer_of([name for name, _ in model.named_parameters()])
+    if layer_decay < 1 and (0 not in layers.values() or not any(re.match(_OF_BLOCK, name) for name in layers)):
+        raise ValueError(
+            f"layer_decay={layer_decay} goes by names such as patch_embed, blocks.0 and blocks.1, and "
+            f"{type(model).__name__} has others: use 1, or give vit.fit a make_optimizers of your own"
+        )
     top = max(layers.values())
     # Known by their layers, since a table of positions may have as many axes as a kernel.
     convolutions = [module for module in model.modules() if isinstance(module, nn.modules.conv._ConvNd)]
@@ -204,7 +213,7 @@ def layer_of(names: Iterable[str]) -> dict[str, int]:
     for name in names:
         if name in blocks:
             layers[name] = blocks[name]
-        elif re.match(rf"({outside})(encoder\.)?(cls_token|reg_token|pos_embed|patch_embed|norm_pre)", name):
+        elif re.match(rf"({outside})(encoder\.)?(cls_token|dist_token|reg_token|pos_embed|patch_embed|norm_pre)", name):
             layers[name] = 0
         else:
             layers[name] = last if re.match(rf"({outside})(encoder\.)?norm\b", name) else last + 1
