@@ -433,6 +433,23 @@ def test_a_full_disk_in_between_is_said_and_training_goes_on(data, tmp_path, mon
     assert read_state(tmp_path / STATE_FILE)["progress"]["epoch"] == 3
 
 
+def test_a_disk_that_is_full_at_the_end_costs_no_result_and_is_not_said_to_be_tried_again(
+    data, tmp_path, monkeypatch, capfd
+):
+    def full(path, state, **rest):
+        if state["progress"]["epoch"] == QUICK.epochs:
+            raise OSError(28, "No space left on device")
+        return keep(path, state, **rest)
+
+    keep = checkpoint.write_state
+    monkeypatch.setattr(checkpoint, "write_state", full)
+    history = fit(make_model(), *make_loaders(data, QUICK), QUICK, run_dir=tmp_path)
+    assert history.is_complete and len(history) == QUICK.epochs
+    said = capfd.readouterr().err
+    assert "the end of the training is in memory alone" in said and "try again" not in said
+    assert read_state(tmp_path / STATE_FILE)["progress"]["epoch"] == QUICK.epochs - 1
+
+
 def test_a_stop_that_comes_while_a_save_fails_is_not_lost(data, tmp_path, monkeypatch):
     """It comes after `fit` has asked for the last time before that save."""
     answers = itertools.chain([False, False], itertools.repeat(True))

@@ -94,7 +94,8 @@ def fit(
             processes, and this is not within `distributed.processes()`.
         FileNotFoundError: `resume=True`, and `run_dir` is no folder or holds no state.
         FileExistsError: `run_dir` holds a run that has taken a step, and `resume` is not asked for.
-        OSError: `run_dir` cannot be written, at the start or at a stop; in between that is said, and tried again.
+        OSError: `run_dir` cannot be written, at the start or at a stop; in between that is said, and tried again, and
+            after the last epoch it is said.
         ValueError: the model's outputs are not as many as the data's classes; its metadata names other classes or
             another normalization (to train it for new data, set `model.metadata = data.metadata` first); the loaders
             were made with other settings; a loader gives fewer batches than it says; an optimizer has a scheduler or
@@ -181,7 +182,7 @@ def fit(
                 epoch, step, sums = epoch + 1, 0, {}
                 is_stopping, is_over = all_should_stop(), epoch >= num_epochs
                 if is_stopping or is_over or world.any(run.is_save_due(save_seconds)):
-                    run.save(epoch, step, sums, is_last=is_stopping, may_be_best=True)
+                    run.save(epoch, step, sums, is_last=is_stopping, is_over=is_over, may_be_best=True)
                 if is_stopping:
                     break
     if ema is not None:  # after a stop too: the history is of the averaged weights, and the state holds both

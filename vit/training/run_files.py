@@ -157,11 +157,14 @@ class RunFiles:
         longest = max(seconds, SAVE_SECONDS) if within_epoch else seconds
         return self.folder is not None and time.perf_counter() - self.saved > longest
 
-    def save(self, epoch: int, step: int, sums: Sums, *, is_last: bool, may_be_best: bool = False) -> None:
+    def save(
+        self, epoch: int, step: int, sums: Sums, *, is_last: bool, is_over: bool = False, may_be_best: bool = False
+    ) -> None:
         """Saves the state, and the history for people; also as the best, if it may be, unless a better one was saved.
 
         Raises:
-            OSError: that failed and `is_last`; if training goes on, the next save may do better, so it is only said.
+            OSError: that failed and `is_last`; if training goes on, the next save may do better, so it is only said, as
+                it is where the run `is_over` and whoever has called `fit` has all of it in memory.
         """
         if self.folder is None:
             return
@@ -178,6 +181,9 @@ class RunFiles:
             message = f"the state could not be saved in {self.folder} ({error.strerror or error}; {free})"
             if is_last:
                 raise OSError(error.errno, f"{message}; what was saved last is untouched") from error
-            say(f"{message}: training goes on, and the next save will try again; what was saved last is untouched")
+            then = "training goes on, and the next save will try again"
+            if is_over:
+                then = "the end of the training is in memory alone, so keep its weights elsewhere"
+            say(f"{message}: {then}; what was saved last is untouched")
         self.saved = time.perf_counter()
         self.world.any(False)  # nobody ends, and makes the others end, before the first one has written
