@@ -608,6 +608,13 @@ def test_resume_auto_begins_and_goes_on(shapes, tmp_path):
         fit(make_model(), *loaders, config, run_dir=tmp_path / "run", resume="always")
 
 
+@pytest.mark.parametrize("seconds", [None, "60", -1, float("nan")])
+def test_seconds_between_saves_are_checked_before_the_first_epoch(shapes, seconds, tmp_path):
+    with pytest.raises(ValueError, match=f"save_seconds={seconds!r} must be a number of 0 or more"):
+        fit(make_model(), *make_loaders(shapes, QUICK), QUICK, run_dir=tmp_path / "run", save_seconds=seconds)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("returned", "message"),
     [

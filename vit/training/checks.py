@@ -3,6 +3,7 @@
 A loader that does not say of what classes, normalization or settings it is, is trusted.
 """
 
+import numbers
 import os
 import zlib
 from collections.abc import Callable, Iterator
@@ -56,6 +57,7 @@ def check_fit(
     resume: bool,
     loss_fn: LossFn | None,
     history: History | None,
+    save_seconds: float,
     world: World,
 ) -> None:
     """Raises for arguments of `fit` that do not belong together, or a folder that holds another run."""
@@ -68,6 +70,8 @@ def check_fit(
             "within `with vit.training.distributed.processes():`"
         )
     check_loaders(train_loader, val_loader)
+    if not isinstance(save_seconds, numbers.Real) or not save_seconds >= 0:  # else known after the first epoch
+        raise ValueError(f"save_seconds={save_seconds!r} must be a number of 0 or more")
     if history:
         raise ValueError(f"history holds {len(history)} epochs already: give an empty one, which resume=True fills too")
     of_model = getattr(getattr(model, "config", None), "num_classes", None)

@@ -107,8 +107,8 @@ def fit(
     world = current_world()
     run_dir = None if run_dir is None else Path(run_dir).expanduser()
     resume = as_resume(resume, run_dir, world)
-    options = {"run_dir": run_dir, "resume": resume, "loss_fn": loss_fn, "world": world}
-    check_fit(model, train_loader, val_loader, config, history=history, **options)
+    options = {"run_dir": run_dir, "resume": resume, "loss_fn": loss_fn, "history": history, "world": world}
+    check_fit(model, train_loader, val_loader, config, save_seconds=save_seconds, **options)
     if is_sharded(model):
         check_sharded(config)
     if world.size > 1:
