@@ -286,6 +286,10 @@ def test_a_crop_beyond_the_image_is_refused_before_any_batch(shapes):
     with pytest.raises(ValueError, match="crop_padding=16 must be less than a side of the images, 16 pixels"):
         make_loaders(shapes, TrainConfig(crop_padding=16))
     make_loaders(shapes, TrainConfig(crop_padding=15))[0].batch(0, 0)
+    last = Split(np.zeros((4, 28, 28, 1), np.uint8), np.zeros(4, np.int64))  # gray, as Keras has them
+    data = DataSplits("mine", last, last, last, ("a",), *channel_statistics(last.images))
+    with pytest.raises(ValueError, match=r"a side of the images, 1 pixels; if the channels come last, use images.perm"):
+        make_loaders(data, TrainConfig())
 
 
 def test_arrays_become_tensors_and_labels_int64():
@@ -310,6 +314,18 @@ def test_lists_and_floats_are_refused_with_the_remedy():
     for given in ((images.tolist(), labels), (images, labels.tolist())):
         with pytest.raises(TypeError, match="must be a torch tensor or a numpy array, got list; use torch.tensor"):
             Split(*given)
+    texts = np.array(["dog", "cat", "dog", "owl"])
+    for given in (texts, texts.astype(object)):
+        with pytest.raises(
+            TypeError, match=r"labels are of .* and must be numbers; .*np.unique\(texts, return_inverse"
+        ):
+            Split(images, given)
+    class_names, numbers = np.unique(texts, return_inverse=True)
+    split = Split(images, numbers)
+    data = DataSplits("mine", split, split, split, class_names, (0.5,) * 3, (0.2,) * 3)
+    assert [data.class_names[label] for label in data.train.labels] == texts.tolist()
+    with pytest.raises(TypeError, match=r"val is a tuple and must be a Split, as Split\(images, labels\) is"):
+        replace(data, val=(images, labels))
     with pytest.raises(ValueError, match=r"got torch.float32 .*use \(255 \* images\).round\(\).to\(torch.uint8\)"):
         Split(images / 255, labels)
 

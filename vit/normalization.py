@@ -36,11 +36,9 @@ def as_statistics(
     except (TypeError, ValueError) as error:
         raise ValueError(f"mean={mean} and std={std} must be sequences of numbers, one for each channel") from error
     if not len(mean) == len(std) == shape[0]:
-        is_last = len(shape) == 3 and shape[0] > 4 >= shape[2]
-        last = "; if the channels come last, use images.permute(0, 3, 1, 2)" if is_last else ""
         raise ValueError(
             f"mean={mean} and std={std} need one value for each of the {shape[0]} channels of images "
-            f"{tuple(shape)} (C, H, W){last}"
+            f"{tuple(shape)} (C, H, W){hint_of_order(shape)}"
         )
     if not all(0 <= value <= 1 for value in mean) or not all(0 < value <= 1 for value in std):
         raise ValueError(
@@ -48,6 +46,12 @@ def as_statistics(
             "vit.data.channel_statistics(images) computes both"
         )
     return mean, std
+
+
+def hint_of_order(shape: Sequence[int]) -> str:
+    """For a message about images of `shape` (C, H, W): what to do where they look as if their channels came last."""
+    is_last = len(shape) == 3 and shape[0] > 4 >= shape[2]
+    return "; if the channels come last, use images.permute(0, 3, 1, 2)" if is_last else ""
 
 
 def normalize(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:

@@ -21,7 +21,7 @@ from vit.data.auto_augment import rand_augment, trivial_augment
 from vit.data.splits import DataSplits, Split, check_labels
 from vit.device import resolve_device
 from vit.metadata import normalization_of
-from vit.normalization import as_statistics, shift_and_scale
+from vit.normalization import as_statistics, hint_of_order, shift_and_scale
 
 Batch = tuple[Tensor, Tensor]
 
@@ -210,8 +210,12 @@ def make_loaders(data: DataSplits, config: TrainConfig, *, model: nn.Module | No
                 f"data.{name} holds no image: a run needs some in train and in val; vit.data.make_val_split "
                 "makes two of one"
             )
-    if config.crop_padding >= (side := min(data.train.images.shape[2:])):
-        raise ValueError(f"crop_padding={config.crop_padding} must be less than a side of the images, {side} pixels")
+    shape = data.train.images.shape[1:]
+    if config.crop_padding >= (side := min(shape[1:])):
+        raise ValueError(
+            f"crop_padding={config.crop_padding} must be less than a side of the images, {side} pixels"
+            f"{hint_of_order(shape)}"
+        )
     train = Loader(
         data.train,
         batch_size=config.batch_size,

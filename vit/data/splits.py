@@ -34,6 +34,11 @@ class Split:
     def __post_init__(self) -> None:
         for name in ("images", "labels", "masks"):
             if isinstance(array := getattr(self, name), np.ndarray):
+                if array.dtype.kind not in "biufc":
+                    raise TypeError(
+                        f"{name} are of {array.dtype} and must be numbers; of texts, "
+                        "class_names, labels = np.unique(texts, return_inverse=True) makes both"
+                    )
                 # A copy only of memory that torch cannot take: read only, of negative strides or another byte order.
                 native = array.dtype.newbyteorder("=")
                 object.__setattr__(self, name, torch.from_numpy(np.require(array, native, ("C", "W"))))
@@ -82,6 +87,7 @@ class DataSplits:
     tuples.
 
     Raises:
+        TypeError: what is no `Split` in the place of one.
         ValueError: splits of different shapes, labels without a class, two classes of one name, or a mean or std that
             no such images have.
     """
@@ -95,6 +101,9 @@ class DataSplits:
     std: tuple[float, ...]
 
     def __post_init__(self) -> None:
+        for name in ("train", "val", "test"):
+            if not isinstance(split := getattr(self, name), Split):
+                raise TypeError(f"{name} is a {type(split).__name__} and must be a Split, as Split(images, labels) is")
         shapes = {name: tuple(getattr(self, name).images.shape[1:]) for name in ("train", "val", "test")}
         if len(set(shapes.values())) > 1:
             raise ValueError(
