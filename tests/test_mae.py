@@ -10,6 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from vit.config import TrainConfig, ViTConfig
 from vit.data import make_loaders
+from vit.tasks.fine_tuning import fine_tune
 from vit.tasks.mae import MaskedAutoencoder, reconstruction_loss, to_classifier
 from vit.training import fit
 
@@ -166,6 +167,18 @@ def test_the_classifier_starts_from_the_encoder(shapes):
     torch.testing.assert_close(classifier.forward_features(images), model.eval().encode(images, every))
     untrained = MaskedAutoencoder(model.vit.config, **DECODER).eval()
     assert not torch.allclose(classifier.forward_features(images), untrained.encode(images, every), atol=1e-2)
+
+
+def test_the_classifier_knows_how_the_encoders_images_were_normalized(shapes):
+    """And so is ready for fine-tuning, which normalizes as the model was made with."""
+    model, _ = train(shapes)
+    classifier = to_classifier(model, replace(model.vit.config, num_classes=10))
+    assert classifier.metadata == {"mean": shapes.mean, "std": shapes.std}
+    other = replace(shapes, mean=(0.1,) * 3, std=(0.9,) * 3)
+    seen = []
+    classifier.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].mean().item()))
+    fine_tune(classifier, other, TrainConfig(epochs=1, batch_size=50), validate=False)
+    assert all(abs(mean) < 0.3 for mean in seen) and classifier.metadata["class_names"] == shapes.class_names
 
 
 def test_what_does_not_fit_is_refused():

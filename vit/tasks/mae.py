@@ -34,6 +34,7 @@ class MaskedAutoencoder(nn.Module):
 
     Attributes:
         vit: the encoder, a `VisionTransformer` without a head.
+        metadata: that of the encoder, to which `fit` adds how images were normalized.
     """
 
     def __init__(
@@ -68,6 +69,14 @@ class MaskedAutoencoder(nn.Module):
         nn.init.normal_(self.mask_token, std=0.02)
         for module in (self.decoder_embed, self.decoder, self.decoder_pred):
             init_linear_layers(module)
+
+    @property
+    def metadata(self) -> dict:
+        return self.vit.metadata
+
+    @metadata.setter
+    def metadata(self, facts: dict) -> None:
+        self.vit.metadata = facts
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Normalized images (B, C, H, W) to painted patches (B, M, C*p*p), normalized each for itself, and their places
