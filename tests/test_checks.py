@@ -567,6 +567,22 @@ def test_what_a_model_says_of_its_data_is_never_overwritten(shapes):
     assert not hasattr(timms, "metadata")
 
 
+@pytest.mark.parametrize("is_as_timms", [True, False])
+def test_a_network_of_timm_is_asked_as_it_was_trained(shapes, is_as_timms):
+    """Its `pretrained_cfg` is of the images of its pretraining, or of none at all."""
+    timm = pytest.importorskip("timm")
+    sizes = {"img_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 1, "num_heads": 2}
+    torch.manual_seed(0)
+    model = timm.create_model("vit_tiny_patch16_224", num_classes=10, **sizes)
+    normalization = {"model": model} if is_as_timms else {}
+    assert fit(model, *make_loaders(shapes, QUICK, **normalization), QUICK).is_complete
+    measured = evaluate(model, make_eval_loader(shapes, shapes.test, **normalization))
+    torch.testing.assert_close(vit.predict(model, shapes.test.images), measured.probabilities)
+    read = vit.pretrained.load_weights(None, model, report=None)
+    torch.testing.assert_close(vit.predict(read, shapes.test.images), measured.probabilities)
+    assert hasattr(model, "metadata") is not is_as_timms, "crop and interpolation of timm's stay true with its own"
+
+
 @pytest.mark.parametrize("ema_decay", [0.0, 0.9])
 def test_a_model_without_metadata_is_trained_whatever_its_two_loaders_say(shapes, ema_decay):
     """What is filled in must not be what the first validation stumbles over."""

@@ -37,10 +37,14 @@ def remember_data(model: nn.Module, loader: Any, *, with_classes: bool) -> None:
     """Adds to `model.metadata`, if that is a dict, what it lacks and the loader says: mean and std, and the names of
     the classes. These are not added where a dataset is named, since they would seem to be that dataset's.
 
+    A network of timm gets a metadata where its `pretrained_cfg` says of other images how they were normalized.
+
     Args:
         with_classes: whether the classes of the loader are what the model learns.
     """
     metadata = getattr(model, "metadata", None)
+    if metadata is None and _normalizes_otherwise(loader, getattr(model, "pretrained_cfg", None) or {}):
+        metadata = {}
     if not isinstance(metadata, dict):
         return
     wanted = [("mean", "std")] if not metadata.keys() & {"mean", "std"} else []
@@ -51,6 +55,13 @@ def remember_data(model: nn.Module, loader: Any, *, with_classes: bool) -> None:
         if all(isinstance(value, (tuple, list)) for value in values):
             metadata = metadata | {name: tuple(value) for name, value in zip(names, values, strict=True)}
     model.metadata = metadata
+
+
+def _normalizes_otherwise(loader: Any, facts: Mapping[str, Any]) -> bool:
+    """Whether both say how images are normalized, and not the same."""
+    pairs = [(facts.get(name), getattr(loader, name, None)) for name in ("mean", "std")]
+    are_known = all(isinstance(value, (tuple, list)) for pair in pairs for value in pair)
+    return are_known and any(tuple(ours) != tuple(theirs) for ours, theirs in pairs)
 
 
 def learned_from(metadata: Mapping[str, Any]) -> list[dict[str, Any]]:

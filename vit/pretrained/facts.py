@@ -89,7 +89,7 @@ def of_module(module: nn.Module) -> tuple[Facts, Metadata]:
     size = getattr(getattr(module, "patch_embed", None), "img_size", None) or getattr(module, "image_size", None)
     if size is not None:
         facts["image_size"] = _pair(size)
-    metadata = of_timm(getattr(module, "pretrained_cfg", None) or {})
+    metadata = dict(getattr(module, "metadata", None) or of_timm(getattr(module, "pretrained_cfg", None) or {}))
     if type(module).__module__.startswith("torchvision.") and facts.get("image_size", (0, 0))[0] in _SWAG_SIZES:
         metadata = {"interpolation": "bicubic", "crop": 1.0}
     if getattr(module, "pool", None) == "mean" and getattr(module, "cls_token", torch.empty(0)).numel():

@@ -59,7 +59,8 @@ def fit(
     first one alone writes and shows progress, and a stop of one is a stop of all, after the same step.
 
     Where `model.metadata` names no normalization or no classes, it gets those of the loaders, for `vit.save` and
-    `vit.predict`. To train the model for other data afterwards, set `model.metadata = data.metadata` first.
+    `vit.predict`, and so does a network of timm whose `pretrained_cfg` names another normalization. To train the model
+    for other data afterwards, set `model.metadata = data.metadata` first.
 
     Args:
         train_loader, val_loader: of `make_loaders`, or anything with `len(loader)` and `loader.epoch(epoch,
