@@ -1,6 +1,7 @@
 """The README's Python runs as it stands there, each block after the first, and gives what its comments say."""
 
 import re
+from ast import literal_eval
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -38,7 +39,7 @@ def names_after() -> Iterator[Callable[..., dict[str, Any]]]:
     def run(words: str, names: dict[str, Any] | None = None) -> dict[str, Any]:
         (block,) = [block for block in BLOCKS if words in block]
         names = dict(names or {})
-        exec(compile(block, f"README.md, {words}", "exec"), names)
+        exec(block, names)
         if block in left:
             left.remove(block)
         return names
@@ -52,7 +53,7 @@ def test_readme_runs(few_pictures, names_after, capsys):
     model, config, data = (first[name] for name in ("model", "config", "data"))
     assert len(vit.training.load_run("runs/first").history) == 2
     assert same_weights(vit.load("runs/first/model.safetensors"), model)
-    assert eval(capsys.readouterr().out.splitlines()[-1]).keys() == set(CIFAR10_CLASSES)
+    assert literal_eval(capsys.readouterr().out.splitlines()[-1]).keys() == set(CIFAR10_CLASSES)
 
     inside = names_after("AttentionExplorer(", first)
     layers, heads, tokens = 6, 3, 65
