@@ -95,7 +95,7 @@ def test_images_of_another_thread_are_not_taken_for_these(images):
         thread.start()
         thread.join()
 
-    hook = model.patch_embed.register_forward_pre_hook(beside)
+    hook = model.register_forward_pre_hook(beside)
     with pytest.raises(RuntimeError, match=r"has read 9 images in place of 7: .* give it a copy.deepcopy\(model\)"):
         analysis.features(model, images)
     assert analysis.features(model, images).shape == (7, 16)

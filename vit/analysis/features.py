@@ -67,6 +67,8 @@ def _compute(model: nn.Module, images: Images) -> Tensor:
     if isinstance(getattr(model, "head_dist", None), nn.Module):
         heads.append(model.head_dist)  # timm's distilled models read a second token with a second head
     readings = [[] for _ in heads]
+    # One compiled in place would run code that no hook can see; else the model's own hooks belong to it.
+    call = model.forward if getattr(model, "_compiled_call_impl", None) else model
     parts = prepared_parts(model, images)
     count = math.ceil(num_images(images) / images_at_once(model))
     if count > _SILENT:
@@ -76,8 +78,7 @@ def _compute(model: nn.Module, images: Images) -> Tensor:
             hook = head.register_forward_pre_hook(lambda _, args, seen=of_head: seen.append(args[0].float().cpu()))
             stack.callback(hook.remove)
         for part in parts:
-            # Not model(part): a module compiled in place would run code that no hook can see.
-            model.forward(part)
+            call(part)
     found = torch.cat([torch.cat(of_head) for of_head in readings], dim=-1)
     if found.ndim != 2:
         raise TypeError(
