@@ -631,6 +631,12 @@ def test_seconds_between_saves_are_checked_before_the_first_epoch(shapes, second
     assert not list(tmp_path.iterdir())
 
 
+def test_what_is_called_after_an_epoch_is_checked_before_the_first(shapes, tmp_path):
+    with pytest.raises(TypeError, match=r"after_epoch=\{\} must be a function of the model and the row"):
+        fit(make_model(), *make_loaders(shapes, QUICK), QUICK, run_dir=tmp_path / "run", after_epoch={})
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("returned", "message"),
     [

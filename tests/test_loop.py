@@ -187,6 +187,32 @@ def test_a_run_stopped_by_a_signal_and_resumed_ends_in_the_same_bits(shapes, tmp
     assert History.load_csv(tmp_path / "history.csv")["val_loss"] == expected["val_loss"]
 
 
+def test_after_epoch_sees_every_epoch_once_and_changes_nothing(shapes, tmp_path):
+    config = replace(QUICK, epochs=3, ema_decay=0.9, auto_augment="trivial", patch_drop_rate=0.5)
+    loaders = make_loaders(shapes, config)
+    whole = make_model(drop_rate=0.1)
+    expected = fit(whole, *loaders, config)
+    seen = []
+
+    def look(model, row):
+        assert not any(module.training for module in model.modules())
+        accuracy = evaluate(model, loaders[1], config).accuracy
+        model(shapes.val.images[:4] / 255 + torch.randn(1)).sum().backward()
+        seen.append((row.pop("seconds"), row, accuracy))
+        if len(seen) == 2:
+            raise RuntimeError("the tracker is away")
+
+    model = make_model(drop_rate=0.1)
+    with pytest.raises(RuntimeError, match="the tracker is away"):
+        fit(model, *loaders, config, run_dir=tmp_path, after_epoch=look)
+    resumed = make_model(seed=99, drop_rate=0.1)
+    history = fit(resumed, *loaders, config, run_dir=tmp_path, resume=True, after_epoch=look)
+    assert same_weights(resumed, whole)  # which nobody has looked at
+    assert [seconds for seconds, _, _ in seen] == history["seconds"]
+    assert [row for _, row, _ in seen] == [{k: v for k, v in row.items() if k != "seconds"} for row in expected]
+    assert [accuracy for _, _, accuracy in seen] == expected["val_accuracy"]  # of the averaged weights
+
+
 @pytest.mark.parametrize(("epochs", "steps"), [(1.5, 10), (0.4, 3), (2, 14), (0.01, 1)])
 def test_a_fraction_of_an_epoch_ends_it_early_with_the_rate_at_its_end(shapes, epochs, steps):
     config = replace(QUICK, epochs=epochs, warmup_epochs=0.0, label_smoothing=0.0)

@@ -83,9 +83,8 @@ def test_readme_runs(few_pictures, names_after, capsys):
     shares = torch.cat(drawn).bincount(minlength=10) / torch.cat(drawn).numel()
     assert (shares - 0.1).abs().max() < 5 * (0.1 * 0.9 / torch.cat(drawn).numel()) ** 0.5
 
-    # The loop trains what `fit` has trained, bit by bit.
     torch.manual_seed(config.seed)
     again = vit.VisionTransformer(model.config)
-    torch.manual_seed(config.seed)
-    assert names_after("train_one_epoch(", first | {"model": again})["maps"].shape[1] == 16
-    assert same_weights(again, vit.load("runs/first/model.safetensors"))
+    watched = names_after("after_epoch=watch", first | {"model": again})["watched"]
+    assert [maps.shape[1] for maps in watched] == [16, 16] and not torch.equal(*watched)
+    assert same_weights(again, vit.load("runs/first/model.safetensors"))  # nobody has watched these

@@ -58,6 +58,7 @@ def check_fit(
     loss_fn: LossFn | None,
     history: History | None,
     save_seconds: float,
+    after_epoch: Callable[..., object] | None,
     world: World,
 ) -> None:
     """Raises for arguments of `fit` that do not belong together, or a folder that holds another run."""
@@ -69,6 +70,8 @@ def check_fit(
             f"WORLD_SIZE={os.environ['WORLD_SIZE']} processes were started, but each would train alone: call fit "
             "within `with vit.training.distributed.processes():`"
         )
+    if after_epoch is not None and not callable(after_epoch):
+        raise TypeError(f"after_epoch={after_epoch!r} must be a function of the model and the row, or None")
     check_loaders(train_loader, val_loader)
     if not isinstance(save_seconds, numbers.Real) or not save_seconds >= 0:  # else known after the first epoch
         raise ValueError(f"save_seconds={save_seconds!r} must be a number of 0 or more")

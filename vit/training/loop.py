@@ -15,9 +15,9 @@ import torch
 from torch import nn
 
 from vit.config import TrainConfig
-from vit.device import resolve_device
+from vit.device import forked_random, resolve_device
 from vit.metadata import remember_data
-from vit.modules import keeping_modes, unwrap
+from vit.modules import eval_mode, keeping_modes, unwrap
 from vit.progress import progress_bar
 from vit.training.averaging import AveragedWeights
 from vit.training.checks import as_resume, check_fit, check_same, checked_optimizers, try_evaluation
@@ -48,6 +48,7 @@ def fit(
     make_bar: Callable[..., Any] = progress_bar,
     should_stop: Callable[[], bool] = lambda: False,
     save_seconds: float = 0.0,
+    after_epoch: Callable[[nn.Module, dict[str, float]], object] | None = None,
 ) -> History:
     """Trains `model` in place for `config.epochs` epochs, measuring it on the val loader, if there is one, after each.
 
@@ -88,6 +89,10 @@ def fit(
         save_seconds: minimum time between two saves, in seconds; 0 saves after every epoch. An epoch that ends sooner
             is not saved and cannot become `state.best.pt`, unless it is the last. For GPUs whose epochs take no longer
             than a save. If it is longer than `run_files.SAVE_SECONDS`, it takes the place of that within an epoch.
+        after_epoch: called with the model and the new row of the history once an epoch is measured and saved, by the
+            first process alone. The model, with `config.ema_decay` the averaged one, is in evaluation mode; that and
+            random numbers are put back, so whoever only looks does not change the training. An error of it ends the
+            training, which `resume` continues with the next epoch. A sharded model cannot compute here.
 
     Raises:
         TypeError: an argument is of another kind, or a batch, or what `loss_fn` or `make_optimizers` returns.
@@ -109,7 +114,8 @@ def fit(
     run_dir = None if run_dir is None else Path(run_dir).expanduser()
     resume = as_resume(resume, run_dir, world)
     options = {"run_dir": run_dir, "resume": resume, "loss_fn": loss_fn, "history": history, "world": world}
-    check_fit(model, train_loader, val_loader, config, save_seconds=save_seconds, **options)
+    options |= {"save_seconds": save_seconds, "after_epoch": after_epoch}
+    check_fit(model, train_loader, val_loader, config, **options)
     if is_sharded(model):
         check_sharded(config)
     if world.size > 1:
@@ -184,6 +190,9 @@ def fit(
                 is_stopping, is_over = all_should_stop(), epoch >= num_epochs
                 if is_stopping or is_over or world.any(run.is_save_due(save_seconds)):
                     run.save(epoch, step, sums, is_last=is_stopping, is_over=is_over, may_be_best=True)
+                if after_epoch is not None and world.is_first:
+                    with forked_random(device), eval_mode(evaluated):
+                        after_epoch(evaluated, dict(history.last))
                 if is_stopping:
                     break
     if ema is not None:  # after a stop too: the history is of the averaged weights, and the state holds both
