@@ -1,8 +1,8 @@
-"""Arguments that every room checks in the same words: names out of a few, and whole numbers, brought to Python's."""
+"""Arguments that every room checks in the same words: names out of a few, and numbers, brought to Python's."""
 
 import difflib
 from collections.abc import Collection
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
 # What other libraries and people call some of our fields and choices.
@@ -47,10 +47,17 @@ def check_choice(name: str, value: Any, choices: Collection[str]) -> None:
         raise ValueError(f"{name}={value!r} is not a choice; {hint}allowed: {', '.join(choices)}")
 
 
+def is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def is_integer(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
 def as_integer(name: str, value: Any, least: int = 0, most: int | None = None, *, remedy: str = "") -> int:
     """The integer; ValueError if it is none, or not in `least`..`most`."""
-    is_integer = isinstance(value, Integral) and not isinstance(value, bool)
-    if not is_integer or value < least or (most is not None and value > most):
+    if not is_integer(value) or value < least or (most is not None and value > most):
         allowed = f"of {least} or more" if most is None else f"in {least}..{most}"
         raise ValueError(f"{name}={value!r} must be an integer {allowed}{remedy}")
     return int(value)
@@ -59,8 +66,7 @@ def as_integer(name: str, value: Any, least: int = 0, most: int | None = None, *
 def as_size(image_size: Any, least: int = 1, *, example: int = 32) -> tuple[int, int]:
     """(height, width) in pixels, from one side of a square or both; ValueError if a side is less than `least`."""
     size = tuple(image_size) if isinstance(image_size, (tuple, list)) else (image_size, image_size)
-    are_integers = all(isinstance(side, Integral) and not isinstance(side, bool) for side in size)
-    if len(size) != 2 or not are_integers or min(size) < least:
+    if len(size) != 2 or not all(map(is_integer, size)) or min(size) < least:
         pixels = "1 pixel" if least == 1 else f"{least} pixels"
         raise ValueError(f"image_size={image_size!r} must be one or two integers of {pixels} or more; try {example}")
     return int(size[0]), int(size[1])

@@ -9,12 +9,11 @@ Source: Dosovitskiy et al., "An Image is Worth 16x16 Words", ICLR 2021, Table 1 
 """
 
 import math
-import numbers
 from collections.abc import Collection, Iterable
 from dataclasses import FrozenInstanceError, asdict, dataclass, fields
 from typing import Any, ClassVar, Self
 
-from vit.arguments import as_integer, check_choice, did_you_mean, nearest
+from vit.arguments import as_integer, check_choice, did_you_mean, is_integer, is_number, nearest
 
 
 def _check_named(kind: str, name: str, named: Collection[str]) -> None:
@@ -26,10 +25,6 @@ def _check_fields(owner: str, names: Iterable[str], known: list[str]) -> None:
     for name in names:
         if name not in known:
             raise ValueError(f"{owner} has no field {name!r}; {did_you_mean(name, known)}fields: {', '.join(known)}")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 class _Config:
@@ -75,9 +70,9 @@ class _Config:
 
     def _check_float(self, name: str, low: float, high: float = math.inf, *, open_end: bool = True) -> None:
         value = getattr(self, name)
-        if not _is_number(value) or not (low <= value < high or (value == high and not open_end)):
+        if not is_number(value) or not (low <= value < high or (value == high and not open_end)):
             self._fail(name, f"must be a number in [{low}, {high}{')' if open_end else ']'}")
-        object.__setattr__(self, name, int(value) if isinstance(value, numbers.Integral) else float(value))
+        object.__setattr__(self, name, int(value) if is_integer(value) else float(value))
 
     def _check_bool(self, name: str) -> None:
         if not isinstance(getattr(self, name), bool):
@@ -227,8 +222,7 @@ class ViTConfig(_Config):
         size = self.image_size
         if not isinstance(size, (tuple, list)):  # a list, as JSON has it
             size = (size, size)
-        are_integers = all(isinstance(side, numbers.Integral) and not isinstance(side, bool) for side in size)
-        if not are_integers or len(size) != 2 or min(size) < 1:
+        if not all(map(is_integer, size)) or len(size) != 2 or min(size) < 1:
             self._fail("image_size", "must be a positive integer or a tuple (height, width) of two")
         size = tuple(map(int, size))
         for side in size:
@@ -414,7 +408,7 @@ class TrainConfig(_Config):
         self._check_choices()
         self._check_bool("compile")
         betas = self.adam_betas
-        are_numbers = isinstance(betas, tuple) and len(betas) == 2 and all(map(_is_number, betas))
+        are_numbers = isinstance(betas, tuple) and len(betas) == 2 and all(map(is_number, betas))
         if not are_numbers or not all(0.0 <= beta < 1.0 for beta in betas):
             self._fail("adam_betas", "must be a tuple of two numbers in [0, 1)")
         object.__setattr__(self, "adam_betas", tuple(map(float, betas)))
@@ -429,7 +423,7 @@ class TrainConfig(_Config):
         `dataclasses.replace` changes the named fields alone.
         """
         epochs, of_preset = changes.get("epochs"), cls.PRESETS.get(name, {})
-        if _is_number(epochs) and epochs != of_preset.get("epochs") and "warmup_epochs" in of_preset:
+        if is_number(epochs) and epochs != of_preset.get("epochs") and "warmup_epochs" in of_preset:
             share = of_preset["warmup_epochs"] / of_preset["epochs"]
             changes = {"warmup_epochs": max(0.0, share * epochs)} | changes
         return super().preset(name, **changes)

@@ -8,13 +8,13 @@ attention, not the element-wise rest.
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from vit.arguments import is_number
 from vit.model.patch_embed import PatchDrop
 from vit.model.transformer import Rope
 from vit.modules import eval_mode
@@ -89,7 +89,7 @@ def train_flops(
 def check_num_images(**counts: float) -> None:
     """Raises ValueError for a number of images that there cannot be."""
     for name, value in counts.items():
-        if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value < math.inf:
+        if not is_number(value) or not 0 <= value < math.inf:
             raise ValueError(f"{name}={value!r} must be a number of 0 or more")
 
 

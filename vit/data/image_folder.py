@@ -11,7 +11,6 @@ scored from memory. What a file may be, and how it is brought to size, is the co
 import hashlib
 import os
 from collections import defaultdict
-from numbers import Real
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vit.arguments import as_integer, as_size
+from vit.arguments import as_integer, as_size, is_number
 from vit.data.splits import DataSplits, Split, check_labels
 from vit.normalization import channel_statistics
 from vit.pictures import SUFFIXES, picture_to_tensor
@@ -117,7 +116,7 @@ def save_image_folder(split: Split, class_names: tuple[str, ...], path: str | Pa
 
 def _check_fractions(val_fraction: float, test_fraction: float) -> None:
     for name, value in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):
-        if not isinstance(value, Real) or not 0 < value < 1:
+        if not is_number(value) or not 0 < value < 1:
             raise ValueError(f"{name}={value!r} must be a number between 0 and 1, neither included; try 0.15")
     if val_fraction + test_fraction >= 1:
         raise ValueError(f"val_fraction={val_fraction} and test_fraction={test_fraction} leave nothing to train on")

@@ -9,13 +9,12 @@ Differs: queries, keys and values share one matrix here, and so one A and B.
 import copy
 import math
 from collections.abc import Iterable
-from numbers import Real
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vit.arguments import as_integer
+from vit.arguments import as_integer, is_number
 from vit.model import VisionTransformer
 from vit.model.vision_transformer import check_own
 from vit.modules import unwrap
@@ -61,7 +60,7 @@ def add(
     """
     model = check_own(model)
     rank = as_integer("rank", rank, 1, remedy="; try 4")
-    if alpha is not None and (not isinstance(alpha, Real) or isinstance(alpha, bool) or not 0 < alpha < math.inf):
+    if alpha is not None and (not is_number(alpha) or not 0 < alpha < math.inf):
         raise ValueError(f"alpha={alpha!r} must be a number above 0; None takes rank={rank}, no scaling")
     given = list(targets) if isinstance(targets, Iterable) and not isinstance(targets, str) else []
     if not given or any(name not in TARGETS for name in given):

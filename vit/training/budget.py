@@ -6,7 +6,6 @@ same run elsewhere.
 
 import copy
 import math
-import numbers
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from vit.arguments import is_number
 from vit.config import TrainConfig
 from vit.device import forked_random, resolve_device, wait_for_device
 from vit.progress import progress_bar
@@ -67,7 +67,7 @@ def for_budget(
     check_loaders(train_loader, val_loader)
     check_loss_fn(loss_fn)
     check_compile(config)
-    if isinstance(minutes, bool) or not isinstance(minutes, numbers.Real):
+    if not is_number(minutes):
         raise TypeError(f"minutes={minutes!r} must be a number")
     if not 0 < minutes < math.inf:
         raise ValueError(f"minutes={minutes} must be more than 0, and finite")

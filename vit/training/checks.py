@@ -3,7 +3,6 @@
 A loader that does not say of what classes, normalization or settings it is, is trusted.
 """
 
-import numbers
 import os
 import zlib
 from collections.abc import Callable, Iterator
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from vit.arguments import is_number
 from vit.config import TrainConfig, check_is_config
 from vit.device import forked_random, resolve_device
 from vit.modules import unwrap
@@ -73,7 +73,7 @@ def check_fit(
     if after_epoch is not None and not callable(after_epoch):
         raise TypeError(f"after_epoch={after_epoch!r} must be a function of the model and the row, or None")
     check_loaders(train_loader, val_loader)
-    if not isinstance(save_seconds, numbers.Real) or not save_seconds >= 0:  # else known after the first epoch
+    if not is_number(save_seconds) or not save_seconds >= 0:  # else known after the first epoch
         raise ValueError(f"save_seconds={save_seconds!r} must be a number of 0 or more")
     if history:
         raise ValueError(f"history holds {len(history)} epochs already: give an empty one, which resume=True fills too")

@@ -5,12 +5,11 @@ for the configs to say.
 """
 
 import math
-import numbers
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from vit.arguments import nearest
+from vit.arguments import is_integer, is_number, nearest
 from vit.config import TrainConfig, ViTConfig
 
 _FIELDS = {
@@ -35,10 +34,10 @@ class Range:
     def __post_init__(self) -> None:
         for name in ("low", "high"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
+            if not is_number(value) or not math.isfinite(value):
                 raise ValueError(f"Range.{name}={value!r} must be a finite number")
-            kind = int if isinstance(value, numbers.Integral) else float
-            object.__setattr__(self, name, kind(value))  # numpy's numbers are stored as Python's
+            # numpy's numbers are stored as Python's
+            object.__setattr__(self, name, int(value) if is_integer(value) else float(value))
         if not self.low < self.high:
             raise ValueError(f"Range.low={self.low} must be below high={self.high}")
         if self.log and self.low <= 0:
