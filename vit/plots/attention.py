@@ -104,10 +104,8 @@ def plot_attention_heads(image: ArrayLike, grids: ArrayLike, *, title: str = "")
         raise ValueError(f"grids must be (layers, heads, rows, columns), got {grids.shape}")
     num_layers, num_heads = grids.shape[:2]
     side = min(1.3, 8.0 / (num_layers + 1))
-    figure, axes = new_figure(
-        num_heads, num_layers + 1, width=side * (num_layers + 1) + 0.3, height=(side + 0.25) * num_heads + 0.4
-    )
-    axes = np.reshape(axes, (num_heads, num_layers + 1))
+    width, height = side * (num_layers + 1) + 0.3, (side + 0.25) * num_heads + 0.4
+    figure, axes = new_figure(num_heads, num_layers + 1, width=width, height=height, squeeze=False)
     is_wide = side >= 0.55  # else there is room for the numbers alone
     for head, row in enumerate(axes):
         draw_image(row[0], image)
@@ -159,10 +157,8 @@ def plot_explanations(
     images = check_images(images)
     check_one_each("images", images, titles=titles, **{f"heatmaps of {name!r}": h for name, h in heatmaps.items()})
     side = min(1.25, 7.2 / (len(heatmaps) + 1))
-    figure, axes = new_figure(
-        len(images), len(heatmaps) + 1, width=side * (len(heatmaps) + 1) + 0.8, height=side * len(images) + 0.5
-    )
-    axes = np.reshape(axes, (len(images), len(heatmaps) + 1))
+    width, height = side * (len(heatmaps) + 1) + 0.8, side * len(images) + 0.5
+    figure, axes = new_figure(len(images), len(heatmaps) + 1, width=width, height=height, squeeze=False)
     for i, row in enumerate(axes):
         draw_image(row[0], images[i])
         if titles is not None:

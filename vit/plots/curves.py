@@ -46,8 +46,8 @@ def plot_history(
     panels = {quantity: label for quantity, label in panels.items() if told & {f"train_{quantity}", f"val_{quantity}"}}
     if not panels:
         raise ValueError(f"rows hold neither losses nor accuracies, but {', '.join(sorted(told))}")
-    figure, axes = new_figure(1, len(panels))
-    for ax, (quantity, label) in zip(np.atleast_1d(axes), panels.items(), strict=True):
+    figure, axes = new_figure(1, len(panels), squeeze=False)
+    for ax, (quantity, label) in zip(axes[0], panels.items(), strict=True):
         _plot_splits(ax, rows, quantity)
         ax.set(xlabel="epoch", ylabel=label)
         set_title(ax, quantity.capitalize())

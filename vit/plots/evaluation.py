@@ -99,8 +99,7 @@ def plot_reliability(
             raise ValueError(f"bins of {name!r} must be confidence, accuracy and count, (bins,) each, got {shapes}")
     if not 1 <= len(panels) <= 3:
         raise ValueError(f"bins has {len(panels)} models; 1 to 3 panels can be read beside each other")
-    figure, axes = new_figure(2, len(panels), width=max(4.0 * len(panels), 5.0), height=4.8)
-    axes = np.reshape(axes, (2, -1))
+    figure, axes = new_figure(2, len(panels), width=max(4.0 * len(panels), 5.0), height=4.8, squeeze=False)
     axes[0, 0].get_gridspec().set_height_ratios([3, 1])
     top = max((100 * count / count.sum()).max() for _, _, count in panels.values())
     for (above, below), (name, (confidence, accuracy, count)) in zip(axes.T, panels.items(), strict=True):

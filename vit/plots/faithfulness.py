@@ -69,8 +69,8 @@ def plot_scores(scores: Mapping[str, Mapping[str, float]], chance: Mapping[str, 
     if not scores or scores.keys() != chance.keys():
         raise ValueError(f"scores of {list(scores)} and chance of {list(chance)} must name the same measures")
     num_bars = max(len(of_method) for of_method in scores.values())
-    figure, axes = new_figure(1, len(scores), height=1.3 + 0.36 * num_bars)
-    for ax, (measure, of_method) in zip(np.atleast_1d(axes), scores.items(), strict=True):
+    figure, axes = new_figure(1, len(scores), height=1.3 + 0.36 * num_bars, squeeze=False)
+    for ax, (measure, of_method) in zip(axes[0], scores.items(), strict=True):
         _plot_bars(ax, measure, of_method, chance[measure])
     return figure
 

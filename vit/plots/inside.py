@@ -132,8 +132,9 @@ def plot_token_pca(images: ArrayLike, rgb: ArrayLike) -> Figure:
     if rgb.ndim != 4 or rgb.shape[3] != 3 or len(rgb) != len(images):
         raise ValueError(f"rgb must be ({len(images)}, rows, columns, 3), one map an image, got {rgb.shape}")
     side = min(7.8 / len(images), 2.0)
-    figure, axes = new_figure(2, len(images), width=max(side * len(images) + 0.2, 4.2), height=2 * side + 0.4)
-    for (top, bottom), image, colors in zip(np.reshape(axes, (2, -1)).T, images, rgb, strict=True):
+    width, height = max(side * len(images) + 0.2, 4.2), 2 * side + 0.4
+    figure, axes = new_figure(2, len(images), width=width, height=height, squeeze=False)
+    for (top, bottom), image, colors in zip(axes.T, images, rgb, strict=True):
         draw_image(top, image)
         draw_image(bottom, colors)
     set_figure_title(figure, "Principal components of the patch tokens")
@@ -164,8 +165,8 @@ def plot_logit_lens(
     if probabilities.min() < 0 or probabilities.max() > 1 + 1e-4:
         raise ValueError("probabilities must be in [0, 1]; of logits take logits.softmax(-1)")
     side, names_height = min(6.2 / B, 1.6), max(0.17 * K, 0.8)  # inches
-    figure, axes = new_figure(2, B, width=side * B + 1.8, height=side + names_height + 0.9)
-    axes, names = np.reshape(axes, (2, B)), [shortened(name, _LONGEST_NAME) for name in class_names]
+    figure, axes = new_figure(2, B, width=side * B + 1.8, height=side + names_height + 0.9, squeeze=False)
+    names = [shortened(name, _LONGEST_NAME) for name in class_names]
     axes[0, 0].get_gridspec().set_height_ratios([side, names_height])
     for i, (top, bottom) in enumerate(axes.T):
         draw_image(top, images[i])
@@ -195,8 +196,7 @@ def plot_token_norms(images: ArrayLike, norms: ArrayLike) -> Figure:
         raise ValueError(f"norms must be (L, {len(images)}, rows, columns), maps of every image, got {norms.shape}")
     L, B = norms.shape[:2]
     side = min(1.3, 7.2 / (L + 1))
-    figure, axes = new_figure(B, L + 1, width=side * (L + 1) + 0.8, height=side * B + 0.6)
-    axes = np.reshape(axes, (B, L + 1))
+    figure, axes = new_figure(B, L + 1, width=side * (L + 1) + 0.8, height=side * B + 0.6, squeeze=False)
     for i, row in enumerate(axes):
         draw_image(row[0], images[i])
         for layer, ax in enumerate(row[1:]):

@@ -111,8 +111,8 @@ def plot_position_table(
     limit = abs(table[:, channels]).max()
     rows, columns = channels.shape
     side = 1.35  # inches
-    figure, axes = new_figure(rows, columns, width=columns * side + 1.9, height=rows * (side + 0.2))
-    axes = np.reshape(axes, (rows, columns))
+    width, height = columns * side + 1.9, rows * (side + 0.2)
+    figure, axes = new_figure(rows, columns, width=width, height=height, squeeze=False)
     for ax, channel in zip(axes.flat, channels.flat, strict=True):
         maps = draw_values(ax, table[:, channel].reshape(grid_size), cmap=SIGNED, vmin=-limit, vmax=limit)
         ax.set_title(f"channel {channel}", fontsize=8, pad=3)
@@ -139,8 +139,8 @@ def plot_similarity(
             raise ValueError(f"maps[{name!r}] of shape {values.shape} must be (rows, columns) and hold query={query}")
     low = min(values.min() for values in arrays.values())
     high = max(values.max() for values in arrays.values())
-    figure, axes = new_figure(1, len(arrays), height=8 / max(len(arrays), 2) + 0.1)
-    for ax, (name, values) in zip(np.atleast_1d(axes), arrays.items(), strict=True):
+    figure, axes = new_figure(1, len(arrays), height=8 / max(len(arrays), 2) + 0.1, squeeze=False)
+    for ax, (name, values) in zip(axes[0], arrays.items(), strict=True):
         image = draw_values(ax, values, vmin=low, vmax=high)
         ax.add_patch(Rectangle((query[1] - 0.5, query[0] - 0.5), 1, 1, fill=False, edgecolor=VERMILION, linewidth=2))
         ax.set(xlabel="column of the patch", ylabel="row of the patch")

@@ -22,8 +22,7 @@ def plot_growth(curves: Mapping[str, Sequence[tuple[float, float, float]]], *, t
             raise ValueError(f"curves[{name!r}] must hold triples of positive numbers, got {points}")
     if not curves:
         raise ValueError("curves is empty: there is nothing to plot")
-    figure, axes = new_figure(2, len(curves), height=4.6)
-    axes = axes.reshape(2, len(curves))
+    figure, axes = new_figure(2, len(curves), height=4.6, squeeze=False)
     for row, (label, color) in enumerate(_ROWS):
         for ax, points in zip(axes[row], curves.values(), strict=True):
             x, y = np.array(sorted(points))[:, [0, row + 1]].T

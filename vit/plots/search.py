@@ -57,7 +57,7 @@ def plot_trials(rows: Sequence[Mapping[str, Any]], *, log_names: Sequence[str] =
     names = ["trial", *(name for name in rows[0] if "." in name)]
     num_rows = math.ceil(len(names) / _COLUMNS)
     figure, axes = new_figure(num_rows, _COLUMNS, height=0.6 + 2.3 * num_rows)
-    panels = list(np.asarray(axes).flat)
+    panels = list(axes.flat)
     for ax, name in zip(panels, names, strict=False):
         _draw_trials(ax, rows, _place(ax, [row[name] for row in rows], is_log=name in log_names))
         ax.set_xlabel(_spoken(name))

@@ -42,12 +42,15 @@ STYLE = {
 }
 
 
-def new_figure(rows: int = 1, columns: int = 1, *, width: float = WIDTH, height: float = 3.2) -> tuple[Figure, Any]:
-    """A figure in the house style and its axes. It is closed for pyplot, so a notebook shows it once: as the value
-    of the cell that returns it. One at a time, since a panel may draw in a thread of its own, and what pyplot sets is
-    for all."""
+def new_figure(
+    rows: int = 1, columns: int = 1, *, width: float = WIDTH, height: float = 3.2, squeeze: bool = True
+) -> tuple[Figure, Any]:
+    """A figure in the house style and its axes, of `rows` x `columns` also where one of them is 1 with squeeze=False.
+
+    It is closed for pyplot, so a notebook shows it once: as the value of the cell that returns it. One at a time, since
+    a panel may draw in a thread of its own, and what pyplot sets is for all."""
     with _PYPLOT, plt.rc_context(STYLE):
-        figure, axes = plt.subplots(rows, columns, figsize=(width, height))
+        figure, axes = plt.subplots(rows, columns, figsize=(width, height), squeeze=squeeze)
         plt.close(figure)
     return figure, axes
 
@@ -182,8 +185,8 @@ def image_grid(num_images: int, columns: int, *, title_lines: int = 1) -> tuple[
     """A figure with one bare square axes an image, row by row."""
     columns = as_integer("columns", columns, 1)
     rows = math.ceil(num_images / columns)
-    figure, axes = new_figure(rows, columns, height=rows * (WIDTH / columns + 0.19 * title_lines) + 0.25)
-    flat = list(np.atleast_1d(axes).flat)
-    for ax in flat:
+    height = rows * (WIDTH / columns + 0.19 * title_lines) + 0.25
+    figure, axes = new_figure(rows, columns, height=height, squeeze=False)
+    for ax in axes.flat:
         ax.axis("off")
-    return figure, flat[:num_images]
+    return figure, list(axes.flat)[:num_images]
