@@ -115,10 +115,10 @@ def plot_attention_heads(image: ArrayLike, grids: ArrayLike, *, title: str = "")
             draw_image(ax, blend(image, grid))
             ax.set_xlabel(f"max {grid.max():.2f}" if is_wide else f"{grid.max():.2f}", fontsize=7, labelpad=2)
             if head == 0:
-                ax.set_title(f"layer {layer}" if is_wide else layer, fontsize=8, pad=3)
+                set_caption(ax, f"layer {layer}" if is_wide else str(layer))
             if layer == 0:
                 ax.set_ylabel(f"head {head}", fontsize=8)
-    axes[0, 0].set_title("image", fontsize=8, pad=3)
+    set_caption(axes[0, 0], "image")
     set_figure_title(figure, title)
     return figure
 
@@ -135,11 +135,11 @@ def plot_queries(image: ArrayLike, grids: ArrayLike, queries: Sequence[tuple[int
     check_one_each("queries", queries, grids=grids)
     figure, axes = new_figure(1, len(queries) + 1, width=8.0, height=8.0 / (len(queries) + 1) + 0.5)
     draw_image(axes[0], image)
-    axes[0].set_title("image", fontsize=8, pad=3)
+    set_caption(axes[0], "image")
     for ax, grid, query in zip(axes[1:], grids, queries, strict=True):
         draw_image(ax, blend(image, grid))
         outline_patch(ax, query, image.shape[1:], grid.shape)
-        ax.set_title(f"from patch {query[0]}, {query[1]}", fontsize=8, pad=3)
+        set_caption(ax, f"from patch {query[0]}, {query[1]}")
     set_figure_title(figure, title)
     return figure
 

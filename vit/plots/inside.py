@@ -57,7 +57,7 @@ def plot_patch_filters(filters: ArrayLike, explained: ArrayLike | None = None, *
     for ax, weights, title in zip(axes, filters, titles, strict=True):
         scaled = 0.5 + 0.5 * weights / (abs(weights).max() or 1)  # (C, p, p)
         draw_image(ax, scaled.transpose(1, 2, 0))
-        ax.set_title(title, fontsize=8, pad=3)
+        set_caption(ax, title)
     subtitle = "" if explained is None else ", and their share of the variance"
     set_figure_title(figure, f"Principal components of the patch filters{subtitle}")
     return figure
@@ -202,8 +202,8 @@ def plot_token_norms(images: ArrayLike, norms: ArrayLike) -> Figure:
         for layer, ax in enumerate(row[1:]):
             drawn = draw_values(ax, norms[layer, i], vmin=norms.min(), vmax=norms.max())
             ax.set(xticks=[], yticks=[])
-    for ax, name in zip(axes[0], ["image", *range(L)], strict=True):
-        ax.set_title(name if L > 8 or name == "image" else f"layer {name}", fontsize=8, pad=3)
+    for ax, name in zip(axes[0], ["image", *(f"{i}" if L > 8 else f"layer {i}" for i in range(L))], strict=True):
+        set_caption(ax, name)
     figure.colorbar(drawn, ax=axes, label="length (L2 norm)")
     set_figure_title(figure, "Length of the patch tokens")
     return figure

@@ -26,6 +26,7 @@ from vit.plots.style import (
     draw_values,
     image_grid,
     new_figure,
+    set_caption,
     set_title,
 )
 
@@ -115,7 +116,7 @@ def plot_position_table(
     figure, axes = new_figure(rows, columns, width=width, height=height, squeeze=False)
     for ax, channel in zip(axes.flat, channels.flat, strict=True):
         maps = draw_values(ax, table[:, channel].reshape(grid_size), cmap=SIGNED, vmin=-limit, vmax=limit)
-        ax.set_title(f"channel {channel}", fontsize=8, pad=3)
+        set_caption(ax, f"channel {channel}")
         ax.set(xticks=[], yticks=[])
     for ax, name in zip(axes[:, 0], row_names, strict=True):
         ax.set_ylabel(name, fontsize=9)
