@@ -36,8 +36,7 @@ def with_new_head(model: VisionTransformer, data: DataSplits) -> VisionTransform
         "class_names": data.class_names,
         "pretrained_on": learned_from(model.metadata),
     }
-    reference = next(model.parameters())
-    return copy.to(device=reference.device, dtype=reference.dtype)
+    return copy.to(next(model.parameters()))
 
 
 def check_unseen(model: nn.Module, data: DataSplits) -> None:

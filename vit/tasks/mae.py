@@ -134,8 +134,7 @@ def to_classifier(autoencoder: MaskedAutoencoder, config: ViTConfig) -> VisionTr
     if odd := [name for name in ours if name not in FREE_FOR_CLASSIFIER and ours[name] != theirs[name]]:
         differences = "; ".join(f"{name}: {ours[name]!r} in the encoder, {theirs[name]!r} in config" for name in odd)
         raise ValueError(f"the encoder's weights do not fit: {differences}; only the head and dropouts may differ")
-    reference = next(encoder.parameters())
-    model = VisionTransformer(config).to(device=reference.device, dtype=reference.dtype)
+    model = VisionTransformer(config).to(next(encoder.parameters()))
     head = {name: tensor for name, tensor in model.state_dict().items() if name.startswith("head.")}
     model.load_state_dict(encoder.state_dict() | head)
     model.metadata = dict(encoder.metadata)

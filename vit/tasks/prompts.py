@@ -71,4 +71,4 @@ def add(model: VisionTransformer, num_prompts: int = 8) -> VisionTransformer:
     prompted.encoder = PromptedEncoder(prompted.encoder, first, num_prompts)
     for trained in (prompted.reg_token, prompted.head):
         trained.requires_grad_(True)
-    return prompted.to(device=reference.device, dtype=reference.dtype).train(model.training)
+    return prompted.to(reference).train(model.training)
