@@ -33,6 +33,16 @@ def unpatchify(patches: Tensor, grid_size: tuple[int, int], patch_size: int) -> 
     return x.reshape(B, length // (p * p), h * p, w * p)  # (B, C, H, W)
 
 
+def take_patches(patches: Tensor, places: Tensor) -> Tensor:
+    """The patches (B, N, L) at the places (B, K): (B, K, L)."""
+    return patches.gather(1, places[..., None].expand(-1, -1, patches.shape[2]))
+
+
+def take_angles(rope: tuple[Tensor, Tensor] | None, places: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Rotary angles (N, d) at the places (B, K), for every head: (B, 1, K, d)."""
+    return None if rope is None else tuple(table[places][:, None] for table in rope)
+
+
 class PatchEmbed(nn.Module):
     """One linear map for every patch: images (B, C, H, W) to tokens (B, N, D).
 
@@ -138,9 +148,6 @@ class PatchDrop(nn.Module):
         """Patch tokens (B, N, D) with their positions, and rotary angles (N, d), to the K that are kept, in order."""
         if not self.training or not self.rate:
             return x, rope
-        B, N, D = x.shape
+        B, N, _ = x.shape
         kept = torch.rand(B, N, device=x.device).topk(self.num_kept(N), dim=1).indices.sort(dim=1).values  # (B, K)
-        x = x.gather(1, kept[..., None].expand(-1, -1, D))  # (B, K, D)
-        if rope is not None:
-            rope = tuple(table[kept][:, None] for table in rope)  # (B, 1, K, d)
-        return x, rope
+        return take_patches(x, kept), take_angles(rope, kept)  # (B, K, D), (B, 1, K, d)

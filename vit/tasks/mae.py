@@ -15,8 +15,8 @@ from vit.arguments import as_integer
 from vit.config import ViTConfig
 from vit.model import Encoder, VisionTransformer, patchify
 from vit.model.initialization import init_linear_layers
+from vit.model.patch_embed import take_angles, take_patches
 from vit.model.pos_embed import sincos2d_table
-from vit.model.transformer import Rope
 from vit.modules import unwrap
 
 # What a classifier may have otherwise than the encoder it takes its weights from.
@@ -85,7 +85,7 @@ class MaskedAutoencoder(nn.Module):
         tokens = self.decoder_embed(self.encode(images, shown))  # (B, P+K, D')
         tokens = self.decoder(self._with_hidden(tokens, shown))  # (B, P+N, D')
         patches = tokens[:, self.vit.config.num_prefix_tokens :]  # (B, N, D')
-        return self.decoder_pred(_take(patches, hidden)), hidden  # (B, M, C*p*p)
+        return self.decoder_pred(take_patches(patches, hidden)), hidden  # (B, M, C*p*p)
 
     def draw_places(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Which patches of each image the encoder is shown, (B, K), and which not, (B, M), each in order."""
@@ -97,8 +97,8 @@ class MaskedAutoencoder(nn.Module):
         """Encoded tokens (B, P+K, D): CLS and registers, if there are any, and the patches at the places `shown`."""
         tokens, rope = self.vit.embed(images)  # (B, P+N, D)
         P = self.vit.config.num_prefix_tokens
-        tokens = torch.cat([tokens[:, :P], _take(tokens[:, P:], shown)], dim=1)  # (B, P+K, D)
-        return self.vit.encoder(tokens, _take_angles(rope, shown))
+        tokens = torch.cat([tokens[:, :P], take_patches(tokens[:, P:], shown)], dim=1)  # (B, P+K, D)
+        return self.vit.encoder(tokens, take_angles(rope, shown))
 
     def _with_hidden(self, tokens: Tensor, shown: Tensor) -> Tensor:
         """Tokens (B, P+K, D') to (B, P+N, D'): all patches in their places, the hidden ones as the mask token."""
@@ -117,7 +117,7 @@ def reconstruction_loss(model: nn.Module, batch: tuple[Tensor, ...]) -> tuple[Te
     images = batch[0]
     painted, hidden = model(images)  # (B, M, C*p*p), (B, M)
     config = unwrap(model).vit.config
-    targets = _take(patchify(images, config.patch_size), hidden)  # (B, M, C*p*p)
+    targets = take_patches(patchify(images, config.patch_size), hidden)  # (B, M, C*p*p)
     variance, mean = torch.var_mean(targets, dim=-1, keepdim=True)  # (B, M, 1)
     targets = (targets - mean) * (variance + 1e-6).rsqrt()
     return (painted - targets).square().mean(), {}
@@ -139,13 +139,3 @@ def to_classifier(autoencoder: MaskedAutoencoder, config: ViTConfig) -> VisionTr
     model.load_state_dict(encoder.state_dict() | head)
     model.metadata = dict(encoder.metadata)
     return model
-
-
-def _take(patches: Tensor, places: Tensor) -> Tensor:
-    """The patches (B, N, L) at the places (B, K): (B, K, L)."""
-    return patches.gather(1, places[..., None].expand(-1, -1, patches.shape[2]))
-
-
-def _take_angles(rope: Rope | None, places: Tensor) -> Rope | None:
-    """Rotary angles (N, d) at the places (B, K), for every head: (B, 1, K, d)."""
-    return None if rope is None else (rope[0][places][:, None], rope[1][places][:, None])
