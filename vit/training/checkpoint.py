@@ -30,7 +30,7 @@ FREE_ON_RESUME = ("device", "compile", "test_time_augmentation", "accumulation_s
 
 
 def save_training_state(
-    path: str | Path,
+    path: Path,
     *,
     model: nn.Module,
     optimizers: list[torch.optim.Optimizer],
@@ -73,11 +73,11 @@ def save_training_state(
     }
     if world.size > 1:
         state["random_of_others"] = random_states[1:]
-    write_state(Path(path), state, is_best=is_best)
+    write_state(path, state, is_best=is_best)
 
 
 def load_training_state(
-    path: str | Path,
+    path: Path,
     *,
     model: nn.Module,
     optimizers: list[torch.optim.Optimizer],
@@ -96,7 +96,6 @@ def load_training_state(
         FileNotFoundError: there is no such file.
         ValueError: no state is whole, or it belongs to another network, recipe or data; nothing has been changed then.
     """
-    path = Path(path)
     state = world.share(read_newest_state(path) if world.is_first else None)
     # A setting that did not exist yet had no effect, which is what defaults have.
     differing = differences(asdict(TrainConfig()) | state["config"], asdict(config))

@@ -53,7 +53,7 @@ def check_fit(
     val_loader: Any,
     config: TrainConfig,
     *,
-    run_dir: str | Path | None,
+    run_dir: Path | None,
     resume: bool,
     loss_fn: LossFn | None,
     history: History | None,
@@ -88,8 +88,8 @@ def check_fit(
         check_metadata(unwrap(model), val_loader, remedy)
         check_plain_loader("val_loader", val_loader)
     _check_settings(train_loader, config)
-    if resume and world.is_first and not Path(run_dir).is_dir():
-        raise FileNotFoundError(f"run_dir={str(run_dir)!r} is no folder, looked for at {Path(run_dir).absolute()}")
+    if resume and world.is_first and not run_dir.is_dir():
+        raise FileNotFoundError(f"run_dir={str(run_dir)!r} is no folder, looked for at {run_dir.absolute()}")
     check_compile(config)
     with being_written(run_dir if world.is_first else None):  # a run that still goes on is named first
         if run_dir is not None and not resume and world.is_first:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from vit.config import TrainConfig, ViTConfig
+from vit.config import TrainConfig
 from vit.files import read_json, remove_leftovers
 from vit.progress import say
 from vit.training.checkpoint import describe_data, load_training_state, save_training_state
@@ -21,6 +21,7 @@ from vit.training.distributed import World
 from vit.training.epoch import Sums
 from vit.training.history import History
 from vit.training.run_folder import CONFIG_FILE, write_json
+from vit.training.same_run import describe_network
 from vit.training.state_file import best_of, previous_of, read_state
 
 STATE_FILE = "state.pt"
@@ -28,16 +29,16 @@ HISTORY_FILE = "history.csv"
 SAVE_SECONDS = 300.0  # longest time between two saves: what a crash in a long epoch may cost
 
 
-def holds_state(folder: str | Path) -> bool:
+def holds_state(folder: Path) -> bool:
     """Whether there is a state to go on from."""
-    state = Path(folder) / STATE_FILE
+    state = folder / STATE_FILE
     return state.exists() or previous_of(state).exists()
 
 
-def refuse_existing(folder: str | Path) -> None:
+def refuse_existing(folder: Path) -> None:
     """Raises FileExistsError if the folder holds a run, or the history of one; a run that was never saved after a step
     does not count."""
-    state, history = Path(folder) / STATE_FILE, Path(folder) / HISTORY_FILE
+    state, history = folder / STATE_FILE, folder / HISTORY_FILE
     states = [path for path in (state, previous_of(state)) if path.exists()]
     if any(not _is_at_start(path) for path in states):
         raise FileExistsError(f"{folder} holds a run already: go on with resume=True, or take another folder")
@@ -61,7 +62,7 @@ class RunFiles:
 
     def __init__(
         self,
-        folder: str | Path | None,
+        folder: Path | None,
         history: History,
         loader: Any,
         world: World,
@@ -71,7 +72,7 @@ class RunFiles:
         ema: AveragedModel | None,
         config: TrainConfig,
     ) -> None:
-        self.folder, self.history, self.world = None if folder is None else Path(folder), history, world
+        self.folder, self.history, self.world = folder, history, world
         self.model, self.config = model, config
         self.has_files = folder is not None and world.is_first  # to read and to write
         self.state = {"model": model, "optimizers": optimizers, "ema": ema, "config": config, "world": world}
@@ -126,8 +127,8 @@ class RunFiles:
         says of the configs is put right if the run begins `anew`, since plans may have changed."""
         if not self.has_files:
             return
-        network = getattr(self.model, "config", None)  # of a network of this library
-        configs = {"model": network.to_dict()} if isinstance(network, ViTConfig) else {}
+        network = describe_network(self.model)
+        configs = {} if network is None else {"model": network}
         configs["train"] = self.config.to_dict()
         if anew and isinstance((saved or {}).get("model"), dict) and "model" not in configs:  # of another network
             saved = {name: value for name, value in saved.items() if name != "model"}
