@@ -71,39 +71,40 @@ def picture_to_tensor(
         )
     if channels not in (1, 3):
         raise ValueError(f"channels={channels!r} must be 3 for RGB or 1 for gray; pass a tensor for anything else")
-    name = "the picture"
+    name, image = str(picture) if isinstance(picture, (str, Path)) else "the picture", _as_image(picture)
+    if 0 in image.size:
+        raise ValueError(f"{name} is empty: it has {image.height}x{image.width} pixels (height x width)")
+    scale = min(image.height / size[0], image.width / size[1])
+    height, width = scale * size[0], scale * size[1]  # of the part that is kept, in pixels of the picture
+    if squash:
+        height, width = image.height, image.width
+    if height * width < MIN_SHARE * image.height * image.width:
+        raise ValueError(
+            f"{name} is too long and thin: cut to {size[0]}x{size[1]} pixels (height x width), less than "
+            f"{MIN_SHARE:.0%} of its {image.height}x{image.width} would be left"
+        )
+    height, width = crop * height, crop * width
+    top, left = (image.height - height) / 2, (image.width - width) / 2
+    # Rounding must not put the box outside of the picture, not even by the last digit of a float.
+    box = (max(left, 0), max(top, 0), min(left + width, image.width), min(top + height, image.height))
+    image = image.resize((size[1], size[0]), Image.Resampling[interpolation.upper()], box=box)
+    pixels = np.atleast_3d(np.array(image if channels == 3 else image.convert("L")))  # (H, W, channels)
+    return torch.from_numpy(pixels).permute(2, 0, 1)  # (channels, H, W)
+
+
+def _as_image(picture: Picture) -> Image.Image:
+    """Any picture, RGB and upright."""
     if isinstance(picture, (str, Path)):
-        name = str(picture)
-        picture = open_picture(picture)
-    elif isinstance(picture, np.ndarray):
+        return open_picture(picture)
+    if isinstance(picture, np.ndarray):
         if picture.dtype != np.uint8 or (picture.ndim != 2 and picture.shape[2:] not in ((3,), (1,))):
             batch = "; a batch goes in as torch.from_numpy(images), (B, C, H, W)" if picture.ndim == 4 else ""
             raise TypeError(f"an array must be uint8 (H, W, 3) or (H, W), got {picture.dtype} {picture.shape}{batch}")
-        picture = picture.squeeze(2) if picture.shape[2:] == (1,) else picture
-        picture = Image.fromarray(picture)
+        picture = Image.fromarray(picture.squeeze(2) if picture.shape[2:] == (1,) else picture)
     elif not isinstance(picture, Image.Image):
         batch = "; of tensors make a batch by torch.stack(images)" if isinstance(picture, Tensor) else ""
         raise TypeError(f"a picture must be a path, a PIL image or a uint8 array, got {type(picture).__name__}{batch}")
-    if 0 in picture.size:
-        raise ValueError(f"{name} is empty: it has {picture.height}x{picture.width} pixels (height x width)")
-    picture = _to_rgb(picture)
-    scale = min(picture.height / size[0], picture.width / size[1])
-    height, width = scale * size[0], scale * size[1]  # of the part that is kept, in pixels of the picture
-    if squash:
-        height, width = picture.height, picture.width
-    if height * width < MIN_SHARE * picture.height * picture.width:
-        raise ValueError(
-            f"{name} is too long and thin: cut to {size[0]}x{size[1]} pixels (height x width), less than "
-            f"{MIN_SHARE:.0%} of its {picture.height}x{picture.width} would be left"
-        )
-    height, width = crop * height, crop * width
-    top, left = (picture.height - height) / 2, (picture.width - width) / 2
-    # Rounding must not put the box outside of the picture, not even by the last digit of a float.
-    box = (max(left, 0), max(top, 0), min(left + width, picture.width), min(top + height, picture.height))
-    pixels = picture.resize((size[1], size[0]), Image.Resampling[interpolation.upper()], box=box)
-    pixels = np.array(pixels if channels == 3 else pixels.convert("L"))
-    pixels = pixels if channels == 3 else pixels[..., None]  # (H, W, channels)
-    return torch.from_numpy(pixels).permute(2, 0, 1)  # (channels, H, W)
+    return _to_rgb(picture)
 
 
 def open_picture(source: str | Path | BinaryIO, name: str = "the picture") -> Image.Image:
