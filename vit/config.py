@@ -83,15 +83,9 @@ class _Config:
             check_choice(f"{type(self).__name__}.{name}", getattr(self, name), choices)
 
 
-def _sizes(image_size: int, patch_size: int, embed_dim: int, depth: int, num_heads: int, **more: Any) -> dict:
-    return {
-        "image_size": image_size,
-        "patch_size": patch_size,
-        "embed_dim": embed_dim,
-        "depth": depth,
-        "num_heads": num_heads,
-        **more,
-    }
+def _sizes(*sizes: int, **more: Any) -> dict[str, Any]:
+    names = ("image_size", "patch_size", "embed_dim", "depth", "num_heads")
+    return dict(zip(names, sizes, strict=True)) | more
 
 
 # For minutes on a CPU.
