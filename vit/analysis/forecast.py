@@ -24,8 +24,8 @@ from vit.training.memory import keep_freed_memory
 from vit.training.optim import build_optimizers
 
 WIDTHS = (64, 128, 256)  # the numbers of `embed_dim` that are measured
-# A step so small that the fixed part weighs, and one so large that it does not.
-_PROBES = ({"patch_size": 8, "batch_size": 8}, {"patch_size": 4, "batch_size": 32})
+# Patch size and batch size of a step so small that the fixed part weighs, and of one so large that it does not.
+_PROBES = ((8, 8), (4, 32))
 _PROBE_DEPTH = 2
 
 
@@ -81,24 +81,19 @@ def measure_speed(config: TrainConfig, *, seconds: float = 1.5) -> Speed:
         keep_freed_memory()  # as `fit` does
     for width in WIDTHS:
         points = []  # (operations, seconds) of a step
-        for probe in _PROBES:
-            model_config = ViTConfig.preset(
-                "vit_nano_patch4_32",
-                embed_dim=width,
-                num_heads=width // 32,
-                depth=_PROBE_DEPTH,
-                patch_size=probe["patch_size"],
-            )
+        for patch_size, batch_size in _PROBES:
+            sizes = {"embed_dim": width, "num_heads": width // 32, "depth": _PROBE_DEPTH, "patch_size": patch_size}
+            model_config = ViTConfig.preset("vit_nano_patch4_32", **sizes)
             with forked_random(torch.device("cpu")):
                 model = VisionTransformer(model_config).to(device)
             with autocast(config, device):
                 rate = measure_rate(
                     model,
-                    probe["batch_size"],
+                    batch_size,
                     make_optimizers=lambda model: build_optimizers(model, config),
                     seconds=seconds / len(WIDTHS) / len(_PROBES),
                 )
-            flops = train_flops(model, probe["batch_size"])
+            flops = train_flops(model, batch_size)
             points.append((flops, flops / rate))
         (few, short), (many, long) = points
         # On a busy machine the small step may come out longer than the large one.
