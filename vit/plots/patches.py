@@ -186,12 +186,8 @@ def _gap(patch_size: int) -> int:
 def _with_gaps(image: NDArray[np.uint8], patch_size: int) -> NDArray[np.uint8]:
     """The image magnified, a white gap between its patches: (C, H', W')."""
     side, gap = patch_size * _SCALE, _gap(patch_size)
-    pitch = side + gap
-    rows, columns = image.shape[1] // patch_size, image.shape[2] // patch_size
+    C, rows, columns = len(image), image.shape[1] // patch_size, image.shape[2] // patch_size
     large = image.repeat(_SCALE, axis=1).repeat(_SCALE, axis=2)
-    cut = np.full((len(image), rows * pitch - gap, columns * pitch - gap), 255, dtype=np.uint8)
-    for row in range(rows):
-        for column in range(columns):
-            source = large[:, row * side : (row + 1) * side, column * side : (column + 1) * side]
-            cut[:, row * pitch : row * pitch + side, column * pitch : column * pitch + side] = source
-    return cut
+    tiles = np.full((C, rows, side + gap, columns, side + gap), 255, dtype=np.uint8)  # a gap below and right of each
+    tiles[:, :, :side, :, :side] = large.reshape(C, rows, side, columns, side)
+    return tiles.reshape(C, rows * (side + gap), columns * (side + gap))[:, :-gap, :-gap]
