@@ -32,20 +32,18 @@ def stop_on_interrupt(should_stop: Callable[[], bool] = lambda: False) -> Iterat
     if threading.current_thread() is not threading.main_thread():
         yield is_stopping
         return
-    previous = {signum: signal.getsignal(signum) for signum in SIGNALS}
 
     def on_signal(signum: int, frame: Any) -> None:
         received.append(signum)
         if len(received) > 1:
             _leave(signum)
 
-    for signum in SIGNALS:
-        signal.signal(signum, on_signal)
+    previous = {signum: signal.signal(signum, on_signal) for signum in SIGNALS}
     try:
         yield is_stopping
     finally:
-        for signum in SIGNALS:
-            signal.signal(signum, previous[signum])
+        for signum, handler in previous.items():
+            signal.signal(signum, handler)
     if signal.SIGTERM in received:
         _leave(signal.SIGTERM)
 
