@@ -2,7 +2,6 @@
 
 import csv
 import math
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -65,7 +64,7 @@ class History:
             ValueError: it holds anything else than columns of numbers.
         """
         path = Path(path).expanduser()
-        if (size := os.path.getsize(path)) > MAX_BYTES:
+        if (size := path.stat().st_size) > MAX_BYTES:
             raise ValueError(f"{path} has {size:,} bytes; at most {MAX_BYTES:,} are read")
         with open(path, newline="", encoding="utf-8") as file:
             try:
