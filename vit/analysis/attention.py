@@ -143,7 +143,7 @@ def _record_ours(attn: Attention, i: int, maps: dict[int, Tensor], with_grad: bo
         maps[i] = attn.weights(x, rope, attn_mask)  # (B, h, T, T)
         dropped = nn.functional.dropout(maps[i], attn.attn_drop, attn.training)  # (B, h, T, T)
         _, _, v = attn._qkv(x, rope)  # (B, h, T, d)
-        x = (dropped[:, :, :num_outputs] @ v).transpose(1, 2).flatten(2)  # (B, T, D)
+        x = (dropped[:, :, :num_outputs] @ v).transpose(1, 2).flatten(2)  # (B, num_outputs, D)
         return attn.proj_drop(attn.proj(x))
 
     if with_grad:

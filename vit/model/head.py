@@ -6,7 +6,7 @@ from vit.config import ViTConfig
 
 
 class MlpHead(nn.Module):
-    """The paper's pre-training head: one tanh hidden layer as wide as the tokens (section 3.1, appendix D.3)."""
+    """The paper's pre-training head: one tanh hidden layer as wide as what it reads (section 3.1, appendix D.3)."""
 
     def __init__(self, dim: int, num_classes: int) -> None:
         super().__init__()

@@ -22,7 +22,6 @@ from vit.plots.style import (
     set_title,
 )
 
-# Two more of Okabe & Ito's: seven names have to be told apart.
 _COLORS = (BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, GRAY)
 _STYLES = ("-", "--", ":")
 
