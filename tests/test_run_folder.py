@@ -172,6 +172,12 @@ def test_the_commit_says_whether_the_code_differs(tmp_path, monkeypatch):
     assert run_folder.current_commit() == commit, "notes do not compute anything"
     (tmp_path / "vit" / "a.py").write_text("2")
     assert run_folder.current_commit() == f"{commit}+"
+    installed = tmp_path / ".venv" / "site-packages"
+    (installed / "vit").mkdir(parents=True)
+    (tmp_path / ".gitignore").write_text(".venv")
+    monkeypatch.setattr(run_folder, "REPOSITORY", installed)
+    monkeypatch.setenv("VIT_COMMIT", "abc")
+    assert run_folder.current_commit() == "abc", "whose repository is around an installed package is not its own"
     monkeypatch.setattr(run_folder, "REPOSITORY", tmp_path / "nowhere")
     monkeypatch.delenv("VIT_COMMIT", raising=False)
     assert run_folder.current_commit() == "unknown"

@@ -102,6 +102,7 @@ def current_commit() -> str:
     """The commit of the repository, with "+" if the code differs from it; outside a git checkout $VIT_COMMIT, which is
     for whoever copies the code to another machine, or "unknown"."""
     try:
+        _git("ls-files", "--error-unmatch", "vit")  # an installed package may lie within somebody else's repository
         commit = _git("rev-parse", "--short=12", "HEAD")
         return commit + ("+" if _git("status", "--porcelain", "--", "vit", "benchmarks/*.py") else "")
     except (OSError, subprocess.CalledProcessError):
