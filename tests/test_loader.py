@@ -179,6 +179,11 @@ def test_statistics_are_of_pixels(images, found):
         channel_statistics(images)
 
 
+def test_statistics_do_not_depend_on_the_default_device(shapes):
+    with torch.device("meta"):  # stands for a GPU
+        assert channel_statistics(shapes.train.images) == (shapes.mean, shapes.std)
+
+
 def test_a_split_of_other_images_than_the_data_is_refused(shapes):
     part = keep_classes(shapes, [3, 4])
     with pytest.raises(ValueError, match=r"split labels must lie in 0..1; record \d+ has label"):

@@ -16,10 +16,10 @@ def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, 
             f"images must be uint8 (N, C, H, W) and hold a pixel, got {images.dtype} {tuple(images.shape)}; for floats "
             "in 0..1 use (255 * images).round().to(torch.uint8)"
         )
-    levels = torch.arange(256, dtype=torch.float64) / 255
+    levels = torch.arange(256, dtype=torch.float64, device="cpu") / 255  # a Mac's GPU has no float64
     mean, std = [], []
     for channel in images.unbind(1):
-        share = torch.bincount(channel.flatten(), minlength=256) / channel.numel()
+        share = torch.bincount(channel.flatten(), minlength=256).cpu() / channel.numel()
         mean.append(float((share * levels).sum()))
         std.append(max(float((share * (levels - mean[-1]) ** 2).sum().sqrt()), 1 / 255))
     return tuple(mean), tuple(std)
