@@ -30,7 +30,7 @@ def with_new_head(model: VisionTransformer, data: DataSplits) -> VisionTransform
     check_plain(model, except_head=True)
     copy = VisionTransformer(replace(model.config, num_classes=data.num_classes, head="linear"))
     body = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("head.")}
-    copy.load_state_dict(body | {f"head.{name}": tensor for name, tensor in copy.head.state_dict().items()})
+    copy.load_state_dict(body | copy.head.state_dict(prefix="head."))
     copy.metadata = {name: model.metadata[name] for name in PREPROCESSING if name in model.metadata} | {
         "dataset": data.name,
         "class_names": data.class_names,

@@ -135,7 +135,6 @@ def to_classifier(autoencoder: MaskedAutoencoder, config: ViTConfig) -> VisionTr
         differences = "; ".join(f"{name}: {ours[name]!r} in the encoder, {theirs[name]!r} in config" for name in odd)
         raise ValueError(f"the encoder's weights do not fit: {differences}; only the head and dropouts may differ")
     model = VisionTransformer(config).to(next(encoder.parameters()))
-    head = {name: tensor for name, tensor in model.state_dict().items() if name.startswith("head.")}
-    model.load_state_dict(encoder.state_dict() | head)
+    model.load_state_dict(encoder.state_dict() | model.head.state_dict(prefix="head."))
     model.metadata = dict(encoder.metadata)
     return model
