@@ -13,10 +13,13 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from vit import analysis
 from vit.config import TrainConfig, ViTConfig
-from vit.data import DataSplits, make_loaders
+from vit.data import DataSplits, keep_classes, make_loaders
 from vit.data.augment import cutmix_mixup
+from vit.data.corruptions import corrupt
 from vit.model.vision_transformer import VisionTransformer
+from vit.pretrained import load
 from vit.training import Evaluation, build_optimizers, fit, load_state_weights, loop, run_files, train_one_epoch
 from vit.training.averaging import AveragedWeights
 from vit.training.finite import LAG, FiniteCheck
@@ -352,3 +355,42 @@ def test_validation_leaves_the_compiled_network_alone(shapes, monkeypatch):
     monkeypatch.setattr("torch.compile", Compiled)
     history = fit(make_model(), *make_loaders(shapes, QUICK), replace(QUICK, compile=True))
     assert was_training == [True] * 16 and history["val_accuracy"]
+
+
+def trained(model: VisionTransformer, data: DataSplits) -> Tensor:
+    config = replace(QUICK, epochs=0.5, warmup_epochs=0.0)
+    fit(model, *make_loaders(data, config), config)
+    return model.head.fc2.weight.detach()
+
+
+LOOKS: dict[str, Callable[[VisionTransformer, DataSplits], Tensor]] = {
+    "batch": lambda model, data: make_loaders(data, QUICK)[0].batch(0, 0)[0],
+    "classes": lambda model, data: keep_classes(data, [1, 2]).train.labels,
+    "colors": lambda model, data: analysis.token_pca(model, data.test.images[:2]),
+    "deletion": lambda model, data: analysis.deletion_curve(
+        model, data.test.images[:2], torch.full((2, 4, 4), 0.5, device="cpu"), [0, 1]
+    ),
+    "distance": lambda model, data: analysis.mean_attention_distance(
+        analysis.attention_maps(model, data.test.images[:2]), analysis.token_layout(model)
+    ),
+    "heads": lambda model, data: analysis.head_similarity(analysis.attention_maps(model, data.test.images[:2])),
+    "layers": lambda model, data: analysis.layer_similarity(model, data.test.images[:2]),
+    "noise": lambda model, data: corrupt(data.test.images[:2], "noise", 2),
+    "reliability": lambda model, data: (
+        analysis.reliability(analysis.predict(model, data.test.images), data.test.labels).count
+    ),
+    "training": trained,
+    "weights": lambda model, data: load("vit_nano_patch4_32.shapes").head.fc1.weight.detach(),
+}
+
+
+@pytest.mark.parametrize("what", LOOKS)
+def test_torchs_default_device_plays_no_part(what, shapes):
+    """`meta` stands for a GPU: what is made there by mistake has no values."""
+    models = [make_model() for _ in range(2)]
+    for model in models:
+        model.metadata = shapes.metadata
+    expected = LOOKS[what](models[0], shapes)
+    with torch.device("meta"):
+        found = LOOKS[what](models[1], shapes)
+    assert found.device.type == "cpu" and torch.equal(found, expected)

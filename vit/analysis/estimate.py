@@ -163,7 +163,7 @@ def _images(model: nn.Module, batch_size: int) -> Tensor:
     weight = unwrap(model).patch_embed.proj.weight
     shape = (batch_size, weight.shape[1], *image_size)
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(shape, generator=generator).to(device=weight.device, dtype=weight.dtype)
+    return torch.randn(shape, generator=generator, device="cpu").to(weight)
 
 
 def _loss(model: nn.Module, images: Tensor) -> Tensor:

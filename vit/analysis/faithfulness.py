@@ -105,7 +105,7 @@ def pointing_game(heatmaps: ArrayLike, masks: ArrayLike) -> Tensor:
 
 def pointing_chance(masks: ArrayLike, grid_size: tuple[int, int]) -> Tensor:
     """How often a random patch of the grid (rows, columns) wins the pointing game: its probability (B,)."""
-    even = torch.ones(len(masks), *grid_size)
+    even = torch.ones(len(masks), *grid_size, device="cpu")
     return (_mask_inside(even, masks)[1] >= 0.5).float().flatten(1).mean(dim=1)
 
 
@@ -136,7 +136,7 @@ def _curve(
     height, width = layout.patch_size
     counts = [round(stage * layout.num_patches / steps) for stage in range(steps + 1)]
     chunk = images_at_once(model)
-    curves = torch.empty(len(images), steps + 1)
+    curves = torch.empty(len(images), steps + 1, device="cpu")
     with eval_mode(model):
         for start in range(0, len(images), chunk):
             part = slice(start, start + chunk)
@@ -156,7 +156,7 @@ def _hottest_first(heatmaps: Tensor) -> Tensor:
     from random.
     """
     heat = heatmaps.flatten(1)  # (B, N)
-    shuffled = torch.randperm(heat.shape[1], generator=torch.Generator().manual_seed(0))  # (N,)
+    shuffled = torch.randperm(heat.shape[1], generator=torch.Generator().manual_seed(0), device="cpu")  # (N,)
     return shuffled[heat[:, shuffled].argsort(dim=1, descending=True, stable=True)]
 
 

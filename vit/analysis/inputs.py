@@ -105,7 +105,7 @@ def picture_options(model: nn.Module) -> dict[str, Any]:
 def as_targets(targets: Targets, num_images: int) -> Tensor:
     """Numbers of classes (B,) from one for all images or one for each."""
     try:
-        numbers = torch.as_tensor(targets).cpu()
+        numbers = torch.as_tensor(targets, device="cpu")
     except (TypeError, ValueError, RuntimeError):
         numbers = None
     if numbers is None or numbers.is_floating_point() or numbers.dtype == torch.bool:

@@ -101,7 +101,7 @@ def reliability(probabilities: ArrayLike, labels: ArrayLike, num_bins: int = 15)
     num_bins = as_integer("num_bins", num_bins, 1)
     p, y = _checked(probabilities, labels)
     confidence, guess = p.max(dim=1)
-    edges = torch.arange(1, num_bins, dtype=p.dtype) / num_bins
+    edges = torch.arange(1, num_bins, dtype=p.dtype, device=p.device) / num_bins
     bins = torch.bucketize(confidence, edges)  # (N,), a value on an edge belongs below it
     count = torch.bincount(bins, minlength=num_bins)
     sums = [torch.bincount(bins, weights=values, minlength=num_bins) for values in (confidence, (guess == y).double())]
@@ -183,4 +183,4 @@ def _checked_probabilities(probabilities: ArrayLike) -> Tensor:
 def as_tensor(values: ArrayLike) -> Tensor:
     """Numbers of any kind as a tensor on the CPU, without a gradient."""
     # A list goes through numpy, which keeps all digits of its numbers.
-    return values.detach().cpu() if isinstance(values, Tensor) else torch.tensor(np.asarray(values))
+    return values.detach().cpu() if isinstance(values, Tensor) else torch.tensor(np.asarray(values), device="cpu")

@@ -76,7 +76,7 @@ def linear_probe(
     if not strength > 0:
         raise ValueError(f"strength={strength} must be more than 0")
     classes = train_labels.unique()
-    if len(classes) < 2 or not torch.equal(classes, torch.arange(len(classes))):
+    if len(classes) < 2 or not torch.equal(classes, torch.arange(len(classes), device="cpu")):
         raise ValueError(f"train_labels must hold the classes 0, 1, ... without a gap, got {classes.tolist()}")
     if not len(features):
         return torch.zeros(0, len(classes))

@@ -70,7 +70,7 @@ def token_pca(model: nn.Module, images: Images, layer: int = -1) -> Tensor:
     examples = tokens.flatten(0, 1)  # (B*N, D)
     basis, _ = _principal_components(examples, 3)  # (3, D)
     values = examples @ basis.T  # (B*N, 3)
-    low, high = values.quantile(torch.tensor([0.01, 0.99], dtype=values.dtype), dim=0)  # 2 x (3,)
+    low, high = values.quantile(values.new_tensor([0.01, 0.99]), dim=0)  # 2 x (3,)
     values = ((values - low) / (high - low).clamp_min(1e-12)).clamp(0, 1)
     return values.float().unflatten(0, (len(tokens), *layout.grid_size))  # (B, rows, columns, 3)
 
@@ -140,7 +140,7 @@ def layer_similarity(model: nn.Module, images: Images, other: nn.Module | None =
     if other is not None:
         others = [_standardized(tokens.flatten(0, 1)) for tokens in block_outputs(other, images)]  # L' x (B*T, D)
         return torch.stack([torch.stack([_alignment(x, y) for y in others]) for x in layers]).float()  # (L, L')
-    similarity = torch.eye(len(layers))  # (L, L)
+    similarity = torch.eye(len(layers), device="cpu")  # (L, L)
     for i, x in enumerate(layers):
         for j in range(i):
             similarity[i, j] = similarity[j, i] = _alignment(x, layers[j])

@@ -80,6 +80,6 @@ def _losing_weights(model: nn.Module, seed: int) -> Iterator[nn.Module]:
     for part in [heads, *reversed(blocks_of(damaged)), damaged]:
         with torch.no_grad():
             for weight in part.parameters():
-                order = torch.randperm(weight.numel(), generator=generator).to(weight.device)
+                order = torch.randperm(weight.numel(), generator=generator, device="cpu").to(weight.device)
                 weight.copy_(weight.flatten()[order].view_as(weight))
         yield damaged

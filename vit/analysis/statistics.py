@@ -16,7 +16,8 @@ from vit.analysis.layout import TokenLayout, check_maps
 
 def patch_distances(layout: TokenLayout) -> Tensor:
     """Distance in pixels between the centers of every two patches, (N, N); its mean is that of uniform attention."""
-    rows, columns = (torch.arange(n) * p for n, p in zip(layout.grid_size, layout.patch_size, strict=True))
+    sizes = zip(layout.grid_size, layout.patch_size, strict=True)
+    rows, columns = (torch.arange(n, device="cpu") * p for n, p in sizes)
     centers = torch.cartesian_prod(rows, columns).float()  # (N, 2)
     return (centers[:, None] - centers).norm(dim=-1)  # (N, N)
 
@@ -61,7 +62,7 @@ def head_similarity(maps: Tensor) -> Tensor:
     check_maps(maps, min_images=1)
     heads = torch.stack([layer.float().mean(dim=0) for layer in maps]).flatten(0, 1).cpu()  # (L*h, T, T)
     entropy = _entropy(heads)  # (L*h, T)
-    similarity = torch.eye(len(heads))  # (L*h, L*h)
+    similarity = torch.eye(len(heads), device="cpu")  # (L*h, L*h)
     for i in range(len(heads) - 1):
         mixture = (heads[i] + heads[i + 1 :]) / 2  # (later heads, T, T)
         divergence = _entropy(mixture) - (entropy[i] + entropy[i + 1 :]) / 2  # (later heads, T)

@@ -139,7 +139,8 @@ def _draw(images: Tensor, seed: int, draw: Callable[[torch.Generator], Tensor]) 
     for pixels in images.cpu().numpy():
         digest = hashlib.blake2b(pixels.tobytes(), digest_size=8, salt=salt).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
-        draws.append(draw(generator))
+        with torch.device("cpu"):
+            draws.append(draw(generator))
     return torch.stack(draws).to(images.device)
 
 

@@ -35,8 +35,8 @@ def keep_classes(data: DataSplits, classes: Iterable[str | int]) -> DataSplits:
     kept = [known[c] for c in given]
     if len(set(kept)) < len(kept):
         raise ValueError(f"classes={given} names a class twice")
-    new_label = torch.full((len(names),), -1)
-    new_label[kept] = torch.arange(len(kept))
+    new_label = torch.full((len(names),), -1, device=data.train.labels.device)
+    new_label[kept] = torch.arange(len(kept), device=new_label.device)
     splits = {}
     for name in ("train", "val", "test"):
         split = getattr(data, name)

@@ -71,7 +71,7 @@ def load_image_folder(
     for name, paths in files["train"].items():
         _counts(name, len(paths), fractions)  # before any picture is read
     images, origins = _read(files, class_names, size, skip_unreadable)
-    everything = Split(images, torch.tensor([label for _, label in origins], dtype=torch.int64))
+    everything = Split(images, torch.tensor([label for _, label in origins], dtype=torch.int64, device="cpu"))
     train, val, test = (
         everything.subset(members[_permutation(len(members), seed, split)])
         for split, members in _assigned(origins, class_names, fractions, seed).items()
@@ -145,7 +145,7 @@ def _assigned(
         if split != "train":
             splits[split] += members
     for label, name in enumerate(class_names):
-        members = torch.tensor(found["train", label])
+        members = torch.tensor(found["train", label], device="cpu")
         num_val, num_test = _counts(name, len(members), fractions)
         members = members[_permutation(len(members), seed, name)]
         sizes = (len(members) - num_val - num_test, num_val, num_test)
@@ -154,7 +154,7 @@ def _assigned(
     for split, members in splits.items():
         if not members:
             raise ValueError(f"no picture of {split} can be used: they cannot be read, or are in another split, too")
-    return {split: torch.tensor(members) for split, members in splits.items()}
+    return {split: torch.tensor(members, device="cpu") for split, members in splits.items()}
 
 
 def _permutation(count: int, seed: int, name: str) -> Tensor:
@@ -236,7 +236,7 @@ def _read(
         for label, name in enumerate(class_names)
         for path in classes.get(name, [])
     ]
-    images = torch.empty(len(everyone), 3, *size, dtype=torch.uint8)
+    images = torch.empty(len(everyone), 3, *size, dtype=torch.uint8, device="cpu")
     origins, damaged, faults, copies = [], [], [], []
     first: dict[bytes, tuple[int, Path]] = {}  # who brought these pixels
     for split, label, path in progress_bar(everyone, desc="pictures", delay=1):

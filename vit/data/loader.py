@@ -105,7 +105,7 @@ class Loader:
             return torch.arange(len(self.split), device=self.device)
         if self._order is None or self._order[0] != epoch:
             generator = torch.Generator().manual_seed(_mix_seeds(self.seed, epoch))
-            order = torch.randperm(len(self.split), generator=generator).to(self.device)
+            order = torch.randperm(len(self.split), generator=generator, device="cpu").to(self.device)
             self._order = (epoch, order)
         return self._order[1]
 

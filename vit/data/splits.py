@@ -156,6 +156,6 @@ def make_val_split(
     val has each class about as often as all images have, and may lack a rare one.
     """
     val_size, seed = as_integer("val_size", val_size, 1, len(images) - 1), as_integer("seed", seed)
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed), device="cpu")
     everything = Split(images, labels, masks)
     return everything.subset(order[val_size:].sort().values), everything.subset(order[:val_size].sort().values)

@@ -75,4 +75,4 @@ def _images(model: VisionTransformer, batch: int) -> torch.Tensor:
     reference = model.patch_embed.proj.weight
     generator = torch.Generator().manual_seed(0)
     shape = (batch, model.config.in_chans, *model.config.image_size)
-    return torch.randn(shape, generator=generator).to(reference.device, reference.dtype)
+    return torch.randn(shape, generator=generator, device="cpu").to(reference)

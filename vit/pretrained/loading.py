@@ -103,7 +103,7 @@ def fill(
     if model is None:
         model = blank_model(config)
         model.load_state_dict(state, assign=True)
-        model.to(next(model.parameters()).dtype).eval()  # the fixed tables follow the weights
+        model.to(next(model.parameters())).eval()  # the fixed tables follow the weights
     else:
         model.load_state_dict(state)
     model.metadata = metadata

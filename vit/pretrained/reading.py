@@ -95,7 +95,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
                 continue
             if entry["dtype"] not in _SAFETENSORS_DTYPES:
                 raise ValueError(f"{path}: {name} is {entry['dtype']}, which is not read; save it as F32")
-            tensors[name] = torch.empty(entry["shape"], dtype=_SAFETENSORS_DTYPES[entry["dtype"]])
+            tensors[name] = torch.empty(entry["shape"], dtype=_SAFETENSORS_DTYPES[entry["dtype"]], device="cpu")
             file.seek(8 + length + entry["data_offsets"][0])
             file.readinto(_as_bytes(tensors[name]))
     if "sha256" in facts and facts["sha256"] != checksum(tensors, facts):
