@@ -46,7 +46,7 @@ def autocast(config: TrainConfig, device: torch.device) -> torch.autocast:
 
 
 def forked_random(device: torch.device, *, enabled: bool = True) -> AbstractContextManager[None]:
-    """Within it, torch's random numbers go on as they will; then those of the CPU and the device are put back."""
+    """Puts torch's random numbers of the CPU and the device back at its end, whatever was drawn meanwhile."""
     is_gpu = device.type in ("cuda", "mps")
     return torch.random.fork_rng(
         [device] if is_gpu else [], enabled=enabled, device_type=device.type if is_gpu else "cpu"

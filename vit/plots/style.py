@@ -81,10 +81,8 @@ def fitting(name: str, inches: float, *, before: str = "", after: str = "") -> s
     for most in range(len(name), 3, -1):
         line = before + shortened(name, most) + after
         if text_to_path.get_text_width_height_descent(line, font, ismath=False)[0] <= room:
-            break
-    else:
-        line = before + name[:3] + after
-    return line
+            return line
+    return before + name[:3] + after
 
 
 def spread_heights(heights: ArrayLike, gap: float) -> NDArray[np.float64]:
