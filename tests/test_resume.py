@@ -500,6 +500,18 @@ def test_a_history_that_another_program_keeps_open_ends_nothing(data, tmp_path, 
     assert History.load_csv(tmp_path / HISTORY_FILE)["val_loss"] == history["val_loss"]
 
 
+def test_a_change_of_the_working_folder_does_not_move_the_run(data, tmp_path, monkeypatch):
+    """As `%cd` in a notebook, while it trains in the background."""
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    fit(
+        make_model(), *make_loaders(data, QUICK), QUICK, run_dir="run",
+        should_stop=lambda: os.chdir(tmp_path / "elsewhere") is not None,
+    )  # fmt: skip
+    assert not list((tmp_path / "elsewhere").iterdir())
+    assert len(History.load_csv(tmp_path / "run" / HISTORY_FILE)) == QUICK.epochs
+
+
 def test_a_folder_that_is_not_there_is_not_made_by_a_resume(data, tmp_path):
     with pytest.raises(FileNotFoundError, match=f"is no folder, looked for at {tmp_path}"):
         fit(make_model(), *make_loaders(data, QUICK), QUICK, run_dir=tmp_path / "gone", resume=True)

@@ -37,7 +37,7 @@ class BackgroundRun:
     """
 
     def __init__(self, run_dir: str | Path, fit_arguments: dict[str, Any]) -> None:
-        self.run_dir = Path(run_dir).expanduser()
+        self.run_dir = Path(run_dir).expanduser().absolute()
         self.model: nn.Module = fit_arguments["model"]
         self.config: TrainConfig = fit_arguments["config"]
         self.error: BaseException | None = None

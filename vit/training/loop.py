@@ -111,7 +111,7 @@ def fit(
             taken; a GPU is not waited for at every step, so there the model is spoiled.
     """
     world = current_world()
-    run_dir = None if run_dir is None else Path(run_dir).expanduser()
+    run_dir = None if run_dir is None else Path(run_dir).expanduser().absolute()  # also after a `%cd`
     resume = as_resume(resume, run_dir, world)
     options = {"run_dir": run_dir, "resume": resume, "loss_fn": loss_fn, "history": history, "world": world}
     options |= {"save_seconds": save_seconds, "after_epoch": after_epoch}

@@ -56,7 +56,7 @@ class Playground(widgets.VBox):
         *,
         runs_dir: str | Path | None = None,
     ) -> None:
-        self.data, self.runs_dir = data, runs_root(runs_dir)
+        self.data, self.runs_dir = data, runs_root(runs_dir).absolute()
         self.form = ConfigForm(self._fitting(model_config or ViTConfig()), train_config or TrainConfig())
         self.runs = RunTable(self.runs_dir, on_use=self._use)
         self.run: BackgroundRun | None = None
