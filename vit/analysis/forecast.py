@@ -10,7 +10,6 @@ import dataclasses
 import functools
 import math
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -121,9 +120,10 @@ def forecast(
     rate, until = train_config.patch_drop_rate, train_config.patch_drop_until
     held = math.ceil(train_config.batch_size / train_config.accumulation_steps)  # images at a time
     precision = resolve_precision(train_config.precision, resolve_device(train_config.device))
-    numbers, per_image, with_drop, *memory = _costs(
-        replace(model_config, depth=1), model_config.depth, held, train_config.optimizer, precision, rate
-    )
+    setting = (held, train_config.optimizer, precision, rate)
+    one, two = (_costs_of(replace(model_config, depth=depth), *setting) for depth in (1, 2))
+    added = model_config.depth - 1  # blocks, of which each costs as much as the second
+    numbers, per_image, with_drop, *memory = (a + added * (b - a) for a, b in zip(one, two, strict=True))
     images = train_config.epochs * num_images
     total = round(3 * images * (until * with_drop + (1 - until) * per_image))
     seconds = None
@@ -136,12 +136,6 @@ def forecast(
     if train_config.ema_decay:  # whose averages are a second copy of the weights
         memory = replace(memory, parameters=2 * memory.parameters)
     return Forecast(numbers, per_image, total, memory, seconds)
-
-
-def _costs(shallow: ViTConfig, depth: int, *setting: Any) -> list[int]:
-    """See `_costs_of`, at any depth: counted at one block and at two, since every further block adds as much."""
-    one, two = _costs_of(shallow, *setting), _costs_of(replace(shallow, depth=2), *setting)
-    return [first + (depth - 1) * (second - first) for first, second in zip(one, two, strict=True)]
 
 
 @functools.lru_cache(maxsize=256)
