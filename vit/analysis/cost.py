@@ -38,7 +38,8 @@ def forward_flops(model: nn.Module, *, patch_drop_rate: float = 0.0) -> int:
     config = config_of(model)
     if not 0 <= patch_drop_rate < 1:
         raise ValueError(f"patch_drop_rate={patch_drop_rate} must be in [0, 1)")
-    image = next(model.parameters()).new_zeros(1, config.in_chans, *config.image_size)
+    reference = next(model.parameters())  # whose new_zeros, of a sharded model, would be sharded too
+    image = torch.zeros(1, config.in_chans, *config.image_size, device=reference.device, dtype=reference.dtype)
     # Some releases of torch do not count the fused attention of a CPU. Counting plain attention instead would switch
     # that of the whole process, a training beside included.
     uncounted = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
