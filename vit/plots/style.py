@@ -45,7 +45,7 @@ STYLE = {
 def new_figure(
     rows: int = 1, columns: int = 1, *, width: float = WIDTH, height: float = 3.2, squeeze: bool = True
 ) -> tuple[Figure, Any]:
-    """A figure in the house style and its axes, of `rows` x `columns` also where one of them is 1 with squeeze=False.
+    """A figure in the house style and its axes, both as `plt.subplots` gives them; with squeeze=False always a grid.
 
     It is closed for pyplot, so a notebook shows it once: as the value of the cell that returns it. One at a time, since
     a panel may draw in a thread of its own, and what pyplot sets is for all."""
