@@ -406,12 +406,36 @@ def test_no_classes_means_features(tiny):
     torch.testing.assert_close(model(images), model.forward_features(images)[:, 0], rtol=0, atol=1e-12)
 
 
-def test_a_compiled_model_computes_the_same(config):  # one that was exported: test_export.py
-    model = randomize(VisionTransformer(config)).eval()
-    images = images_for(config)
+# A compiler takes seconds, so that each of these has as many of the parts above as go together.
+COMPILED = {
+    "paper": {},
+    "outputs": {
+        "pool": "cls_register", "pos_embed": "rope", "num_registers": 2, "qk_norm": True, "qkv_bias": False,
+        "layer_scale": 0.1, "act": "swiglu", "head": "linear",
+    },
+    "mean": {
+        "pool": "mean", "pos_embed": "sincos2d", "fc_norm": True, "patch_norm": True, "act": "gelu_tanh",
+        "image_size": (8, 12),
+    },
+    "cls_and_mean": {
+        "pool": "cls_mean", "pos_embed": "none", "num_registers": 1, "pre_norm": True, "act": "quick_gelu",
+        "norm_eps": 1e-5,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", COMPILED)
+def test_a_compiled_model_computes_the_same(tiny, name):  # one that was exported: test_export.py
+    model = randomize(VisionTransformer(replace(tiny, **COMPILED[name]))).eval()
+    images = images_for(model.config)
     expected = model(images)
     # aot_eager traces and differentiates as the default backend does, and needs no C++ compiler.
     torch.testing.assert_close(torch.compile(model, backend="aot_eager")(images), expected)
+
+
+def test_every_part_is_compiled():
+    parts, compiled = ({(k, v) for c in kinds.values() for k, v in c.items()} for kinds in (VARIANTS, COMPILED))
+    assert parts <= compiled
 
 
 @pytest.mark.parametrize("pool", ["cls", "mean"])
