@@ -118,19 +118,29 @@ def test_no_drawers():
     assert not {name for name in modules() if name.rsplit(".", 1)[-1] in drawers}
 
 
-def in_a_fresh_python(code: str) -> str:
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+HEAVY = {"torchvision", "matplotlib", "ipywidgets", "timm", "huggingface_hub", "transformers", "onnx", "optuna"}
 
 
-def test_import_is_light_and_silent():
-    heavy = "{'torchvision', 'matplotlib', 'ipywidgets', 'timm', 'huggingface_hub', 'transformers', 'onnx', 'optuna'}"
-    used = "vit.ViTConfig; vit.VisionTransformer; vit.fit; vit.load"
-    code = f"import sys, vit; {used}; print(sorted({heavy} & set(sys.modules)))"
-    assert in_a_fresh_python(code) == "[]\n"
-    assert in_a_fresh_python("import vit") == ""
+@pytest.fixture(scope="module")
+def fresh() -> list[str]:
+    """What a new Python prints, a line a question; every question leaves more imported for the next."""
+    code = f"""
+import sys, vit
+print(hasattr(vit, "plot_history"), "torch" in sys.modules)
+print(vit.tasks.lora.__name__)
+import vit.data.augment
+vit.ViTConfig; vit.VisionTransformer; vit.fit; vit.load
+print(sorted({HEAVY} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return done.stdout.splitlines()
 
 
-def test_every_public_name_is_there():
+def test_import_is_light_and_silent(fresh):
+    assert fresh[2] == "[]" and len(fresh) == 3, "nothing else is printed"
+
+
+def test_every_public_name_is_there(fresh):
     import vit
 
     for name in vit.__all__:
@@ -140,12 +150,11 @@ def test_every_public_name_is_there():
     for wrong, hint in {"Vit": "$", "attention_maps": "; it is vit.analysis.attention_maps$", "_x": "$"}.items():
         with pytest.raises(AttributeError, match=f"module 'vit' has no attribute '{wrong}'{hint}"):
             getattr(vit, wrong)
-    code = "import sys, vit; print(hasattr(vit, 'plot_history'), 'torch' in sys.modules)"
-    assert in_a_fresh_python(code) == "False False\n", "who asks in vain does not wait for imports"
+    assert fresh[0] == "False False", "who asks in vain does not wait for imports"
 
 
-def test_tasks_need_no_import_of_their_own():
-    assert in_a_fresh_python("import vit; print(vit.tasks.lora.__name__)") == "vit.tasks.lora\n"
+def test_tasks_need_no_import_of_their_own(fresh):
+    assert fresh[1] == "vit.tasks.lora"
     files = {path.stem for path in (PACKAGE / "tasks").glob("*.py")} - {"__init__", "train"}  # that one is a command
     import vit
 
