@@ -510,7 +510,7 @@ def test_row_33_too_little_space(fake, tmp_path, monkeypatch):
         load_cifar10(tmp_path, **SMALL)
 
 
-def test_row_34_two_processes_at_once(fake, tmp_path, server, archive_bytes):
+def test_row_34_two_processes_at_once(fake, tmp_path, server, archive_bytes, monkeypatch):
     both = threading.Barrier(2, timeout=60)
 
     def answer(handler):  # neither gets a byte before both have asked
@@ -520,16 +520,16 @@ def test_row_34_two_processes_at_once(fake, tmp_path, server, archive_bytes):
     program = f"""
 from vit.data import cifar10, cifar10_forms
 cifar10_forms.RECORDS, cifar10_forms.SHA256, cifar10.SOURCES = {RECORDS}, {cifar10_forms.SHA256!r}, ()
+print("ready", flush=True)
 print(len(cifar10.load_cifar10({str(tmp_path / "root")!r}, val_size=10).train))
 """
-    environment = os.environ | {"VIT_CIFAR10_URL": server(answer)}
-    repository = Path(cifar10.__file__).parents[2]
-    start = [sys.executable, "-c", program]
-    options = {"env": environment, "cwd": repository, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    processes = [subprocess.Popen(start, text=True, **options) for _ in range(2)]
-    for process in processes:
-        out, err = process.communicate(timeout=100)
-        assert process.returncode == 0 and out.strip() == str(5 * RECORDS - 10), err
+    monkeypatch.setenv("VIT_CIFAR10_URL", server(answer))
+    options = {"cwd": Path(cifar10.__file__).parents[2], "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    other = subprocess.Popen([sys.executable, "-c", program], text=True, **options)
+    assert other.stdout.readline() == "ready\n"
+    assert_is_fake(load_cifar10(tmp_path / "root", **SMALL), fake)
+    out, err = other.communicate(timeout=100)
+    assert other.returncode == 0 and out.strip() == str(5 * RECORDS - 10), err
     assert {path.suffix for path in (tmp_path / "root" / "cifar10").iterdir()} == {".npy"}
     assert_is_fake(load_cifar10(tmp_path / "root", **SMALL, download=False), fake)
 
