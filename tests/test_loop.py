@@ -421,12 +421,12 @@ def test_optimizers_of_the_users_own_have_the_rates_they_were_given(shapes, tmp_
 
 def test_a_model_that_was_compiled_before_leaves_states_of_the_plain_one(shapes, tmp_path):
     """Whose layers also have the rates of the plain one's."""
-    loaders, plain = make_loaders(shapes, QUICK), make_model()
-    make_optimizers = partial(build_optimizers, layer_decay=0.5)
+    config, plain = replace(QUICK, batch_size=50), make_model()  # a batch of another size is compiled anew
+    loaders, make_optimizers = make_loaders(shapes, config), partial(build_optimizers, layer_decay=0.5)
     compiled = torch.compile(plain, backend="eager")
-    history = fit(compiled, *loaders, QUICK, run_dir=tmp_path / "a", make_optimizers=make_optimizers)
+    history = fit(compiled, *loaders, config, run_dir=tmp_path / "a", make_optimizers=make_optimizers)
     other = make_model()
-    again = fit(other, *loaders, QUICK, run_dir=tmp_path / "b", make_optimizers=make_optimizers)
+    again = fit(other, *loaders, config, run_dir=tmp_path / "b", make_optimizers=make_optimizers)
     assert history["val_loss"] == pytest.approx(again["val_loss"], rel=1e-3)
     load_state_weights(other, tmp_path / "a" / "state.pt")
     assert same_weights(other, plain)
