@@ -388,6 +388,7 @@ def in_this_process(monkeypatch, tmp_path):
 
 def test_the_quick_form_runs_and_stores_nothing(in_this_process, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(tta.vit, "load_data", functools.cache(vit.load_data))
+    monkeypatch.setattr(tta, "TURNS", 1)
     before = {path.name: path.read_text() for path in report.RESULTS.glob("*.json")}
     in_this_process("--quick", "--peers", "ours", "tintn", "spt_lsa")
     names = [("ours", "quick"), *((name, feed) for name in ("tintn", "spt_lsa") for feed in tta.FEEDS)]
@@ -407,7 +408,7 @@ def test_the_quick_form_runs_and_stores_nothing(in_this_process, tmp_path, capsy
 def test_a_finished_run_is_not_repeated_and_claims_are_kept(in_this_process, tmp_path, monkeypatch, data):
     few = replace(data, train=data.train.subset(slice(32)))
     monkeypatch.setattr(tta.vit, "load_data", lambda name: few)
-    for name, seconds in {"PROBE_SECONDS": 0.01, "TURN_SECONDS": 0.01, "WARM_UP_SECONDS": 0.01}.items():
+    for name, seconds in {"PROBE_SECONDS": 0.01, "TURN_SECONDS": 0.01, "WARM_UP_SECONDS": 0.01, "TURNS": 1}.items():
         monkeypatch.setattr(tta, name, seconds)
     arguments = ["--minutes", "0.001", "--seeds", "0", "1", "--preset", "quick", "--feeds", "batched"]
     in_this_process(*arguments, "--peers", "tintn", "ours", "--measure")
