@@ -1,9 +1,10 @@
 """Small things that most tests share."""
 
+import gc
 import io
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import ModuleType
 from unittest import mock
 
@@ -39,6 +40,23 @@ def tiny() -> ViTConfig:
 @pytest.fixture(scope="session")
 def shapes() -> DataSplits:
     return make_shapes(num_train=400, num_val=100, num_test=100, image_size=16, seed=3)
+
+
+@pytest.fixture
+def frozen_objects() -> Iterator[None]:
+    """Hides from the garbage collector what there is already, a million objects of other libraries."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.fixture
+def plain_figures(monkeypatch) -> None:
+    """Figures whose parts are not laid out, which takes longer than to draw them; for tests that compare figures."""
+    from vit.plots.style import STYLE
+
+    monkeypatch.setitem(STYLE, "figure.constrained_layout.use", False)
 
 
 @pytest.fixture

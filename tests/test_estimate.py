@@ -102,7 +102,7 @@ def test_weights_gradients_and_states_are_counted_to_the_byte(name):
     assert training_memory(model, 4).optimizer_state == 2 * memory.gradients
 
 
-def test_looking_changes_nothing_and_keeps_nothing():
+def test_looking_changes_nothing_and_keeps_nothing(frozen_objects):
     model = VisionTransformer(replace(CONFIG, drop_rate=0.1)).eval()
     model.encoder.train()
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}

@@ -26,6 +26,7 @@ from vit.training.state_file import best_of, previous_of, read_state, write_stat
 
 SMALL = ViTConfig(image_size=16, patch_size=8, embed_dim=16, depth=2, num_heads=2, mlp_ratio=2.0)
 QUICK = TrainConfig(epochs=3, batch_size=50, warmup_epochs=0.2, device="cpu")
+BRIEF = replace(QUICK, epochs=1)  # where any run will do
 STEPS = 4  # an epoch
 # Everything that draws random numbers or keeps something from step to step, in two recipes.
 RECIPES = {
@@ -177,23 +178,23 @@ def test_a_damaged_newest_state_is_set_aside_and_the_one_before_it_taken(data, t
 
 
 def test_with_both_states_damaged_each_is_named(data, tmp_path):
-    loaders = make_loaders(data, QUICK)
-    fit(make_model(), *loaders, QUICK, run_dir=tmp_path)
+    loaders = make_loaders(data, BRIEF)
+    fit(make_model(), *loaders, BRIEF, run_dir=tmp_path)
     for path in (tmp_path / STATE_FILE, previous_of(tmp_path / STATE_FILE)):
         path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(ValueError, match=r"state.pt is cut off after 1,000 bytes.*; .*state.previous.pt is cut off"):
-        fit(make_model(), *loaders, QUICK, run_dir=tmp_path, resume=True)
+        fit(make_model(), *loaders, BRIEF, run_dir=tmp_path, resume=True)
 
 
 def test_what_differs_and_may_is_said(data, tmp_path, capfd):
-    loaders = make_loaders(data, QUICK)
-    fit(make_model(), *loaders, QUICK, run_dir=tmp_path)
-    fit(make_model(), *loaders, QUICK, run_dir=tmp_path, resume=True)
+    loaders = make_loaders(data, BRIEF)
+    fit(make_model(), *loaders, BRIEF, run_dir=tmp_path)
+    fit(make_model(), *loaders, BRIEF, run_dir=tmp_path, resume=True)
     assert "not as when" not in capfd.readouterr().err
     state = read_state(tmp_path / STATE_FILE)
     state["surroundings"] |= {"threads": 64, "torch": "2.11.0", "precision": "bf16"}
     write_state(tmp_path / STATE_FILE, state)
-    changed = replace(QUICK, test_time_augmentation="flip")
+    changed = replace(BRIEF, test_time_augmentation="flip")
     fit(make_model(), *loaders, changed, run_dir=tmp_path, resume=True)
     said = capfd.readouterr().err
     assert "the last bits may differ: test_time_augmentation: saved 'none', now 'flip'; " in said
@@ -202,18 +203,18 @@ def test_what_differs_and_may_is_said(data, tmp_path, capfd):
 
 
 def test_other_data_other_order_and_other_loaders(data, tmp_path):
-    train, val = make_loaders(data, QUICK)
-    fit(make_model(), train, val, QUICK, run_dir=tmp_path)
+    train, val = make_loaders(data, BRIEF)
+    fit(make_model(), train, val, BRIEF, run_dir=tmp_path)
     turned = replace(data, train=data.train.subset(torch.arange(199, -1, -1)))
     fewer = replace(data, train=data.train.subset(slice(149)))
     for other, message in ((turned, r"fingerprint: saved \d+, now \d+"), (fewer, "steps_per_epoch: saved 4, now 3")):
         with pytest.raises(ValueError, match=f"written with other training data: .*{message}"):
-            fit(make_model(), *make_loaders(other, QUICK), QUICK, run_dir=tmp_path, resume=True)
+            fit(make_model(), *make_loaders(other, BRIEF), BRIEF, run_dir=tmp_path, resume=True)
 
 
 def test_other_optimizers_orders_and_shapes_are_refused_before_anything_changes(data, tmp_path):
-    loaders = make_loaders(data, QUICK)
-    fit(make_model(), *loaders, QUICK, run_dir=tmp_path)
+    loaders = make_loaders(data, BRIEF)
+    fit(make_model(), *loaders, BRIEF, run_dir=tmp_path)
     state = read_state(tmp_path / STATE_FILE)
     names = state["parameter_names"]
     nan_head = {**state["model"], "head.fc2.bias": torch.full((10,), float("nan"))}
@@ -228,20 +229,20 @@ def test_other_optimizers_orders_and_shapes_are_refused_before_anything_changes(
         write_state(tmp_path / STATE_FILE, {**state, **change})
         model, before = make_model(seed=3), make_model(seed=3)
         with pytest.raises(ValueError, match=message):
-            fit(model, *loaders, QUICK, run_dir=tmp_path, resume=True)
+            fit(model, *loaders, BRIEF, run_dir=tmp_path, resume=True)
         assert same_weights(model, before)
 
 
 def test_weights_of_another_type_are_refused(data, tmp_path):
     """torch would turn integers into floats, and floats into integers, without a word."""
-    loaders = make_loaders(data, QUICK)
-    fit(make_model(), *loaders, QUICK, run_dir=tmp_path)
+    loaders = make_loaders(data, BRIEF)
+    fit(make_model(), *loaders, BRIEF, run_dir=tmp_path)
     state = read_state(tmp_path / STATE_FILE)
     for dtype in (torch.int64, torch.float16):
         changed = {name: tensor.to(dtype) for name, tensor in state["model"].items()}
         write_state(tmp_path / STATE_FILE, {**state, "model": changed})
         with pytest.raises(ValueError, match=f"saved .* {dtype}', now .* torch.float32'"):
-            fit(make_model(), *loaders, QUICK, run_dir=tmp_path, resume=True)
+            fit(make_model(), *loaders, BRIEF, run_dir=tmp_path, resume=True)
 
 
 def test_a_compiled_model_is_saved_under_its_own_names(data, tmp_path, monkeypatch):
@@ -257,11 +258,11 @@ def test_a_compiled_model_is_saved_under_its_own_names(data, tmp_path, monkeypat
     assert fit(make_model(), *loaders, plain, run_dir=tmp_path, resume=True).is_complete
 
 
-def test_a_second_and_third_training_leave_nothing_behind(data, tmp_path):
+def test_a_second_and_third_training_leave_nothing_behind(data, tmp_path, frozen_objects):
     """As with "run all" pressed again: no thread, no signal handler, no tensor is left of the one before."""
 
     def left_after_training(number: int) -> tuple[int, int, int]:
-        fit(make_model(), *make_loaders(data, QUICK), QUICK, run_dir=tmp_path / str(number))
+        fit(make_model(), *make_loaders(data, BRIEF), BRIEF, run_dir=tmp_path / str(number))
         gc.collect()
         tensors = sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
         return tensors, threading.active_count(), id(signal.getsignal(signal.SIGINT))
@@ -274,7 +275,7 @@ def test_a_state_from_a_gpu_is_read_without_one(data, tmp_path, monkeypatch):
     """The file says of each tensor where it was; torch alone would insist on that place."""
     with monkeypatch.context() as patch:
         patch.setattr("torch.serialization.location_tag", lambda _: "cuda:0")
-        fit(make_model(), *make_loaders(data, QUICK), QUICK, run_dir=tmp_path)
+        fit(make_model(), *make_loaders(data, BRIEF), BRIEF, run_dir=tmp_path)
     if not torch.cuda.is_available():
         with pytest.raises(RuntimeError, match="CUDA"):
             torch.load(tmp_path / STATE_FILE, weights_only=True)
@@ -301,13 +302,13 @@ def test_a_run_is_never_overwritten_and_one_that_is_complete_says_so(data, tmp_p
 
 
 def test_what_killed_saves_have_left_is_removed(data, tmp_path):
-    loaders = make_loaders(data, QUICK)
+    loaders = make_loaders(data, BRIEF)
     names = ("state.pt", "state.previous.pt", "state.best.pt", "history.csv", "config.json")
     ours = [f".{name}.abcd_123.tmp" for name in names]
     for resume in (False, True):
         for name in [*ours, ".model.safetensors.abcd_123.tmp"]:  # the last may be somebody's who writes it now
             (tmp_path / name).write_text("half")
-        fit(make_model(), *loaders, QUICK, run_dir=tmp_path, resume=resume)
+        fit(make_model(), *loaders, BRIEF, run_dir=tmp_path, resume=resume)
         assert [path.name for path in tmp_path.glob(".*.tmp")] == [".model.safetensors.abcd_123.tmp"]
 
 
@@ -341,7 +342,7 @@ def test_the_best_weights_are_kept_whatever_comes_after(data, tmp_path):
 
 
 def test_weights_that_are_not_found(data, tmp_path):
-    fit(make_model(), *make_loaders(data, QUICK), QUICK, run_dir=tmp_path)
+    fit(make_model(), *make_loaders(data, BRIEF), BRIEF, run_dir=tmp_path)
     with pytest.raises(FileNotFoundError, match="a folder .*folder: state.best.pt, state.previous.pt, state.pt$"):
         load_state_weights(make_model(), tmp_path)
     with pytest.raises(TypeError, match=r"\(\w+Path, VisionTransformer\) must be called as .*\(model, path\)"):
@@ -349,12 +350,12 @@ def test_weights_that_are_not_found(data, tmp_path):
     for path in tmp_path.glob("*.pt"):
         path.unlink()
     with pytest.raises(FileNotFoundError, match="no training state at .*; to begin the run, leave out resume=True"):
-        fit(make_model(), *make_loaders(data, QUICK), QUICK, run_dir=tmp_path, resume=True)
+        fit(make_model(), *make_loaders(data, BRIEF), BRIEF, run_dir=tmp_path, resume=True)
 
 
 def test_a_compiled_model_takes_them_too(data, tmp_path):
     model = make_model()
-    fit(model, *make_loaders(data, QUICK), QUICK, run_dir=tmp_path)
+    fit(model, *make_loaders(data, BRIEF), BRIEF, run_dir=tmp_path)
     other = make_model(seed=7)
     assert load_state_weights(torch.compile(other), tmp_path / STATE_FILE) and same_weights(other, model)
 
@@ -365,7 +366,7 @@ def test_what_a_broken_step_has_left_enters_no_training(data):
     for p in used.parameters():
         p.grad = torch.full_like(p, float("nan"))
     for model in (clean, used):
-        fit(model, *make_loaders(data, QUICK), QUICK)
+        fit(model, *make_loaders(data, BRIEF), BRIEF)
     assert same_weights(clean, used)
 
 
@@ -380,18 +381,18 @@ def test_weights_of_the_middle_of_an_epoch_have_no_row(data, tmp_path):
 
 @pytest.mark.parametrize("text", ['{"note": 1,}', "[1]"])
 def test_a_description_that_cannot_be_read_is_named_before_any_work(data, tmp_path, text):
-    loaders = make_loaders(data, QUICK)
+    loaders = make_loaders(data, BRIEF)
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(ValueError, match="config.json (cannot be read|holds a list)"):
-        fit(make_model(), *loaders, QUICK, run_dir=tmp_path)
+        fit(make_model(), *loaders, BRIEF, run_dir=tmp_path)
     assert not (tmp_path / STATE_FILE).exists()
     (tmp_path / "config.json").unlink()
-    fit(make_model(), *loaders, QUICK, run_dir=tmp_path)
+    fit(make_model(), *loaders, BRIEF, run_dir=tmp_path)
     (tmp_path / "config.json").write_text(text)
     model = make_model(seed=7)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with pytest.raises(ValueError, match="config.json (cannot be read|holds a list)"):
-        fit(model, *loaders, QUICK, run_dir=tmp_path, resume=True)
+        fit(model, *loaders, BRIEF, run_dir=tmp_path, resume=True)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
@@ -742,11 +743,11 @@ ROPE = {"pos_embed": "rope", "pool": "mean", "layer_scale": 1e-2}
     ],
 )
 def test_a_network_of_the_same_shapes_may_be_another(data, tmp_path, change, is_resumed, is_loaded):
-    loaders = make_loaders(data, QUICK)
-    fit(make_model(**ROPE), loaders[0], None, QUICK, run_dir=tmp_path)
+    loaders = make_loaders(data, BRIEF)
+    fit(make_model(**ROPE), loaders[0], None, BRIEF, run_dir=tmp_path)
     for is_taken, use in (
         (is_loaded, lambda model: load_state_weights(model, tmp_path / STATE_FILE)),
-        (is_resumed, lambda model: fit(model, loaders[0], None, QUICK, run_dir=tmp_path, resume=True)),
+        (is_resumed, lambda model: fit(model, loaders[0], None, BRIEF, run_dir=tmp_path, resume=True)),
     ):
         model = make_model(seed=3, **(ROPE | change))
         if is_taken:
@@ -762,17 +763,17 @@ def test_a_network_of_the_same_shapes_may_be_another(data, tmp_path, change, is_
 
 
 def test_data_with_another_normalization_is_other_data(data, tmp_path):
-    fit(make_model(), *make_loaders(data, QUICK), QUICK, run_dir=tmp_path)
+    fit(make_model(), *make_loaders(data, BRIEF), BRIEF, run_dir=tmp_path)
     last_digit = replace(data, mean=tuple(value + 1e-12 for value in data.mean))
-    fit(make_model(), *make_loaders(last_digit, QUICK), QUICK, run_dir=tmp_path, resume=True)
+    fit(make_model(), *make_loaders(last_digit, BRIEF), BRIEF, run_dir=tmp_path, resume=True)
     for name in ("mean", "std"):
-        other = make_loaders(replace(data, **{name: (0.1, 0.2, 0.3)}), QUICK)
+        other = make_loaders(replace(data, **{name: (0.1, 0.2, 0.3)}), BRIEF)
         with pytest.raises(
             ValueError, match=rf"written with other training data: {name}: saved .*now \[0.1, 0.2, 0.3\]"
         ):
-            fit(make_model(), *other, QUICK, run_dir=tmp_path, resume=True)
+            fit(make_model(), *other, BRIEF, run_dir=tmp_path, resume=True)
     as_of_old(tmp_path / STATE_FILE)
-    assert fit(make_model(), *other, QUICK, run_dir=tmp_path, resume=True).is_complete
+    assert fit(make_model(), *other, BRIEF, run_dir=tmp_path, resume=True).is_complete
 
 
 def test_the_best_of_a_resumed_run_is_the_best_that_was_saved(data, tmp_path):
