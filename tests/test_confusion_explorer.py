@@ -11,13 +11,20 @@ from PIL import Image
 
 from vit.analysis.metrics import confusion_cell, confusion_matrix, most_confused_pairs
 from vit.plots.evaluation import plot_confusion_cell
-from vit.widgets.confusion_explorer import PAGE, ConfusionExplorer
+from vit.widgets import confusion_explorer
+from vit.widgets.confusion_explorer import ConfusionExplorer
 
+PAGE = 6  # images shown at once: a row, since drawing takes its time
 NAMES = ["cat", "dog", "<b>emu</b>"]
 GENERATOR = torch.Generator().manual_seed(0)
 IMAGES = torch.randint(0, 256, (400, 3, 4, 4), dtype=torch.uint8, generator=GENERATOR)
 P = torch.randn(400, 3, generator=GENERATOR).softmax(dim=1)
 Y = torch.randint(3, (400,), generator=GENERATOR)
+
+
+@pytest.fixture(autouse=True)
+def short_pages(plain_figures, monkeypatch) -> None:
+    monkeypatch.setattr(confusion_explorer, "PAGE", PAGE)
 
 
 @pytest.fixture
