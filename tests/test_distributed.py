@@ -315,6 +315,7 @@ import torch
 
 from vit.training.distributed import processes
 
+open(sys.argv[1], "w").close()
 os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 with processes() as world:
     network = world.wrap(torch.nn.Linear(8, 8))
@@ -332,12 +333,13 @@ with processes() as world:
 @pytest.mark.skipif(not hasattr(os, "SCHED_IDLE"), reason="needs threads that can be starved")
 def test_all_end_well_although_the_threads_of_the_group_lag_behind(tmp_path, capfd):
     """On a core that others use, too: without the wait at the end, Python aborts six times of ten."""
-    script = tmp_path / "starved.py"
+    script, begun = tmp_path / "starved.py", tmp_path / "begun"
     script.write_text(STARVED)
-    spin = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\nwhile True: pass"
-    with subprocess.Popen([sys.executable, "-c", spin]) as other:
+    spin = "import os, sys, time; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
+    spin += "while not os.path.exists(sys.argv[1]): time.sleep(0.01)\nwhile True: pass"
+    with subprocess.Popen([sys.executable, "-c", spin, str(begun)]) as other:
         try:
-            code = launch.launch([sys.executable, str(script)], 2)
+            code = launch.launch([sys.executable, str(script), str(begun)], 2)
         finally:
             other.kill()
     assert code == 0, capfd.readouterr().err
