@@ -39,7 +39,9 @@ def main() -> None:
     options = parser.parse_args()
     turns = 3 if options.quick else 30
     model = vit.load(WEIGHTS)
-    uint8 = vit.load_data("shapes" if options.quick else "cifar10").test.images[:16]
+    few = {"num_train": 1, "num_val": 1, "num_test": 16}
+    data = vit.load_data("shapes", **few) if options.quick else vit.load_data("cifar10")
+    uint8 = data.test.images[:16]
     images = torch.randn(16, 3, *model.config.image_size)
 
     def recorded() -> None:

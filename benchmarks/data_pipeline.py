@@ -161,8 +161,9 @@ def main() -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     keep_freed_memory()
-    data = vit.load_data("shapes" if options.quick else "cifar10")
-    data = replace(data, train=data.train.subset(slice(256 if options.quick else NUM_IMAGES)))
+    few = {"num_train": 256, "num_val": 1, "num_test": 1}
+    data = vit.load_data("shapes", **few) if options.quick else vit.load_data("cifar10")
+    data = replace(data, train=data.train.subset(slice(NUM_IMAGES)))
     rounds, turn = (1, 0.0) if options.quick else (options.rounds, 0.5)
     claims = []
     for augmentation in AUGMENTATIONS:

@@ -119,7 +119,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="few moves and turns, on the built-in set; stores nothing")
     options = parser.parse_args()
-    data = vit.load_data("shapes" if options.quick else "cifar10")
+    data = vit.load_data("shapes", num_val=100, num_test=1) if options.quick else vit.load_data("cifar10")
     model_config = vit.ViTConfig.preset("vit_pico_patch8_32" if options.quick else "vit_nano_patch4_32")
     data = replace(data, val=data.val.subset(slice(100)))  # steps are timed, and validation is none
     config = vit.TrainConfig(epochs=100, device="cpu")  # longer than it is watched
@@ -129,7 +129,9 @@ def main() -> None:
         moved = answers(panel, 5 if options.quick else 100)
         panel.use(*shown)
         turns = (
-            {"turns": 1, "pictures": 0, "seconds": 1} if options.quick else {"turns": 20, "pictures": 2, "seconds": 20}
+            {"turns": 1, "pictures": 0, "seconds": 0.2}
+            if options.quick
+            else {"turns": 20, "pictures": 2, "seconds": 20}
         )
         slower = asyncio.run(slowdowns(panel, **turns))
     slowest = [max(moved[i : i + 20]) for i in range(0, len(moved), 20)]
