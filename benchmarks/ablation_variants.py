@@ -53,13 +53,13 @@ def _as_lists(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def make_base(recipe: str) -> Setup:
+def make_base(recipe: str, **changes: Any) -> Setup:
     """A base of a recipe; on a CPU in float32, which is what the budgets are of."""
-    return Setup(*vit.recipe(recipe, device="cpu", precision="fp32"))
+    return Setup(*vit.recipe(recipe, device="cpu", precision="fp32", **changes))
 
 
 BASES = {5: make_base("cpu_5min"), 20: make_base("cpu_20min")}  # by minutes of training
-QUICK_BASE = make_base("quick")
+QUICK_BASE = make_base("quick", batch_size=10)
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ from vit.training.run_folder import runs_root, write_json
 
 CELLS = report.RESULTS / "ablation_cells"
 RUNS = runs_root() / "ablations"  # of trainings that go on
-QUICK_MINUTES = 0.002
+QUICK_MINUTES = 0.0005
 PROBE_IMAGES = 10_000  # of a measurement; more would only take memory
 
 

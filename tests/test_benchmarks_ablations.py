@@ -25,7 +25,9 @@ TINY = Setup(
 )
 
 
-def test_the_quick_form_trains_every_variant_and_stores_nothing(run_quick):
+def test_the_quick_form_trains_every_variant_and_stores_nothing(run_quick, monkeypatch):
+    for name, value in {"STEPS": 2, "WARM_UP_ROUNDS": 0}.items():  # their times matter to nobody
+        monkeypatch.setattr(ablation_training, name, value)
     folders = ablations.CELLS, ablations.RUNS
     lines = run_quick(ablations)
     names = {f"{ablations.QUICK_MINUTES:g}min.{name}" for name in setups_of(ablations.QUICK_BASE)}
