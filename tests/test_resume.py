@@ -514,7 +514,7 @@ def test_a_change_of_the_working_folder_does_not_move_the_run(data, tmp_path, mo
 
 
 def test_a_folder_that_is_not_there_is_not_made_by_a_resume(data, tmp_path):
-    with pytest.raises(FileNotFoundError, match=f"is no folder, looked for at {tmp_path}"):
+    with pytest.raises(FileNotFoundError, match=f"run_dir='{tmp_path / 'gone'}' is no folder"):
         fit(make_model(), *make_loaders(data, QUICK), QUICK, run_dir=tmp_path / "gone", resume=True)
     assert not (tmp_path / "gone").exists()
 

@@ -89,7 +89,7 @@ def check_fit(
         check_plain_loader("val_loader", val_loader)
     _check_settings(train_loader, config)
     if resume and world.is_first and not run_dir.is_dir():
-        raise FileNotFoundError(f"run_dir is no folder, looked for at {run_dir}")
+        raise FileNotFoundError(f"run_dir={str(run_dir)!r} is no folder")
     check_compile(config)
     with being_written(run_dir if world.is_first else None):  # a run that still goes on is named first
         if run_dir is not None and not resume and world.is_first:
