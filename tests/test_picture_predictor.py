@@ -16,6 +16,8 @@ from vit.pictures import picture_to_tensor
 from vit.plots.predictions import plot_top_classes
 from vit.widgets.picture_predictor import PicturePredictor
 
+pytestmark = pytest.mark.usefixtures("plain_figures")
+
 
 @pytest.fixture(scope="module")
 def model():

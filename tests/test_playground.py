@@ -27,6 +27,7 @@ from vit.widgets.run_table import MAX_CURVES
 
 MODEL = ViTConfig(patch_size=4, embed_dim=16, depth=2, num_heads=2, mlp_ratio=2.0)
 TRAIN = TrainConfig.preset("quick", device="cpu", batch_size=50)
+pytestmark = pytest.mark.usefixtures("plain_figures")
 
 
 @pytest.fixture

@@ -90,6 +90,7 @@ TENSORS_DRAWN = {
 }
 
 
+@pytest.mark.usefixtures("plain_figures")
 @pytest.mark.parametrize("name", TENSORS_DRAWN)
 def test_weights_and_half_precision_are_drawn_as_their_arrays(name):
     tensor = torch.rand(8, 8, generator=torch.Generator().manual_seed(0)).bfloat16().requires_grad_()
@@ -97,6 +98,7 @@ def test_weights_and_half_precision_are_drawn_as_their_arrays(name):
     np.testing.assert_array_equal(drawn(figure), drawn(expected))
 
 
+@pytest.mark.usefixtures("plain_figures")
 def test_names_and_titles_are_no_formulas():
     name, images = r"$\no$", np.zeros((1, 3, 4, 4), dtype=np.uint8)
     for figure in (
@@ -108,6 +110,7 @@ def test_names_and_titles_are_no_formulas():
         figure.savefig(io.BytesIO())
 
 
+@pytest.mark.usefixtures("plain_figures")
 def test_names_of_classes_on_axes_are_no_formulas():
     names, p = ["$5 or $6", "$7", r"$\no$"], np.eye(3)
     image = np.zeros((3, 4, 4), dtype=np.uint8)
@@ -162,7 +165,7 @@ def test_epochs_are_counted_in_whole_ones(epochs, ticks):
     assert seen == ticks if ticks else seen, "less than one epoch has no whole number to show"
 
 
-@pytest.mark.parametrize("letter", ["w", "i", "e"])
+@pytest.mark.parametrize("letter", ["w", "i"])
 def test_long_class_names_do_not_meet(letter):
     names = [letter * 40, letter * 12, "golden_retriever"]
     images, labels = np.zeros((12, 3, 4, 4), np.uint8), np.arange(12) % 3

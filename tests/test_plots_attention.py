@@ -96,7 +96,7 @@ def test_the_grid_of_heads_holds_every_map_in_its_place(image):
             assert ax.get_xlabel() == f"max {grids[layer, head].max():.2f}"
 
 
-@pytest.mark.parametrize("num_layers", [6, 12, 17, 24, 32])
+@pytest.mark.parametrize("num_layers", [6, 17, 32])
 def test_heads_of_deep_networks_have_room_for_their_numbers(image, num_layers):
     figure = plot_attention_heads(image, np.random.default_rng(0).random((num_layers, 2, 3, 5)))
     figure.draw_without_rendering()

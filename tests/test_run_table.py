@@ -15,6 +15,8 @@ from vit.training.run_folder import write_json
 from vit.training.run_lock import being_written
 from vit.widgets.run_table import MAX_CURVES, MAX_ROWS, RunTable
 
+pytestmark = pytest.mark.usefixtures("plain_figures")
+
 
 def make_run(root, name, accuracies, *, epochs=2, **changes):
     folder = root / name

@@ -17,6 +17,8 @@ from vit.plots import plot_attention_view
 from vit.widgets import AttentionExplorer
 from vit.widgets import attention_explorer as module
 
+pytestmark = pytest.mark.usefixtures("plain_figures")
+
 
 @pytest.fixture(scope="module")
 def model():
