@@ -16,22 +16,34 @@ import execute as execute_script  # noqa: E402
 from execute import code_hash, execute, insert_changes, settle_streams  # noqa: E402
 
 NAMES = sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
-# What makes a run small and fast, for each notebook.
+# What makes a run small and fast, for all: fewer shapes where a notebook does not say how many, and figures whose parts
+# are not laid out, which takes longer than to draw them.
+SIZES = {"num_train": 300, "num_val": 60, "num_test": 100}
+FAST_FOR_ALL = [
+    f"vit.data.DATASETS['shapes'] = lambda **options: vit.data.make_shapes(**{SIZES} | options)",
+    "vit.plots.style.STYLE['figure.constrained_layout.use'] = False",
+]
+# And for each notebook.
 FAST = {
-    "00_quickstart": ['data_name, weights = "shapes", "vit_nano_patch4_32.shapes"'],
-    "01_patches_and_positions": ['data_name = "shapes"', 'weights = "vit_nano_patch4_32.shapes"'],
+    "00_quickstart": ['data_name, weights = "shapes", "vit_nano_patch4_32.shapes"', "num_images = 14"],
+    "01_patches_and_positions": ['data_name, weights = "shapes", "vit_nano_patch4_32.shapes"', "patch_sizes = [4, 8]"],
     "02_train_cifar10": [
         'data_name = "shapes"',
         'model_config = ViTConfig.preset("vit_pico_patch8_32")',
         'train_config = TrainConfig.preset("quick", device="cpu")',
     ],
-    "03_evaluate": ['data_name, weights, num_corrupted = "shapes", "vit_nano_patch4_32.shapes", 8'],
+    "03_evaluate": [
+        'data_name, weights, num_corrupted = "shapes", "vit_nano_patch4_32.shapes", 8',
+        "num_errors, corruptions.MAX_STRENGTH = 6, 1",
+    ],
     "04_attention_maps": [
         'data_name, weights, num_images = "shapes", "vit_nano_patch4_32.shapes", 8',
-        "num_shapes = 8",
+        "num_shapes, queries = 8, [(0, 0), (4, 2)]",
+        'analysis.METHODS = "rollout", "relevance"',
     ],
-    "05_inside_the_vit": ['data_name, weights, num_images = "shapes", "vit_nano_patch4_32.shapes", 16'],
+    "05_inside_the_vit": ['data_name, weights, num_images, shown = "shapes", "vit_nano_patch4_32.shapes", 16, [0, 3]'],
     "06_playground": [
+        "vit.data.DATASETS['shapes'] = vit.data.make_shapes",  # all of them: trials differ by few images
         'data_name, num_images, num_trials = "shapes", 200, 10',
         'model_config = ViTConfig.preset("vit_pico_patch8_32", depth=1)',
         'train_config = TrainConfig.preset("quick", device="cpu", batch_size=20)',
@@ -45,7 +57,7 @@ FAST = {
         'model_config = ViTConfig.preset("vit_pico_patch8_32")',
         'train_config = TrainConfig.preset("quick", device="cpu")',
     ],
-    "09_what_matters": ['data_name, live_minutes = "shapes", 0.005', 'base = make_base("quick")'],
+    "09_what_matters": ['data_name, live_minutes = "shapes", 0.005', 'base = make_base("quick", batch_size=10)'],
 }
 
 
@@ -144,7 +156,7 @@ def leftovers(first: Sequence[nbformat.NotebookNode], second: Sequence[nbformat.
 @pytest.mark.parametrize("name", NAMES)
 def test_a_notebook_runs_twice_and_leaves_nothing_behind(name, tmp_path):
     notebook = read(name)
-    insert_changes(notebook, FAST[name])
+    insert_changes(notebook, FAST_FOR_ALL + FAST[name])
     early, first, second = run_twice(notebook, tmp_path)
     assert early.outputs[-1].get("ename") == "NameError", "out of order, a cell must say what is missing"
     assert leftovers(first, second) == []
