@@ -268,6 +268,8 @@ def test_32_images_are_learned_by_heart(shapes, labels):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        if loss < 0.005:
+            break
     logits = model(images)
     assert F.cross_entropy(logits, targets) < 0.01
     assert (logits.argmax(1) == targets).all()
