@@ -42,6 +42,14 @@ def shapes() -> DataSplits:
     return make_shapes(num_train=400, num_val=100, num_test=100, image_size=16, seed=3)
 
 
+@pytest.fixture(autouse=True)
+def fresh_compiler() -> Iterator[None]:
+    """Forgets what was compiled: torch compiles a method for a few networks, and runs further ones as they are."""
+    yield
+    if "torch._dynamo" in sys.modules:  # whose import takes seconds
+        torch.compiler.reset()
+
+
 @pytest.fixture
 def frozen_objects() -> Iterator[None]:
     """Hides from the garbage collector what there is already, a million objects of other libraries."""

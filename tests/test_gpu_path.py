@@ -259,7 +259,6 @@ def test_a_run_compiles_once_for_dropped_and_once_for_all_patches():
         sizes.append({type(side) for tensor in inputs if isinstance(tensor, Tensor) for side in tensor.shape})
         return graph.forward
 
-    torch._dynamo.reset()
     images = torch.randn(4, 3, 16, 16)
     for _ in range(2):  # a second network of the same kind, such as the one that the budget was measured with
         model = make_model(depth=1).train()
