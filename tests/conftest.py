@@ -44,7 +44,7 @@ def shapes() -> DataSplits:
 
 @pytest.fixture(autouse=True)
 def fresh_compiler() -> Iterator[None]:
-    """Forgets what was compiled: torch compiles a method for a few networks, and runs further ones as they are."""
+    """Forgets what was compiled: torch compiles a method for eight kinds of network, others run as they are."""
     yield
     if "torch._dynamo" in sys.modules:  # whose import takes seconds
         torch.compiler.reset()
