@@ -87,9 +87,10 @@ def whole(loaders):
 
 
 def test_the_background_ends_in_the_same_bits(loaders, whole, tmp_path):
-    model = make_model()
-    run = train_in_background(model, *loaders, CONFIG, tmp_path)
+    model, rows = make_model(), []
+    run = train_in_background(model, *loaders, CONFIG, tmp_path, after_epoch=lambda _, row: rows.append(row))
     history = run.wait(60)
+    assert rows == history.rows
     assert history.is_complete and not run.is_running and run.error is None
     assert same_weights(model, whole[0]) and without_seconds(history) == without_seconds(whole[1])
     assert History.load_csv(tmp_path / "history.csv").rows == history.rows
@@ -143,6 +144,12 @@ def test_errors_are_kept_said_and_raised(loaders, tmp_path, capsys):
     wrong = train_in_background(model, *loaders, other, tmp_path, resume=True)
     with pytest.raises(ValueError, match="learning_rate: saved 0.002, now 0.0001"):
         wrong.wait(60)
+
+
+def test_what_the_run_gives_fit_itself_is_refused(loaders, tmp_path):
+    with pytest.raises(TypeError, match="^history, make_bar: not an option here"):
+        train_in_background(make_model(), *loaders, CONFIG, tmp_path, make_bar=None, history=History())
+    assert background.current_run() is None and not list(tmp_path.iterdir())
 
 
 def test_one_at_a_time(loaders, tmp_path):

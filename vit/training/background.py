@@ -18,7 +18,6 @@ from vit.config import TrainConfig
 from vit.progress import say
 from vit.training.history import History
 from vit.training.loop import fit
-from vit.training.losses import LossFn
 
 _starting = threading.Lock()
 _current: "BackgroundRun | None" = None
@@ -136,24 +135,28 @@ def train_in_background(
     val_loader: Any,
     config: TrainConfig,
     run_dir: str | Path,
-    *,
-    resume: bool | str = False,
-    loss_fn: LossFn | None = None,
+    **options: Any,
 ) -> BackgroundRun:
     """Starts `fit` in a thread and returns at once. The model is the thread's until the run has ended.
 
     When Python ends before the run, the run is stopped as by `stop`, its state saved. Whatever `fit` raises, from a
     wrong argument to a loss that is not finite, is said on stderr and kept in `error`.
 
+    Args:
+        options: of `fit`, such as `resume`, `loss_fn` or `after_epoch`, which is called in the thread.
+
     Raises:
+        TypeError: an option that the run gives `fit` itself.
         RuntimeError: another run of this process is still training.
     """
     global _current, _worker
+    if own := sorted({"history", "make_bar", "should_stop"} & options.keys()):
+        raise TypeError(f"{', '.join(own)}: not an option here; see the run's history, losses and stop()")
     arguments = {"model": model, "train_loader": train_loader, "val_loader": val_loader, "config": config}
     with _starting:
         if _current is not None:
             raise RuntimeError(f"the training in {_current.run_dir} still goes on: stop() it and wait() for its end")
-        _current = run = BackgroundRun(run_dir, arguments | {"resume": resume, "loss_fn": loss_fn})
+        _current = run = BackgroundRun(run_dir, arguments | options)
         if _worker is None or not _worker.is_alive():
             _worker = threading.Thread(target=_work, daemon=True)
             _worker.start()
