@@ -89,10 +89,10 @@ def fit(
         save_seconds: minimum time between two saves, in seconds; 0 saves after every epoch. An epoch that ends sooner
             is not saved and cannot become `state.best.pt`, unless it is the last. For GPUs whose epochs take no longer
             than a save. If it is longer than `run_files.SAVE_SECONDS`, it takes the place of that within an epoch.
-        after_epoch: called with the model and the new row of the history once an epoch is measured and saved, by the
-            first process alone. The model, with `config.ema_decay` the averaged one, is in evaluation mode; that and
-            random numbers are put back, so whoever only looks does not change the training. An error of it ends the
-            training, which `resume` continues with the next epoch. A sharded model cannot compute here.
+        after_epoch: called with the model and the new row of the history after every epoch, by the first process
+            alone. The model, with `config.ema_decay` the averaged one, is in evaluation mode; that and random numbers
+            are put back, so whoever only looks does not change the training. An error of it ends the training, to be
+            resumed from the last save: with `save_seconds=0`, that of this epoch. A sharded model cannot compute here.
 
     Raises:
         TypeError: an argument is of another kind, or a batch, or what `loss_fn` or `make_optimizers` returns.
