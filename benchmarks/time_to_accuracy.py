@@ -45,6 +45,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+import record_results
 import report
 from peers import PEERS, Peer, PlainViT
 
@@ -62,7 +63,6 @@ from vit.training.run_folder import runs_root, write_json
 FOLDER = report.RESULTS / "time_to_accuracy_runs"
 QUICK_FOLDER = runs_root() / "benchmark-time-to-accuracy"
 FIGURE = REPOSITORY / "docs" / "time_to_accuracy.png"
-LABELS = {"batched": "our loader", "per_sample": "their pipeline"}  # of the feeds, as in the README
 DRAWN_MINUTES = 5
 OURS, BASE, FEEDS = "ours", "cpu_5min", ("per_sample", "batched")
 NUM_POINTS, VAL_IMAGES = 10, 2000  # of each curve, and that each of its points is measured on
@@ -358,19 +358,7 @@ def publish(claims: list[dict], *, store: bool) -> None:
     report.publish("time_to_accuracy", claims, store=store, keep_others=True)
     print("", table(claims), sep="\n")
     if store and claims[0]["minutes"] == DRAWN_MINUTES:
-        draw([c for c in report.load("time_to_accuracy").values() if c["minutes"] == DRAWN_MINUTES])
-
-
-def draw(claims: list[dict]) -> None:
-    from vit.plots.comparison import plot_time_to_accuracy  # here, since no run needs matplotlib
-
-    curves = [
-        {"name": c["recipe"], "variant": LABELS.get(c["variant"], c["variant"])}
-        | {axis: [point[axis] for point in c["curve"]] for axis in ("seconds", "flops", "accuracy")}
-        for c in sorted(claims, key=lambda c: c["recipe"] != OURS)
-    ]
-    title = f"{claims[0]['minutes']:g} minutes of training on {claims[0]['hardware']}"
-    plot_time_to_accuracy(curves, title=title).savefig(FIGURE, dpi=100)
+        record_results.time_figure(DRAWN_MINUTES).savefig(FIGURE, dpi=100)
 
 
 def parse() -> argparse.Namespace:

@@ -24,7 +24,7 @@ from torchvision.transforms import functional as TF
 import vit
 from vit.analysis.cost import count_parameters, forward_flops
 from vit.normalization import normalize
-from vit.plots.comparison import plot_time_to_accuracy
+from vit.plots.comparison import plot_accuracy_and_work, plot_time_to_accuracy
 
 TINY = PeerModel(image_size=(8, 8), embed_dim=12, depth=2, num_heads=3, mlp_dim=20)
 
@@ -559,3 +559,23 @@ def test_the_figure_shows_every_run_against_time_and_work():
         plot_time_to_accuracy([])
     with pytest.raises(ValueError, match="curve of 'ours' must have as many seconds as flops"):
         plot_time_to_accuracy([curves[0] | {"seconds": [1]}])
+
+
+def test_work_and_accuracy_are_drawn_as_given_and_what_is_only_stated_is_hollow():
+    recipes = {"ours": [(1e12, 50.0, True), (3e12, 60.0, True)], "other": [(2e12, 40.0, True), (4e13, 90.0, False)]}
+    ax = plot_accuracy_and_work(recipes, title="x").axes[0]
+    lines, hollow = ax.lines[::2], ax.lines[1::2]
+    assert [[*zip(*line.get_data(), strict=True)] for line in lines] == [[p[:2] for p in of] for of in recipes.values()]
+    assert [[*zip(*line.get_data(), strict=True)] for line in hollow] == [[], [(4e13, 90.0)]]
+    assert {line.get_markerfacecolor() for line in hollow} == {"white"}
+    looks = {(line.get_color(), line.get_marker()) for line in lines}
+    assert len(looks) == 2 and looks == {(line.get_color(), line.get_marker()) for line in hollow}
+    assert lines[0].get_linewidth() > lines[1].get_linewidth() and ax.get_xscale() == "log"
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["ours", "other"]
+    with pytest.raises(ValueError, match="recipes has 9 names; between 1 and 8"):
+        plot_accuracy_and_work({str(i): recipes["ours"] for i in range(9)})
+    with pytest.raises(ValueError, match=r"recipes\['a'\] has operations \[0.0\]; each must be more"):
+        plot_accuracy_and_work({"a": [(0.0, 1.0, True)]})
+    for empty in ({}, {"a": []}):
+        with pytest.raises(ValueError, match="is empty"):
+            plot_accuracy_and_work(empty)

@@ -7,14 +7,17 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import ceiling
 import libraries
 import pytest
 import record
+import record_results
 import report
 import speedrun
 import torch
+from peers import PEERS
 
 import vit
 from vit.tasks.mae import MaskedAutoencoder
@@ -346,3 +349,66 @@ def test_a_speedrun_claims_what_there_is(monkeypatch, tmp_path, capsys):
         assert store and {c["name"].split(".")[0] for c in claims} == {"90"}
         assert claims[0]["seeds"] == [3] and not claims[0]["is_whole"] and claims[0]["is_reached"]
     assert len(published) == 2
+
+
+# The page of records
+
+
+def test_the_work_that_authors_do_not_state_is_that_of_their_network():
+    """Counted by hand: 65 tokens, 64 patches of 48 numbers; a multiply-add is two operations, training three passes."""
+
+    def by_hand(dim: int, depth: int, mlp: int, images: float) -> float:
+        block = 65 * (4 * dim**2 + 2 * dim * mlp) + 2 * 65**2 * dim
+        return 6 * (depth * block + 64 * 48 * dim + 10 * dim) * images
+
+    expected = {
+        "tintn": by_hand(48, 4, 192, 100 * 50_000),
+        "s-chh": by_hand(128, 6, 256, 200 * 50_000),
+        "uva15": by_hand(256, 6, 512, 180 * 45_000),
+        "omihub777": by_hand(384, 7, 384, 200 * 50_000),
+        "kentaroy47": by_hand(512, 6, 512, 200 * 50_000),
+        "spt_lsa": by_hand(192, 9, 384, 300 * 50_000),
+    }
+    rows = {recipe: of[-1] for recipe, of in record_results.trainings().items() if not of[-1]["is_measured"]}
+    assert rows.keys() == expected.keys()
+    for recipe, row in rows.items():
+        assert row["flops"] == pytest.approx(expected[recipe], rel=0.01), recipe
+        assert PEERS[recipe].published == f"{row['accuracy']:g} % after {row['passes']:g}"
+
+
+def test_the_page_shows_what_is_stored():
+    found = record_results.trainings()
+    assert next(iter(found)) == record_results.OURS, "drawn thickest"
+    shown = {row["accuracy"] for rows in found.values() for row in rows if row["is_measured"]}
+    known = [c for c in report.load("time_to_accuracy").values() if c["variant"] != "per_sample"]
+    assert {c["value"] for c in known} <= shown
+    assert all(rows == sorted(rows, key=lambda row: row["flops"]) for rows in found.values())
+    table = record_results.work_table()
+    assert table.count("\n") == sum(map(len, found.values())) and "nan" not in table
+
+
+def test_the_page_of_a_gpu_fills_when_its_results_are_stored(monkeypatch, tmp_path):
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    assert "no training on a GPU is stored yet" in record_results.gpu_table() and record_results.gpu_figure() is None
+    assert record_results.trainings() == {}
+    curves = {
+        "train": [{"epoch": 1, "train_loss": 2.0, "seconds": 9.0}, {"epoch": 2, "train_loss": 1.5, "seconds": 18.0}]
+    }
+    facts = {"parameters": 5, "train_flops": 2e15, "hardware": "a card", "versions": "v", "commit": "c"}
+    result = facts | {"accuracy": 95.75, "accuracy_plain": 95.5, "seconds": 590.0, "commands": 1, "curves": curves}
+    result |= {"epochs": {"train": 100.0}}
+    options = SimpleNamespace(minutes=10.0, network="vit_gpu_patch2_32", pretrain="none")
+    run = SimpleNamespace(seed=0, name="supervised.10min", settings={}, stored=lambda file: result)
+    report.publish("record", record.claims_of([run], options))
+    result |= {"from_first_step": 18.25, "from_process_start": 80.0, "accuracy": 90.5}
+    fast = SimpleNamespace(seed=0, target=90, recipe=speedrun.RECIPES[90], result=lambda: result)
+    report.publish("speedrun", speedrun.claims_of([fast]))
+    table = record_results.gpu_table()
+    row = next(line for line in table.splitlines() if line.startswith("supervised.10min.vit_gpu_patch2_32 "))
+    assert row.split()[1:] == ["95.75", "95.50", "0.00", "1", "590", "a", "card"]
+    assert "18.2 ± 0.0 s" in table
+    (ax,) = record_results.gpu_figure().axes
+    assert ax.lines[0].get_xydata().tolist() == [[9.0, 2.0], [18.0, 1.5]]
+    [point] = record_results.trainings()[record_results.ON_GPU]
+    assert (point["accuracy"], point["flops"], point["is_measured"]) == (95.5, 2e15, True)
+    assert "10 minutes, supervised" in record_results.work_table() and record_results.work_figure().axes

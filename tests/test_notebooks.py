@@ -58,6 +58,7 @@ FAST = {
         'train_config = TrainConfig.preset("quick", device="cpu")',
     ],
     "09_what_matters": ['data_name, live_minutes = "shapes", 0.005', 'base = make_base("quick", batch_size=10)'],
+    "10_records": ['data_name, weights = "shapes", "vit_nano_patch4_32.shapes"'],
 }
 
 

@@ -2,7 +2,7 @@
 
 from vit.plots.ablations import plot_differences
 from vit.plots.attention import blend, plot_attention_heads, plot_attention_view, plot_explanations, plot_queries
-from vit.plots.comparison import plot_time_to_accuracy
+from vit.plots.comparison import plot_accuracy_and_work, plot_time_to_accuracy
 from vit.plots.curves import plot_class_accuracy, plot_history, plot_progress
 from vit.plots.evaluation import (
     confusion_colors,
@@ -41,6 +41,7 @@ from vit.plots.transfer import plot_shots
 __all__ = [
     "blend",
     "confusion_colors",
+    "plot_accuracy_and_work",
     "plot_attention_distance",
     "plot_attention_entropy",
     "plot_attention_heads",

@@ -1,4 +1,4 @@
-"""Which recipe gets further: accuracy against training time and against training work, a line a run."""
+"""Which recipe gets further: accuracy against training time and against training work, a line a run or a recipe."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -9,14 +9,17 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
 
 from vit.plots.style import (
+    BLACK,
     BLUE,
     GRAY,
     GREEN,
+    MARKERS,
     ORANGE,
     PURPLE,
     SKY,
     VERMILION,
     as_array,
+    check_one_each,
     new_figure,
     set_figure_title,
     set_title,
@@ -70,6 +73,36 @@ def plot_time_to_accuracy(curves: Sequence[Mapping[str, Any]], *, title: str = "
         ncols=3,
     )
     set_figure_title(figure, title)
+    return figure
+
+
+def plot_accuracy_and_work(recipes: Mapping[str, Sequence[tuple[float, float, bool]]], *, title: str = "") -> Figure:
+    """Accuracy at the end of trainings against their floating-point operations, a line a recipe.
+
+    Args:
+        recipes: by name, for each of its trainings, from short to long: operations (more than 0), accuracy (percent),
+            and whether that was measured; what others state is a hollow marker. The first recipe is drawn thicker.
+    """
+    check_one_each("recipes", recipes)
+    if len(recipes) > len(MARKERS):
+        raise ValueError(f"recipes has {len(recipes)} names; between 1 and {len(MARKERS)} can be told apart")
+    figure, ax = new_figure(height=4.2)
+    for i, (name, trainings) in enumerate(recipes.items()):
+        check_one_each(f"recipes[{name!r}]", trainings)
+        flops, accuracy, is_measured = (np.array(column) for column in zip(*trainings, strict=True))
+        if not (flops > 0).all():
+            raise ValueError(
+                f"recipes[{name!r}] has operations {flops.tolist()}; each must be more than 0, for a log axis"
+            )
+        look = {"color": (*_COLORS, BLACK)[i], "marker": MARKERS[i], "markersize": 7}
+        ax.plot(flops, accuracy, linewidth=3 if i == 0 else 1.2, label=name, **look)
+        stated = {"linestyle": "none", "markerfacecolor": "white"}
+        ax.plot(flops[~is_measured], accuracy[~is_measured], **look, **stated)
+    ax.set(xlabel="training work (floating-point operations)", ylabel="test accuracy (%)", xscale="log", ylim=(0, 100))
+    ax.xaxis.set_major_formatter(EngFormatter(sep=" "))
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.legend(frameon=False, fontsize=9)
+    set_title(ax, title)
     return figure
 
 
