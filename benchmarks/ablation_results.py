@@ -8,7 +8,7 @@ from ablation_variants import VARIANTS
 
 def everything() -> list[dict]:
     """All stored claims, budget after budget, each with its base first."""
-    return list(report.load("ablations").values()) if (report.RESULTS / "ablations.json").exists() else []
+    return list(report.stored("ablations").values())
 
 
 def stored(minutes: float) -> list[dict]:

@@ -1,18 +1,16 @@
 """The best accuracy of a plain ViT on CIFAR-10 in 10 and in 30 minutes of one GPU, from the training images alone.
 
-On a GPU, in this order. A command ends before --minutes-per-command are over, with exit status 75 while something is
-left: start the same one again, and it goes on.
-
-    python -m pytest tests -k "wait_for_the_gpu or training_on_a_gpu"     0. the path itself, in small
-    python benchmarks/record.py --ceiling            1. what the card can do, and how much of it a step uses
-    python benchmarks/record.py --probe              2. 90 seconds each: patches of 2 pixels, half of them, or of 4?
-    python benchmarks/record.py --minutes 10 --val   3. settings, on 5,000 images left out of the training
-    python benchmarks/record.py --minutes 10         4. supervised; --network vit_gpu_patch4_32 if the probe says so
-    python benchmarks/record.py --minutes 30         5. the control of the next
-    python benchmarks/record.py --minutes 30 --pretrain mae     6. a third of the time without labels first
-    python benchmarks/speedrun.py                    7. seconds to 90, 93, 95 and 96 %
-    python benchmarks/record.py --timm               8. the time of a step beside timm's
+    python benchmarks/record.py --ceiling            what the card can do, and how much of it a step uses
+    python benchmarks/record.py --timm               the time of a step beside timm's
+    python benchmarks/record.py --probe              90 seconds each: patches of 2 pixels, half of them, or of 4?
+    python benchmarks/record.py --minutes 10 --val   to choose settings, on 5,000 images left out of the training
+    python benchmarks/record.py --minutes 10         supervised; --network vit_gpu_patch4_32 if the probe says so
+    python benchmarks/record.py --minutes 30         the control of the next
+    python benchmarks/record.py --minutes 30 --pretrain mae     a third of the time without labels first
     python benchmarks/record.py --quick              seconds, on a CPU, with the built-in set; stores nothing
+
+benchmarks/on_gpu.py runs all of them, in the order that tells most, and speedrun.py. A command ends before
+--minutes-per-command are over, with exit status 75 while something is left: start the same one again, and it goes on.
 
 The budget covers everything, from the start of each process until it stops or the accuracy is known: imports,
 compiling, planning, saving and the test. A seed is a process of its own; the first of a recipe compiles, later ones

@@ -12,23 +12,18 @@ OUR_IMAGES = 45_000  # of a pass in our claims; the others are held out
 STATED_IMAGES = dict.fromkeys(PEERS, 50_000) | {"uva15": 45_000}  # of a pass of the authors
 
 
-def stored(benchmark: str) -> list[dict]:
-    """The stored claims of a benchmark; empty if there are none yet."""
-    return list(report.load(benchmark).values()) if report.is_there(benchmark) else []
-
-
 def trainings() -> dict[str, list[dict]]:
     """The trainings of each recipe, from the least work to the most, this project's first; all without test-time
     augmentation."""
     found: dict[str, list[dict]] = {OURS: [], **{recipe: [] for recipe in PEERS}, ON_GPU: []}
-    for c in stored("time_to_accuracy"):
+    for c in report.stored("time_to_accuracy").values():
         if c["variant"] != "per_sample":
             rows = found[OURS if c["recipe"] == "ours" else c["recipe"]]
             rows.append(row_of(c, f"{c['minutes']:g} minutes", c["passes"]))
-    for c in stored("shipped_weights"):
+    for c in report.stored("shipped_weights").values():
         if c["name"].endswith("test_accuracy"):
             found[OURS].append(row_of(c, "2 hours", c["epochs"]))
-    for c in stored("record"):
+    for c in report.stored("record").values():
         if c["name"].endswith("accuracy_plain"):
             training, passes = f"{c['minutes']:g} minutes, {c['name'].split('.')[0]}", sum(c["epochs"][0].values())
             found[ON_GPU].append(row_of(c, training, passes))
@@ -86,7 +81,7 @@ def time_figure(minutes: float) -> Any:
     from vit import plots
 
     order = ["ours", *PEERS]
-    claims = [c for c in stored("time_to_accuracy") if c["minutes"] == minutes]
+    claims = [c for c in report.stored("time_to_accuracy").values() if c["minutes"] == minutes]
     curves = [
         {"name": c["recipe"], "variant": FEEDS.get(c["variant"], c["variant"])}
         | {axis: [point[axis] for point in c["curve"]] for axis in ("seconds", "flops", "accuracy")}
@@ -97,14 +92,13 @@ def time_figure(minutes: float) -> Any:
 
 def gpu_table() -> str:
     """Seconds to each accuracy and accuracy after each time, of one GPU; or how to get them, where there are none."""
-    records, runs = stored("record"), stored("speedrun")
+    records, runs = report.stored("record"), list(report.stored("speedrun").values())
     if not records and not runs:
-        return "no training on a GPU is stored yet; benchmarks/record.py says what to run, in which order"
+        return "no training on a GPU is stored yet: python benchmarks/on_gpu.py"
     form = "{:<44} {:>7} {:>7} {:>7} {:>7} {:>9}  {}"
     lines = [form.format("best accuracy", "mirror", "plain", "spread", "seeds", "seconds", "hardware")]
-    by_name = {c["name"]: c for c in records}
-    for name in sorted(name.removesuffix(".accuracy") for name in by_name if name.endswith(".accuracy")):
-        mirror, plain, seconds = (by_name[f"{name}.{key}"] for key in ("accuracy", "accuracy_plain", "seconds"))
+    for name in sorted(name.removesuffix(".accuracy") for name in records if name.endswith(".accuracy")):
+        mirror, plain, seconds = (records[f"{name}.{key}"] for key in ("accuracy", "accuracy_plain", "seconds"))
         numbers = [f"{c['value']:.2f}" for c in (mirror, plain)] + [f"{mirror['spread']:.2f}"]
         lines.append(form.format(name, *numbers, len(mirror["values"]), f"{seconds['value']:.0f}", mirror["hardware"]))
     tables = (["\n".join(lines)] if records else []) + ([speedrun.table(runs)] if runs else [])
@@ -117,7 +111,7 @@ def gpu_figure() -> Any:
 
     runs = {
         f"{c['name'].split('.')[0]}, {c['minutes']:g} minutes": c["curves"]["train"]
-        for c in stored("record")
+        for c in report.stored("record").values()
         if c["name"].endswith(".accuracy")
     }
     return plots.plot_runs(runs, quantity="train_loss", against="seconds", title="On the way") if runs else None

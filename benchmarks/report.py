@@ -104,13 +104,13 @@ def publish(benchmark: str, claims: list[dict], *, store: bool = True, keep_othe
             f"{c['name']:<{width}}  {c['value']:>10.4g} {c['unit']:<8} spread {c['spread']:.2g}, n={len(c['values'])}"
         )
     if store:
-        known = load(benchmark) if keep_others and is_there(benchmark) else {}
+        known = stored(benchmark) if keep_others else {}
         write_json(RESULTS / f"{benchmark}.json", list((known | {c["name"]: c for c in claims}).values()))
 
 
-def is_there(benchmark: str) -> bool:
-    """Whether there are stored claims of a benchmark."""
-    return (RESULTS / f"{benchmark}.json").exists()
+def stored(benchmark: str) -> dict[str, dict]:
+    """The stored claims of a benchmark, by name; empty if there are none yet."""
+    return load(benchmark) if (RESULTS / f"{benchmark}.json").exists() else {}
 
 
 def load(benchmark: str) -> dict[str, dict]:
