@@ -38,6 +38,19 @@ def test_rope_scores_depend_on_the_offset_alone():
     assert (scores[0, 0, 1, 2] - scores[0, 0, 2, 1]).abs() > 1e-3, "rows and columns must not be confused"
 
 
+def test_rope_turns_pairs_as_complex_numbers_turn():
+    """RoFormer's Eq. 13: channels i and i + d/2 are one complex number, times exp(i angle)."""
+    sin, cos = (table.double() for table in rope2d_table((2, 3), 8))
+    x = torch.randn(2, 3, 7, 8, dtype=torch.float64)
+    row, column = (positions.double() for positions in grid_positions((2, 3)))
+    frequencies = torch.tensor([1.0, 0.1], dtype=torch.float64)
+    angles = torch.stack([row * frequencies[0], row * frequencies[1], column * frequencies[0], column * frequencies[1]])
+    pairs = torch.complex(x[..., 1:, :4], x[..., 1:, 4:]) * torch.polar(torch.ones(()).double(), angles.T)
+    turned = apply_rope(x, (sin, cos))
+    torch.testing.assert_close(turned[..., 1:, :], torch.cat([pairs.real, pairs.imag], dim=-1), rtol=0, atol=1e-6)
+    assert torch.equal(turned[..., :1, :], x[..., :1, :])
+
+
 def test_rope_keeps_lengths_and_leaves_prefix_tokens():
     rope = rope2d_table((2, 3), 8)
     x = torch.randn(2, 3, 8, 8)

@@ -43,15 +43,15 @@ def sincos2d_table(grid_size: tuple[int, int], embed_dim: int, temperature: floa
 
 
 def rope2d_table(grid_size: tuple[int, int], head_dim: int, temperature: float = 100.0) -> tuple[Tensor, Tensor]:
-    """Sine and cosine of every patch's rotary angles, each (N, d); half of the channel pairs turn with the row,
-    half with the column. Channel i is paired with channel i + d/2."""
+    """Sine and cosine of every patch's rotary angles, each (N, d), the sine negative in its first half as `apply_rope`
+    needs it. Half of the channel pairs turn with the row, half with the column; channel i is paired with i + d/2."""
     if head_dim % 4:
         raise ValueError(f"head_dim={head_dim} must be a multiple of 4: rows and columns each turn pairs of channels")
     rows, columns = grid_positions(grid_size)
     frequencies = temperature ** -(torch.arange(head_dim // 4, **_EXACT) / (head_dim // 4))
     angles = torch.cat([rows[:, None] * frequencies, columns[:, None] * frequencies], dim=1)  # (N, d/2)
-    angles = angles.repeat(1, 2)  # (N, d)
-    return tuple(table.float().to(torch.get_default_device()) for table in (angles.sin(), angles.cos()))
+    sin, cos = torch.cat([-angles.sin(), angles.sin()], dim=1), angles.cos().repeat(1, 2)  # 2 x (N, d)
+    return tuple(table.float().to(torch.get_default_device()) for table in (sin, cos))
 
 
 def apply_rope(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
@@ -59,9 +59,9 @@ def apply_rope(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
     sin, cos = (table.to(x.dtype) for table in rope)
     num_prefix = x.shape[-2] - sin.shape[-2]
     prefix, patches = x[..., :num_prefix, :], x[..., num_prefix:, :]  # (B, h, T-N, d), (B, h, N, d)
-    first, second = patches.chunk(2, dim=-1)
-    turned = patches * cos + torch.cat([-second, first], dim=-1) * sin  # (B, h, N, d)
-    return torch.cat([prefix, turned], dim=-2)  # (B, h, T, d)
+    swapped = patches.roll(x.shape[-1] // 2, dims=-1)  # (B, h, N, d)
+    turned = torch.addcmul(patches * cos, swapped, sin)  # (B, h, N, d)
+    return torch.cat([prefix, turned], dim=-2) if num_prefix else turned  # (B, h, T, d)
 
 
 # Every library resamples in its own way, and the results differ: a table should be resampled as its own did.
