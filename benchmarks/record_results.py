@@ -80,8 +80,11 @@ def time_figure(minutes: float) -> Any:
     """Accuracy on the way of all recipes that were trained for so many minutes."""
     from vit import plots
 
-    order = ["ours", *PEERS]
-    claims = [c for c in report.stored("time_to_accuracy").values() if c["minutes"] == minutes]
+    found, order = report.stored("time_to_accuracy").values(), ["ours", *PEERS]
+    claims = [c for c in found if c["minutes"] == minutes]
+    if not claims:
+        known = ", ".join(f"{m:g}" for m in sorted({c["minutes"] for c in found}))
+        raise ValueError(f"minutes={minutes} has no stored results; there are some of: {known or 'none'}")
     curves = [
         {"name": c["recipe"], "variant": FEEDS.get(c["variant"], c["variant"])}
         | {axis: [point[axis] for point in c["curve"]] for axis in ("seconds", "flops", "accuracy")}

@@ -391,6 +391,8 @@ def test_the_page_of_a_gpu_fills_when_its_results_are_stored(monkeypatch, tmp_pa
     monkeypatch.setattr(report, "RESULTS", tmp_path)
     assert "no training on a GPU is stored yet" in record_results.gpu_table() and record_results.gpu_figure() is None
     assert record_results.trainings() == {}
+    with pytest.raises(ValueError, match="minutes=7 has no stored results; there are some of: none"):
+        record_results.time_figure(7)
     curves = {
         "train": [{"epoch": 1, "train_loss": 2.0, "seconds": 9.0}, {"epoch": 2, "train_loss": 1.5, "seconds": 18.0}]
     }
