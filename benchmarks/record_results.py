@@ -86,7 +86,10 @@ def time_figure(minutes: float) -> Any:
         known = ", ".join(f"{m:g}" for m in sorted({c["minutes"] for c in found}))
         raise ValueError(f"minutes={minutes} has no stored results; there are some of: {known or 'none'}")
     curves = [
-        {"name": c["recipe"], "variant": FEEDS.get(c["variant"], c["variant"])}
+        {
+            "name": "this project" if c["recipe"] == "ours" else c["recipe"],
+            "variant": FEEDS.get(c["variant"], c["variant"]),
+        }
         | {axis: [point[axis] for point in c["curve"]] for axis in ("seconds", "flops", "accuracy")}
         for c in sorted(claims, key=lambda c: order.index(c["recipe"]))
     ]

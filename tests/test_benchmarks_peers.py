@@ -564,14 +564,20 @@ def test_the_figure_shows_every_run_against_time_and_work():
 def test_work_and_accuracy_are_drawn_as_given_and_what_is_only_stated_is_hollow():
     recipes = {"ours": [(1e12, 50.0, True), (3e12, 60.0, True)], "other": [(2e12, 40.0, True), (4e13, 90.0, False)]}
     ax = plot_accuracy_and_work(recipes, title="x").axes[0]
-    lines, hollow = ax.lines[::2], ax.lines[1::2]
+    lines, hollow = ax.lines[0:4:2], ax.lines[1:4:2]
     assert [[*zip(*line.get_data(), strict=True)] for line in lines] == [[p[:2] for p in of] for of in recipes.values()]
     assert [[*zip(*line.get_data(), strict=True)] for line in hollow] == [[], [(4e13, 90.0)]]
     assert {line.get_markerfacecolor() for line in hollow} == {"white"}
     looks = {(line.get_color(), line.get_marker()) for line in lines}
     assert len(looks) == 2 and looks == {(line.get_color(), line.get_marker()) for line in hollow}
     assert lines[0].get_linewidth() > lines[1].get_linewidth() and ax.get_xscale() == "log"
-    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["ours", "other"]
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == [
+        "ours",
+        "other",
+        "hollow: stated, not measured",
+    ]
+    measured = plot_accuracy_and_work({"ours": recipes["ours"]}).axes[0]
+    assert [text.get_text() for text in measured.get_legend().get_texts()] == ["ours"]
     with pytest.raises(ValueError, match="recipes has 9 names; between 1 and 8"):
         plot_accuracy_and_work({str(i): recipes["ours"] for i in range(9)})
     with pytest.raises(ValueError, match=r"recipes\['a'\] has operations \[0.0\]; each must be more"):

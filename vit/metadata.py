@@ -18,6 +18,14 @@ def facts_of(model: nn.Module) -> Mapping[str, Any]:
     return getattr(model, "metadata", None) or getattr(model, "pretrained_cfg", None) or {}
 
 
+def holder_of_facts(model: nn.Module) -> nn.Module:
+    """The model or, where it has no `metadata` and only one network in it has, that network."""
+    if hasattr(model, "metadata") or hasattr(model, "pretrained_cfg"):
+        return model
+    inner = [module for module in model.modules() if isinstance(getattr(module, "metadata", None), dict)]
+    return inner[0] if len(inner) == 1 else model
+
+
 def normalization_of(model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and std per channel that a model was trained with.
 
@@ -35,20 +43,22 @@ def normalization_of(model: nn.Module) -> tuple[tuple[float, ...], tuple[float, 
 
 def remember_data(model: nn.Module, loader: Any, *, with_classes: bool) -> None:
     """Adds to `model.metadata`, if that is a dict, what it lacks and the loader says: mean and std, and the names of
-    the classes. These are not added where a dataset is named, since they would seem to be that dataset's.
+    the classes. These are not added where a dataset is named, since they would seem to be that dataset's. A network
+    within a model that has none is told of mean and std, since its outputs may be no classes.
 
     A network of timm gets a metadata where its `pretrained_cfg` says of other images how they were normalized.
 
     Args:
         with_classes: whether the classes of the loader are what the model learns.
     """
+    outer, model = model, holder_of_facts(model)
     metadata = getattr(model, "metadata", None)
     if metadata is None and _normalizes_otherwise(loader, getattr(model, "pretrained_cfg", None) or {}):
         metadata = {}
     if not isinstance(metadata, dict):
         return
     wanted = [("mean", "std")] if not metadata.keys() & {"mean", "std"} else []
-    if with_classes and not metadata.keys() & {"class_names", "dataset"}:
+    if with_classes and model is outer and not metadata.keys() & {"class_names", "dataset"}:
         wanted.append(("class_names",))
     for names in wanted:
         values = [getattr(loader, name, None) for name in names]

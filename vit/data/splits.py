@@ -55,7 +55,10 @@ class Split:
         if self.labels.shape != self.images.shape[:1]:
             raise ValueError(f"labels must have shape ({len(self.images)},), got {tuple(self.labels.shape)}")
         if self.labels.is_floating_point() or self.labels.is_complex() or self.labels.dtype == torch.bool:
-            raise ValueError(f"labels must be integers, got {self.labels.dtype}; convert with labels.long()")
+            raise ValueError(
+                f"labels must be integers, got {self.labels.dtype}; convert class numbers with labels.long(); for "
+                "other targets give torch.arange(N), numbers by which a loss_fn looks them up"
+            )
         object.__setattr__(self, "labels", self.labels.long())
         masks, shape = self.masks, (len(self.images), *self.images.shape[2:])
         is_tensor = isinstance(masks, Tensor)

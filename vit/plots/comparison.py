@@ -87,6 +87,7 @@ def plot_accuracy_and_work(recipes: Mapping[str, Sequence[tuple[float, float, bo
     if len(recipes) > len(MARKERS):
         raise ValueError(f"recipes has {len(recipes)} names; between 1 and {len(MARKERS)} can be told apart")
     figure, ax = new_figure(height=4.2)
+    stated, any_stated = {"linestyle": "none", "markerfacecolor": "white"}, False
     for i, (name, trainings) in enumerate(recipes.items()):
         check_one_each(f"recipes[{name!r}]", trainings)
         flops, accuracy, is_measured = (np.array(column) for column in zip(*trainings, strict=True))
@@ -96,12 +97,14 @@ def plot_accuracy_and_work(recipes: Mapping[str, Sequence[tuple[float, float, bo
             )
         look = {"color": (*_COLORS, BLACK)[i], "marker": MARKERS[i], "markersize": 7}
         ax.plot(flops, accuracy, linewidth=3 if i == 0 else 1.2, label=name, **look)
-        stated = {"linestyle": "none", "markerfacecolor": "white"}
-        ax.plot(flops[~is_measured], accuracy[~is_measured], **look, **stated)
+        ax.plot(flops[~is_measured], accuracy[~is_measured], **(look | stated))
+        any_stated = any_stated or not is_measured.all()
+    if any_stated:
+        ax.plot([], [], color=GRAY, marker="o", markersize=7, label="hollow: stated, not measured", **stated)
     ax.set(xlabel="training work (floating-point operations)", ylabel="test accuracy (%)", xscale="log", ylim=(0, 100))
     ax.xaxis.set_major_formatter(EngFormatter(sep=" "))
     ax.xaxis.set_minor_locator(NullLocator())
-    ax.legend(frameon=False, fontsize=9)
+    ax.legend(edgecolor="none", framealpha=1, fontsize=9)
     set_title(ax, title)
     return figure
 

@@ -20,7 +20,7 @@ from vit.device import resolve_precision
 from vit.modules import unwrap
 from vit.progress import say
 from vit.training.distributed import ALONE, World
-from vit.training.same_run import check_fits, describe_network, differences, optimized_names
+from vit.training.same_run import check_fits, describe_parts, differences, optimized_names
 from vit.training.sharding import is_sharded, part_like, parts_of_state, whole
 from vit.training.state_file import read_newest_state, read_state, write_state
 
@@ -38,6 +38,7 @@ def save_training_state(
     config: TrainConfig,
     data: dict[str, Any],
     progress: dict[str, Any],
+    has_loss_fn: bool = False,
     is_best: bool = False,
     world: World = ALONE,
 ) -> None:
@@ -49,6 +50,7 @@ def save_training_state(
     Args:
         data: what tells the training data from other data, see `describe_data`.
         progress: where the run is: epoch, step, history, running sums; tensors and plain values only.
+        has_loss_fn: whether something else than classification is learned.
         is_best: whether this is the best state so far, to be kept as such.
     """
     weights, moments = model.state_dict(), [optimizer.state_dict() for optimizer in optimizers]
@@ -61,7 +63,8 @@ def save_training_state(
         "config": asdict(config),
         "surroundings": _surroundings(model, config),
         "data": data,
-        "network": describe_network(model),
+        "network": describe_parts(model),
+        "has_loss_fn": has_loss_fn,
         "parameter_names": [name for name, _ in model.named_parameters()],
         "optimized_names": optimized_names(model, optimizers),
         "model": weights,
@@ -84,6 +87,7 @@ def load_training_state(
     ema: AveragedModel | None,
     config: TrainConfig,
     data: dict[str, Any],
+    has_loss_fn: bool = False,
     world: World = ALONE,
 ) -> dict[str, Any]:
     """Puts a saved state back into the given objects and returns its `progress`.
@@ -102,6 +106,9 @@ def load_training_state(
     forbidden = [text for name, text in differing.items() if name not in FREE_ON_RESUME]
     if forbidden:
         raise ValueError(f"{path} was written with other settings; resume with the same ones: {'; '.join(forbidden)}")
+    if state.get("has_loss_fn", has_loss_fn) != has_loss_fn:  # which states of earlier versions do not say
+        was, now = ("with a loss_fn", "without one") if state["has_loss_fn"] else ("without a loss_fn", "with one")
+        raise ValueError(f"{path} was trained {was} and is resumed {now}: give fit what it was given before")
     saved = state["data"]
     in_both = [name for name in data if data[name] is not None and saved.get(name) is not None]
     if other := differences({name: saved[name] for name in in_both}, {name: data[name] for name in in_both}):
@@ -118,7 +125,8 @@ def load_training_state(
     if differing and world.is_first:
         say(f"not as when {path} was written, so the last bits may differ: {'; '.join(differing.values())}")
     current = model.state_dict()
-    model.load_state_dict({name: part_like(tensor, current[name]) for name, tensor in state["model"].items()})
+    weights = {name: part_like(t, current[name]) if torch.is_tensor(t) else t for name, t in state["model"].items()}
+    model.load_state_dict(weights)
     for optimizer, optimizer_state in zip(optimizers, state["optimizers"], strict=True):
         optimizer.load_state_dict(parts_of_state(optimizer_state, optimizer))
     if ema is not None:

@@ -111,8 +111,13 @@ def checked_optimizers(
     make_optimizers: Callable[[nn.Module, TrainConfig], list[torch.optim.Optimizer]],
     model: nn.Module,
     config: TrainConfig,
+    *,
+    is_kept: bool = False,
 ) -> list[torch.optim.Optimizer]:
     """What `make_optimizers` makes, with the rates of its groups noted as their peaks.
+
+    Args:
+        is_kept: whether the run has a folder, whose states hold parameters of the model alone.
 
     Raises:
         TypeError: it cannot be called, or makes something else than a list of optimizers.
@@ -134,6 +139,12 @@ def checked_optimizers(
     own = set(model.parameters())
     if not any(p in own for group in groups for p in group["params"]):
         raise ValueError("make_optimizers returned optimizers of another model: use the model that it is called with")
+    foreign = sum(p not in own for group in groups for p in group["params"])
+    if is_kept and foreign:
+        raise ValueError(
+            f"make_optimizers returned optimizers of {foreign} parameters that are not the model's: no state in "
+            "run_dir would hold their values, so make them parts of the model"
+        )
     if any("initial_lr" in group for group in groups):  # which the schedulers of torch leave there
         raise ValueError(
             "make_optimizers returned an optimizer with a learning-rate scheduler: leave that out, since fit sets the "

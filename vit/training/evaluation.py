@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from vit.arguments import check_choice
 from vit.config import TrainConfig, check_is_config
 from vit.device import autocast
+from vit.metadata import holder_of_facts
 from vit.modules import eval_mode
 from vit.progress import progress_bar
 from vit.training.distributed import ALONE, World
@@ -144,10 +145,15 @@ def _check_labels(labels: Tensor) -> None:
 
 
 def check_num_classes(logits: Tensor, loader: Any) -> None:
-    """Raises TypeError unless there are logits, and ValueError unless there is one for each class of the loader, if it
-    says how many it has."""
+    """Raises TypeError unless there is a tensor, and ValueError unless it holds logits (B, K), of as many classes as
+    the loader says it has, if it does."""
     if not torch.is_tensor(logits):
         raise TypeError(f"the model returns a {type(logits).__name__} instead of a tensor of logits (B, num_classes)")
+    if logits.ndim != 2 or logits.shape[1] < 2:
+        raise ValueError(
+            f"the model gives outputs of shape {tuple(logits.shape)}, which are no logits of two or more classes "
+            "(B, num_classes): to learn something else, give vit.fit a loss_fn"
+        )
     num_classes = getattr(loader, "num_classes", None)
     if num_classes and logits.shape[1:] != (num_classes,):
         raise ValueError(
@@ -163,9 +169,11 @@ def check_metadata(model: nn.Module, loader: Any, remedy: str, *, compare_classe
         remedy: what to do about it.
         compare_classes: whether the names of the classes matter.
     """
-    facts = getattr(model, "metadata", None) or {}
+    holder = holder_of_facts(model)
+    facts = getattr(holder, "metadata", None) or {}
     ours, theirs = facts.get("class_names"), getattr(loader, "class_names", None)
-    if compare_classes and ours and theirs and tuple(ours) != tuple(theirs):
+    # The outputs of a network within another may be no classes, or be turned into others.
+    if compare_classes and holder is model and ours and theirs and tuple(ours) != tuple(theirs):
         raise ValueError(f"model.metadata has class_names={tuple(ours)}, the loader {tuple(theirs)}: {remedy}")
     for name in ("mean", "std"):
         ours, theirs = facts.get(name), getattr(loader, name, None)

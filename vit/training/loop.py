@@ -80,10 +80,13 @@ def fit(
             several processes, it sees a part of each batch at a time, and gradients are averaged over the parts,
             weighted by their samples; where the loss is not a mean over samples (class weights, contrasts), that is
             not the gradient of the whole batch. In several processes it must call the model itself, not its parts, and
-            use all that is to be trained.
+            use all that is to be trained. A state holds the model alone: whatever else a loss keeps, such as a teacher
+            that moves or weights of its own, must be a parameter or buffer of it. All parts are in training mode; a
+            frozen one with batch norm or dropout needs a `train()` that does nothing.
         history: an empty one to fill and return, for whoever wants to watch it grow.
         make_optimizers: what builds the list of optimizers, for example `partial(build_optimizers, layer_decay=0.75)`.
-            The rate that a group of theirs has is its peak, which the config's schedule scales.
+            The rate that a group of theirs has is its peak, which the config's schedule scales. What is to happen
+            after every step, such as a teacher's moving average, is a `register_step_post_hook` of an optimizer.
         make_bar: what shows the progress; called and used as `progress_bar` is.
         should_stop: asked after every step and before every val batch; a yes is like Ctrl-C.
         save_seconds: minimum time between two saves, in seconds; 0 saves after every epoch. An epoch that ends sooner
@@ -91,13 +94,13 @@ def fit(
             than a save. If it is longer than `run_files.SAVE_SECONDS`, it takes the place of that within an epoch.
         after_epoch: called with the model and the new row of the history after every epoch, by the first process
             alone. The model, with `config.ema_decay` the averaged one, is in evaluation mode; that and random numbers
-            are put back, so whoever only looks does not change the training. An error of it ends the training, to be
-            resumed from the last save: with `save_seconds=0`, that of this epoch. A sharded model cannot compute here.
+            are put back. It must only look: its state is saved before. An error of it ends the training, to be resumed
+            from the last save: with `save_seconds=0`, that of this epoch. A sharded model cannot compute here.
 
     Raises:
         TypeError: an argument is of another kind, or a batch, or what `loss_fn` or `make_optimizers` returns.
-        RuntimeError: another training is writing into `run_dir`; or vit.launch or torchrun has started several
-            processes, and this is not within `distributed.processes()`.
+        RuntimeError: another training is writing into `run_dir`; `after_epoch` has changed the model; or vit.launch or
+            torchrun has started several processes, and this is not within `distributed.processes()`.
         FileNotFoundError: `resume=True`, and `run_dir` is no folder or holds no state.
         FileExistsError: `run_dir` holds a run that has taken a step, and `resume` is not asked for.
         OSError: `run_dir` cannot be written, at the start or at a stop; in between that is said, and tried again, and
@@ -124,7 +127,7 @@ def fit(
     given, model = model, getattr(model, "_orig_mod", model)  # of one that is compiled, states keep the plain names
     model.to(device)
     torch.manual_seed(world.seed(config.seed))
-    optimizers = checked_optimizers(make_optimizers, model, config)
+    optimizers = checked_optimizers(make_optimizers, model, config, is_kept=run_dir is not None)
     network = world.wrap(given)  # before the copy, since it makes the weights of all processes those of the first
     ema = AveragedWeights(model, config.ema_decay) if config.ema_decay else None
     network = torch.compile(network) if config.compile and given is model else network
@@ -135,7 +138,8 @@ def fit(
     for loader in (val_loader, train_loader):  # the first is what accuracies are of
         remember_data(unwrap(model), loader, with_classes=loss_fn is None or val_loader is not None)
     history = History() if history is None else history
-    run = RunFiles(run_dir, history, train_loader, world, model=model, optimizers=optimizers, ema=ema, config=config)
+    parts = {"model": model, "optimizers": optimizers, "ema": ema, "config": config}
+    run = RunFiles(run_dir, history, train_loader, world, **parts, has_loss_fn=loss_fn is not None)
     num_steps, total_steps = len(train_loader), run_steps(config, len(train_loader))
     num_epochs = math.ceil(total_steps / num_steps)
     make_bar = make_bar if world.is_first else partial(progress_bar, disable=True)
@@ -177,9 +181,13 @@ def fit(
                 done = config.epochs if epoch + 1 == num_epochs else epoch + 1
                 row = {"epoch": done, **_means(sums), "learning_rate": learning_rate}
                 if val_loader is not None:
-                    val = evaluate(
-                        evaluated, val_loader, config, should_stop=all_should_stop, world=world, show_progress=False
-                    )
+                    options = {"should_stop": all_should_stop, "world": world, "show_progress": False}
+                    try:
+                        val = evaluate(evaluated, val_loader, config, **options)
+                    except Exception:
+                        if world.size == 1:  # others may not have failed, and would not meet this one
+                            run.save(epoch, step, sums, is_last=True)
+                        raise
                     if val is None:  # the resumed run begins with it
                         run.save(epoch, step, sums, is_last=True)
                         break
@@ -191,7 +199,7 @@ def fit(
                 if is_stopping or is_over or world.any(run.is_save_due(save_seconds)):
                     run.save(epoch, step, sums, is_last=is_stopping, is_over=is_over, may_be_best=True)
                 if after_epoch is not None and world.is_first:
-                    with forked_random(device), eval_mode(evaluated):
+                    with forked_random(device), eval_mode(evaluated), refusing_changes(evaluated):
                         after_epoch(evaluated, dict(history.last))
                 if is_stopping:
                     break
@@ -199,6 +207,22 @@ def fit(
         model.load_state_dict(ema.module.state_dict())
     history.is_complete = epoch >= num_epochs
     return history
+
+
+@contextlib.contextmanager
+def refusing_changes(model: nn.Module) -> Iterator[None]:
+    """Raises RuntimeError where a parameter or buffer was written to; what is done to its `.data` cannot be seen."""
+
+    def versions() -> list[tuple[int, int]]:
+        return [(id(tensor), tensor._version) for tensor in (*model.parameters(), *model.buffers())]
+
+    before = versions()
+    yield
+    if versions() != before:
+        raise RuntimeError(
+            "after_epoch has changed the model, after its state was saved: a resumed run would not know. What moves "
+            "with the training belongs into the optimizer's register_step_post_hook, in make_optimizers"
+        )
 
 
 @contextlib.contextmanager

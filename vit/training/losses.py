@@ -24,9 +24,16 @@ def classification_loss(label_smoothing: float = 0.0, loader: Any = None) -> Los
     """
 
     def loss_fn(model: nn.Module, batch: tuple[Tensor, ...]) -> tuple[Tensor, dict[str, Tensor]]:
+        if len(batch) != 2:
+            raise ValueError(f"the loader gives batches of {len(batch)} tensors, not (images, labels): give a loss_fn")
         images, labels = batch
         logits = model(images)  # (B, K)
         check_num_classes(logits, loader)
+        if labels.shape not in (logits.shape[:1], logits.shape):
+            raise ValueError(
+                f"the loader gives labels of shape {tuple(labels.shape)} for logits {tuple(logits.shape)}, not class "
+                "numbers (B,) or shares of the classes (B, K): to learn something else, give a loss_fn"
+            )
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # autocast on a GPU leaves bf16
         loss = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
         hard_labels = labels if labels.ndim == 1 else labels.argmax(dim=1)  # (B,)

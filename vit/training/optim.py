@@ -155,13 +155,15 @@ def build_optimizers(model: nn.Module, config: TrainConfig, *, layer_decay: floa
     # Known by their layers, since a table of positions may have as many axes as a kernel.
     convolutions = [module for module in model.modules() if isinstance(module, nn.modules.conv._ConvNd)]
     kernels = {p for module in convolutions for p in module.parameters(recurse=False) if p.ndim > 2}
+    tables = {module.weight for module in model.modules() if isinstance(module, nn.Embedding)}
     muon, adam = defaultdict(list), defaultdict(list)
     for name, p in named:
         scale = layer_decay ** (top - layers[name])
         is_matrix = p.ndim == 2 or p in kernels
         # Whole weights: the thin factors of a LoRA gain nothing from equal singular values.
-        if config.optimizer == "muon" and "blocks." in name and p.ndim == 2 and name.endswith("weight"):
-            muon["qkv" in name, scale].append(p)
+        is_weight = "blocks." in name and p.ndim == 2 and name.endswith("weight") and p not in tables
+        if config.optimizer == "muon" and is_weight:
+            muon["qkv" in name and p.shape[0] % 3 == 0, scale].append(p)
         else:
             adam[not is_matrix, scale].append(p)
     optimizers: list[torch.optim.Optimizer] = []

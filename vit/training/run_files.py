@@ -71,11 +71,13 @@ class RunFiles:
         optimizers: list[torch.optim.Optimizer],
         ema: AveragedModel | None,
         config: TrainConfig,
+        has_loss_fn: bool = False,
     ) -> None:
         self.folder, self.history, self.world = folder, history, world
         self.model, self.config = model, config
         self.has_files = folder is not None and world.is_first  # to read and to write
         self.state = {"model": model, "optimizers": optimizers, "ema": ema, "config": config, "world": world}
+        self.state["has_loss_fn"] = has_loss_fn
         if folder is not None:
             self.state["data"] = describe_data(loader)  # whose fingerprint takes a look at all images
         self.started = self.saved = time.perf_counter()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from vit.config import ViTConfig
 from vit.training.optim import Muon
@@ -28,7 +28,7 @@ def check_fits(
     """
     _check_network(path, state, model, is_trained=optimizers is not None)
     for name, tensor in state["model"].items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        if torch.is_tensor(tensor) and tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise ValueError(f"{path} holds values in {name} that are not finite: go on from an earlier state")
     if optimizers is not None:
         kinds = [type(optimizer).__name__ for optimizer in optimizers]
@@ -58,6 +58,20 @@ def describe_network(model: nn.Module) -> dict[str, Any] | None:
     return config.to_dict() if isinstance(config, ViTConfig) else None
 
 
+def describe_parts(model: nn.Module) -> dict[str, Any] | None:
+    """What decides how a network computes and no weight shows: its own config or, of any other module, the configs of
+    the networks within and the heads of every attention, by name and place; None if there are none."""
+    if (own := describe_network(model)) is not None:
+        return own
+    found: dict[str, Any] = {}
+    for place, module in model.named_modules():
+        for name, value in (describe_network(module) or {}).items():
+            found[f"{place}.{name}"] = value
+        if isinstance(heads := getattr(module, "num_heads", None), int):
+            found[f"{place}.num_heads"] = heads
+    return found or None
+
+
 def optimized_names(model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> list[list[str | None]]:
     """The names of the parameters of each optimizer, in its order; None for one that is not the model's."""
     names = {p: name for name, p in model.named_parameters()}
@@ -74,18 +88,24 @@ def _check_network(path: Path, state: dict[str, Any], model: nn.Module, *, is_tr
     if odd or moved or reshaped:
         examples = ", ".join((odd or moved)[:4]) or "; ".join(list(reshaped.values())[:4])
         raise ValueError(f"{path} belongs to another network: its parameters differ, for example {examples}")
-    saved, current = state.get("network"), describe_network(model)
+    saved, current = state.get("network"), describe_parts(model)
     if saved is None or current is None:
         return
     # A field that did not exist yet had no effect, which is what defaults have.
-    differing = differences(ViTConfig().to_dict() | saved, current)
+    defaults, field = ViTConfig().to_dict(), {name: name.rpartition(".")[2] for name in {**saved, **current}}
+    unsaid = {name: defaults[field[name]] for name in current if field[name] in defaults}
     free = FREE_WITH_WEIGHTS if is_trained else FREE_WITH_WEIGHTS + FREE_IN_EVALUATION
-    if other := [text for name, text in differing.items() if name not in free]:
+    differing = differences(unsaid | saved, current)
+    if other := [text for name, text in differing.items() if field[name] not in free]:
         raise ValueError(f"{path} belongs to another network, with weights of the same shapes: {'; '.join(other)}")
 
 
-def _forms(tensors: dict[str, Tensor]) -> dict[str, str]:
-    return {name: f"{tuple(tensor.shape)} {tensor.dtype}" for name, tensor in tensors.items()}
+def _forms(entries: dict[str, Any]) -> dict[str, str]:
+    """Shape and type of each tensor; of an extra state of one's own only what kind it is."""
+    return {
+        name: f"{tuple(entry.shape)} {entry.dtype}" if torch.is_tensor(entry) else type(entry).__name__
+        for name, entry in entries.items()
+    }
 
 
 def _check_moments(
