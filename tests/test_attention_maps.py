@@ -13,9 +13,11 @@ from torch import Tensor, nn
 
 from vit.analysis import attention
 from vit.analysis.attention import attention_from, attention_maps, record_attention
+from vit.analysis.explain import explain
 from vit.analysis.inputs import prepare_images
 from vit.analysis.layout import TokenLayout, blocks_of, layer_indices, pooled_row, token_layout
 from vit.config import ViTConfig
+from vit.model.transformer import Attention
 from vit.model.vision_transformer import VisionTransformer
 
 SIZES = {"image_size": 16, "patch_size": 4, "embed_dim": 16, "depth": 3, "num_heads": 2, "mlp_ratio": 2.0}
@@ -483,6 +485,56 @@ def test_other_models_are_refused():
     with pytest.raises(TypeError, match=r"layer 1: torch\.nn.*MultiheadAttention is neither"):
         recording(model)
     assert is_untouched(model)
+
+
+class Biased(Attention):
+    """Adds the same to the scores of every image, as relative positions do."""
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__(dim, num_heads)
+        self.register_buffer("bias", 3 * torch.randn(17, 17, generator=torch.Generator().manual_seed(2)))
+
+    def forward(self, x, rope=None, attn_mask=None, num_outputs=None) -> Tensor:
+        return super().forward(x, rope, self.bias, num_outputs)
+
+
+class BiasedWithWeights(Biased):
+    def weights(self, x, rope=None, attn_mask=None) -> Tensor:
+        return super().weights(x, rope, self.bias)
+
+
+class Renamed(Attention):
+    """What sharding and parametrizations make of a class: another, with the same methods."""
+
+
+@pytest.mark.parametrize("kind", [Biased, BiasedWithWeights])
+def test_an_attention_that_computes_otherwise_is_refused_unless_it_gives_its_own_maps(kind):
+    model, images = our_model(), random_images()
+    model.encoder.blocks[1].attn = own = randomize(kind(16, 2)).eval()
+    named = rf"layer 1: .*\.{kind.__name__} has a `forward` of its own"
+    for look in (explain, lambda *_: recording(model, with_grad=True)):
+        with pytest.raises(TypeError, match=f"{named}, which with_grad=True would replace"):
+            look(model, images)
+    assert is_untouched(model)
+    if kind is Biased:
+        with pytest.raises(TypeError, match=f"{named}.*give it a method `weights`"):
+            attention_maps(model, images)
+        assert attention_maps(model, images, [0, 2]).shape == (2, 2, 2, 17, 17), "the others compute as ever"
+        return
+    tokens, _ = model.embed(images)
+    x = model.encoder.blocks[1].norm1(model.encoder.blocks[0](tokens))
+    v = own.qkv(x).unflatten(-1, (3, 2, 8))[:, :, 2].transpose(1, 2)
+    weights = attention_maps(model, images, 1)[0]
+    torch.testing.assert_close(own.proj((weights @ v).transpose(1, 2).flatten(2)), own(x), rtol=0, atol=1e-5)
+
+
+def test_a_subclass_with_the_same_forward_is_recorded():
+    model, images = our_model(), random_images()
+    maps, logits = attention_maps(model, images), model(images)
+    model.encoder.blocks[1].attn.__class__ = Renamed
+    assert torch.equal(attention_maps(model, images), maps)
+    with record_attention(model, with_grad=True):
+        torch.testing.assert_close(model(images), logits, rtol=0, atol=1e-5)
 
 
 # Images

@@ -40,6 +40,8 @@ def record_attention(
         with_grad: maps that are part of the computation, so that a gradient can be taken with respect to them; the
             forward pass is then computed with plain matrix products, equal up to rounding.
     Raises:
+        TypeError: an attention of another kind, or a subclass of this library's with a `forward` of its own, unless it
+            has its own `weights` too; `with_grad` takes none of these.
         RuntimeError: at the end, if no forward pass reached one of the layers. Compiled code runs past every hook:
             call what is inside the wrapper, `model._orig_mod`, or put
             `with torch.compiler.set_stance("force_eager"):` around it.
@@ -121,6 +123,7 @@ def attention_from(maps: Tensor, layout: TokenLayout, query: str | int | tuple[i
 def _recorder(attn: nn.Module, i: int, maps: dict[int, Tensor], with_grad: bool) -> Iterator[None]:
     """Puts the maps of one attention module into `maps[i]`, and leaves the module as it was."""
     if isinstance(attn, Attention):
+        _check_forward(attn, i, with_grad)
         yield from _record_ours(attn, i, maps, with_grad)
     elif hasattr(attn, "fused_attn") and isinstance(getattr(attn, "attn_drop", None), nn.Module):
         yield from _record_timm(attn, i, maps, with_grad)
@@ -129,6 +132,17 @@ def _recorder(attn: nn.Module, i: int, maps: dict[int, Tensor], with_grad: bool)
             f"layer {i}: {type(attn).__module__}.{type(attn).__qualname__} is neither this library's Attention nor one "
             "of timm's with `fused_attn` and `attn_drop`"
         )
+
+
+def _check_forward(attn: Attention, i: int, with_grad: bool) -> None:
+    """Raises TypeError for a subclass that computes otherwise, whose maps would be those of another network."""
+    kind = type(attn)
+    if kind.forward is Attention.forward or (kind.weights is not Attention.weights and not with_grad):
+        return
+    name = f"layer {i}: {kind.__module__}.{kind.__qualname__} has a `forward` of its own"
+    if with_grad:
+        raise TypeError(f"{name}, which with_grad=True would replace by that of Attention")
+    raise TypeError(f"{name}, whose probabilities nobody knows: give it a method `weights` that returns them")
 
 
 def _record_ours(attn: Attention, i: int, maps: dict[int, Tensor], with_grad: bool) -> Iterator[None]:
