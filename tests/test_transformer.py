@@ -1,5 +1,7 @@
 """Attention, blocks and the encoder, against torch's own multi-head attention and what must hold for any of them."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -155,6 +157,28 @@ def test_the_first_outputs_alone_call_a_hooked_layer_and_drop_as_told():
     attention(x, num_outputs=1)
     assert len(seen) == 1
     assert (attention.train()(x, num_outputs=1) - without).abs().max() > 1e-3
+
+
+class Scaled(Attention):
+    def _qkv(self, x: Tensor, rope: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = super()._qkv(x, rope)
+        return 3 * q, k, v
+
+
+def with_norm(name: str) -> Attention:
+    attention = Attention(16, 2)
+    setattr(attention, name, torch.nn.LayerNorm(8))
+    return attention
+
+
+@pytest.mark.parametrize("make", [partial(Scaled, 16, 2), partial(with_norm, "q_norm"), partial(with_norm, "k_norm")])
+def test_the_first_outputs_alone_are_those_of_an_attention_that_was_changed(make):
+    attention = randomize(make().double())
+    x = torch.randn(2, 8, 16, dtype=torch.float64)
+    torch.testing.assert_close(attention(x, num_outputs=1), attention(x)[:, :1], rtol=0, atol=1e-12)
+    plain = Attention(16, 2).double()
+    plain.load_state_dict(attention.state_dict(), strict=False)
+    assert (plain(x) - attention(x)).abs().max() > 1e-3, "or it would do no harm"
 
 
 def test_heads_must_divide_the_width():

@@ -91,7 +91,9 @@ class Attention(nn.Module):
     def _is_one_linear_map(self) -> bool:
         """Whether queries, keys and values are no more than `qkv` of the tokens, and no hook waits for its call."""
         hooks = [getattr(self.qkv, f"_{when}_hooks") for when in ("forward_pre", "forward", "backward_pre", "backward")]
-        return type(self.qkv) is nn.Linear and not any(hooks) and isinstance(self.q_norm, nn.Identity)
+        is_plain = all(isinstance(norm, nn.Identity) for norm in (self.q_norm, self.k_norm))
+        shares_qkv = type(self)._qkv is Attention._qkv  # which a subclass may override
+        return type(self.qkv) is nn.Linear and not any(hooks) and is_plain and shares_qkv
 
     def _gather(self, x: Tensor, num_outputs: int) -> Tensor:
         """What the first tokens collect by attention, (B, num_outputs, D), without the key or value of any token.
