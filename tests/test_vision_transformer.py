@@ -1,5 +1,6 @@
 """The whole model: parity with timm, symmetries it must and must not have, gradients, counts, frozen names."""
 
+import copy
 import json
 import math
 import os
@@ -14,7 +15,9 @@ import torch.nn.functional as F
 from conftest import randomize
 from torch import Tensor, nn
 
+import vit
 from vit.config import ViTConfig
+from vit.model.pos_embed import rope2d_table
 from vit.model.vision_transformer import VisionTransformer, check_plain
 from vit.tasks import fine_tuning, lora, mae, prompts
 
@@ -490,6 +493,27 @@ def other_activation(model: VisionTransformer) -> None:
     model.encoder.blocks[0].mlp.act = nn.ReLU()
 
 
+def other_heads(model: VisionTransformer) -> None:
+    attn = model.encoder.blocks[-1].attn
+    attn.num_heads, attn.head_dim = 2 * attn.num_heads, attn.head_dim // 2
+
+
+def other_temperature(model: VisionTransformer) -> None:
+    for own, table in zip((model.rope_sin, model.rope_cos), rope2d_table((4, 4), 8, temperature=1e4), strict=True):
+        own.copy_(table)
+
+
+class Slower(VisionTransformer):
+    def _fixed_tables(self) -> dict[str, Tensor]:
+        return dict(zip(("rope_sin", "rope_cos"), rope2d_table((4, 4), 8, temperature=1e4), strict=True))
+
+
+class Later(VisionTransformer):
+    def build_positions(self) -> None:
+        super().build_positions()
+        other_temperature(self)
+
+
 def one_activation_for_all(model: VisionTransformer) -> None:
     for block in model.encoder.blocks:
         block.mlp.act = model.encoder.blocks[0].mlp.act
@@ -508,6 +532,7 @@ def without_dropout(model: VisionTransformer) -> None:
         (approximate_gelu, "encoder.blocks.0.mlp.act, encoder.blocks.1.mlp.act"),
         (change_norm_eps, "encoder.norm"),
         (Negated, "Negated.forward_head"),
+        (other_heads, "encoder.blocks.1.attn"),
     ],
 )
 def test_a_network_that_its_config_does_not_describe_is_refused(tiny, shapes, change, named):
@@ -521,6 +546,38 @@ def test_a_network_that_its_config_does_not_describe_is_refused(tiny, shapes, ch
     for build in (check_plain, lambda m: m.resized(16), prompts.add, lambda m: fine_tuning.with_new_head(m, shapes)):
         with pytest.raises(ValueError, match=rf"({remedies}).* Not as the config says: {named}$"):
             build(model)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (other_temperature, "rope_sin, rope_cos"),
+        (Slower, "Slower._fixed_tables"),
+        (Later, "Later.build_positions"),
+    ],
+)
+def test_positions_that_no_file_would_keep_are_refused(tiny, change, named, tmp_path):
+    tiny = replace(tiny, pos_embed="rope", image_size=4 * tiny.patch_size)
+    kind = change if isinstance(change, type) else VisionTransformer
+    plain, model = randomize(VisionTransformer(tiny)).eval(), randomize(kind(tiny)).eval()
+    if kind is VisionTransformer:
+        change(model)
+    assert not torch.equal(model(images_for(tiny)), plain(images_for(tiny))), "or it would do no harm"
+    for build in (lambda m: m.resized(16), lambda m: vit.save(m, tmp_path / "m.safetensors")):
+        with pytest.raises(ValueError, match=rf"not what its config says, .* Not as the config says: {named}$"):
+            build(model)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("pos_embed", ["sincos2d", "rope"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_positions_may_have_been_in_any_precision(tiny, pos_embed, dtype, tmp_path):
+    model = randomize(VisionTransformer(replace(tiny, pos_embed=pos_embed))).to(dtype).eval()
+    for m in (model, model.resized(24), model.resized(24).resized(tiny.image_size), copy.deepcopy(model).float()):
+        loaded = vit.load(vit.save(m, tmp_path / "m.safetensors"))
+        images = images_for(m.config).to(loaded.cls_token)
+        torch.testing.assert_close(loaded(images), m.to(loaded.cls_token)(images), rtol=0.02, atol=0.02)
+    check_plain(VisionTransformer(model.config).to("meta"))
 
 
 @pytest.mark.parametrize("change", [one_activation_for_all, without_dropout, WithMethod])

@@ -49,6 +49,9 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dim, dim)
         self.proj_drop = nn.Dropout(proj_drop)
 
+    def extra_repr(self) -> str:
+        return f"num_heads={self.num_heads}, head_dim={self.head_dim}"
+
     def forward(
         self, x: Tensor, rope: Rope | None = None, attn_mask: Tensor | None = None, num_outputs: int | None = None
     ) -> Tensor:

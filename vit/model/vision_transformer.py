@@ -22,7 +22,11 @@ from vit.model.transformer import DropPath, Encoder, Rope
 from vit.modules import unwrap
 
 # The methods by which images become logits.
-_COMPUTING = ("__call__", "forward", "forward_features", "forward_head", "embed", "_pool", "_add_positions")
+_COMPUTING = (
+    *("__call__", "forward", "forward_features", "forward_head", "embed", "_pool", "_add_positions"),
+    *("build_positions", "_fixed_tables"),
+)
+_ROUNDING = 2**-8  # what a fixed table, whose values are sines and cosines, may have lost in bfloat16
 
 
 class VisionTransformer(nn.Module):
@@ -233,10 +237,12 @@ def check_own(model: nn.Module) -> VisionTransformer:
 
 def check_plain(model: VisionTransformer, *, except_head: bool = False) -> None:
     """Raises ValueError for a network that computes what its config does not say, by a part such as LoRA, prompts or
-    another activation, or by a class of its own: it cannot be saved, converted, resized, or built again in any other
-    way. `except_head` takes any head."""
-    expected, found = _described(blank_model(model.config)), _described(model)
+    another activation, by another fixed table, or by a class of its own: it cannot be saved, converted, resized, or
+    built again in any other way. `except_head` takes any head."""
+    blank = blank_model(model.config)
+    expected, found = _described(blank), _described(model)
     odd = [name for name in expected | found if expected.get(name) != found.get(name)]
+    odd += [name for name, table in blank.named_buffers() if not _same_table(getattr(model, name, None), table)]
     if except_head:
         odd = [name for name in odd if name != "head" and not name.startswith("head.")]
     kind = type(model)
@@ -260,6 +266,13 @@ def check_plain(model: VisionTransformer, *, except_head: bool = False) -> None:
             f"the model is not what its config says, by which it would be built again; {remedy}. "
             f"Not as the config says: {', '.join(odd[:4])}{', ...' if len(odd) > 4 else ''}"
         )
+
+
+def _same_table(own: Tensor | None, table: Tensor) -> bool:
+    """Whether a model's own table is the one of its config, in whatever precision it has been."""
+    if own is None or own.shape != table.shape:
+        return False
+    return own.is_meta or torch.allclose(own.float(), table.to(own.device).float(), rtol=0, atol=_ROUNDING)
 
 
 def _described(model: nn.Module) -> dict[str, Any]:

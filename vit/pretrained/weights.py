@@ -35,8 +35,8 @@ def save(model: VisionTransformer, path: str | Path, **metadata: Any) -> Path:
     Raises:
         TypeError: a model of another class, or metadata that JSON cannot hold.
         ValueError: a model that `load` would refuse, or build as another: one with parts that its config does not know,
-            such as LoRA or prompts, one of a class that computes otherwise, or one with NaN among its weights. Nothing
-            is written then.
+            such as LoRA or prompts, with fixed tables of positions of its own, one of a class that computes otherwise,
+            or one with NaN among its weights. Nothing is written then.
     """
     path = Path(path).expanduser()
     model = check_own(model)

@@ -72,7 +72,9 @@ def train_progressively(
             try:
                 _train_steps(small, small_loader, config, range(switch), bar)
             finally:  # what it has learned is the model's, however its part ends
-                model.load_state_dict(small.resized(model.config.image_size).state_dict())
+                # Learned positions alone depend on the size. Others' tables, changed above, no resizing would take.
+                trained = small if model.pos_embed is None else small.resized(model.config.image_size)
+                model.load_state_dict(trained.state_dict())
         _train_steps(model, loader, config, range(switch, total_steps), bar)
 
 
