@@ -7,6 +7,7 @@ import torch
 from timm.layers import resample_abs_pos_embed
 
 from vit.model.pos_embed import apply_rope, grid_positions, resample_pos_embed, rope2d_table, sincos2d_table
+from vit.model.transformer import Attention
 
 
 def test_the_grid_is_counted_row_by_row():
@@ -58,6 +59,19 @@ def test_rope_keeps_lengths_and_leaves_prefix_tokens():
     assert torch.equal(turned[:, :, :2], x[:, :, :2])
     torch.testing.assert_close(turned.norm(dim=-1), x.norm(dim=-1))
     assert not torch.allclose(turned[:, :, 3:], x[:, :, 3:])
+
+
+def test_a_rotary_table_of_more_patches_than_tokens_is_refused():
+    rope = rope2d_table((2, 3), 8)
+    for tokens in (5, 1):
+        with pytest.raises(ValueError, match=f"rope is a table of 6 patches and x has {tokens} tokens"):
+            apply_rope(torch.randn(2, 3, tokens, 8), rope)
+        with pytest.raises(ValueError, match="rope is a table of 6 patches"):
+            Attention(16, 2).weights(torch.randn(2, tokens, 16), rope)
+    turn = torch.compile(apply_rope, backend="aot_eager", fullgraph=True, dynamic=True)
+    for tokens in (6, 8):  # without a prefix, and with one
+        x = torch.randn(2, 3, tokens, 8)
+        torch.testing.assert_close(turn(x, rope), apply_rope(x, rope))
 
 
 def test_resampling_agrees_with_timm_and_the_native_grid_is_the_identity():

@@ -58,6 +58,11 @@ def apply_rope(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
     """Turns the last N tokens of x (B, h, T, d) by their angles and leaves the T - N prefix tokens as they are."""
     sin, cos = (table.to(x.dtype) for table in rope)
     num_prefix = x.shape[-2] - sin.shape[-2]
+    if num_prefix < 0:
+        raise ValueError(
+            f"rope is a table of {sin.shape[-2]} patches and x has {x.shape[-2]} tokens: it must have one row for each "
+            "patch, so at most as many as tokens; make it with rope2d_table(grid_size, head_dim)"
+        )
     prefix, patches = x[..., :num_prefix, :], x[..., num_prefix:, :]  # (B, h, T-N, d), (B, h, N, d)
     swapped = patches.roll(x.shape[-1] // 2, dims=-1)  # (B, h, N, d)
     turned = torch.addcmul(patches * cos, swapped, sin)  # (B, h, N, d)
