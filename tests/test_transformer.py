@@ -87,6 +87,33 @@ def test_a_float_mask_is_added_and_a_bool_mask_forbids():
     assert not torch.allclose(encoder(x)[:, :4], encoder(changed)[:, :4]), "without a mask token 4 must be seen"
 
 
+@pytest.mark.parametrize("is_bool", [True, False])
+def test_a_query_that_may_look_at_nothing_has_weights_of_zero_as_in_forward(is_bool):
+    attention = randomize(Attention(16, 2).double())
+    x = torch.randn(2, 5, 16, dtype=torch.float64, requires_grad=True)
+    allowed = torch.ones(5, 5, dtype=torch.bool).tril()
+    allowed[2] = False
+    mask = allowed if is_bool else torch.zeros(5, 5).double().masked_fill(~allowed, -torch.inf)
+    weights = attention.weights(x, attn_mask=mask)
+    assert (weights[:, :, 2] == 0).all()
+    torch.testing.assert_close(weights.sum(-1)[:, :, [0, 1, 3, 4]], torch.ones(2, 2, 4).double())
+    _, _, v = attention._qkv(x, None)
+    explicit, fused = attention.proj((weights @ v).transpose(1, 2).flatten(2)), attention(x, attn_mask=mask)
+    torch.testing.assert_close(explicit, fused, rtol=0, atol=1e-12)
+    direction = torch.randn_like(fused)
+    of_explicit, of_fused = (torch.autograd.grad(y, x, direction)[0] for y in (explicit, fused))
+    torch.testing.assert_close(of_explicit, of_fused, rtol=0, atol=1e-12)
+
+
+def test_a_mask_of_integers_is_refused():
+    attention, x = Attention(16, 2), torch.randn(2, 5, 16)
+    mask = torch.ones(5, 5, dtype=torch.long).tril()
+    with pytest.raises(TypeError, match=r"attn_mask is torch.int64: use bool, True"):
+        attention.weights(x, attn_mask=mask)
+    with pytest.raises(RuntimeError, match="attn_mask dtype to be bool or float"):
+        attention(x, attn_mask=mask)
+
+
 def test_a_block_works_alone_and_adds_two_residual_branches():
     block = randomize(Block(16, 2, 32, layer_scale=0.1))
     x = torch.randn(2, 5, 16)

@@ -74,13 +74,21 @@ class Attention(nn.Module):
         return self.proj_drop(self.proj(x))
 
     def weights(self, x: Tensor, rope: Rope | None = None, attn_mask: Tensor | None = None) -> Tensor:
-        """The attention probabilities (B, h, T, T) that `forward` uses for the same input, before dropout."""
+        """The attention probabilities (B, h, T, T) that `forward` uses for the same input, before dropout; zeros for a
+        query that a mask lets look at nothing."""
         q, k, _ = self._qkv(x, rope)  # (B, h, T, d)
         scores = q @ k.transpose(-2, -1) * self.head_dim**-0.5  # (B, h, T, T)
-        if attn_mask is not None:
-            is_bool = attn_mask.dtype == torch.bool
-            scores = scores.masked_fill(~attn_mask, -torch.inf) if is_bool else scores + attn_mask
-        return scores.softmax(dim=-1)
+        if attn_mask is None:
+            return scores.softmax(dim=-1)
+        is_bool = attn_mask.dtype == torch.bool
+        if not is_bool and not attn_mask.is_floating_point():
+            raise TypeError(
+                f"attn_mask is {attn_mask.dtype}: use attn_mask.bool(), True where a query may look, or floats"
+            )
+        scores = scores.masked_fill(~attn_mask, -torch.inf) if is_bool else scores + attn_mask
+        is_blind = (scores == -torch.inf).all(dim=-1, keepdim=True)  # (B, h, T, 1)
+        # Filled on both sides, so that the gradient is not NaN either.
+        return scores.masked_fill(is_blind, 0).softmax(dim=-1).masked_fill(is_blind, 0)
 
     def _qkv(self, x: Tensor, rope: Rope | None) -> tuple[Tensor, Tensor, Tensor]:
         B, T, _ = x.shape
