@@ -22,7 +22,7 @@ DATASETS = {
 
 def load_data(name: str, **options: Any) -> DataSplits:
     """A dataset by name: "cifar10"; "fashion_mnist", of a Debian package; "shapes", which is drawn on the spot and
-    needs no network; or "folder", pictures of your own at `path=...`, in one folder a class.
+    needs no network; or "folder", pictures of your own at `path=...`, in one folder per class.
 
     Args:
         options: passed to `load_cifar10`, `load_fashion_mnist`, `make_shapes` or `load_image_folder`.
