@@ -95,6 +95,7 @@ def test_the_background_ends_in_the_same_bits(loaders, whole, tmp_path):
     assert same_weights(model, whole[0]) and without_seconds(history) == without_seconds(whole[1])
     assert History.load_csv(tmp_path / "history.csv").rows == history.rows
     assert run.steps_done == run.total_steps == 21
+    assert repr(run) == f"BackgroundRun(done, epoch=3, step 21 of 21, run_dir={str(tmp_path)!r})"
 
 
 def test_one_can_watch_it_and_do_other_things(loaders, tmp_path):
@@ -103,6 +104,7 @@ def test_one_can_watch_it_and_do_other_things(loaders, tmp_path):
     while run.is_running:
         seen.append((run.steps_done, len(run.history), len(run.losses)))
         run.history.rows.clear()  # a copy: nothing is lost by it
+        assert repr(run).startswith("BackgroundRun(training, epoch=") or not run.is_running
         time.sleep(0.01)
     assert len({steps for steps, _, _ in seen}) > 10 and {epochs for _, epochs, _ in seen} >= {0, 1, 2}
     assert len(run.history) == 3
@@ -123,6 +125,7 @@ def test_stopped_within_seconds_and_resumed_to_the_same_bits(loaders, whole, tmp
     history = run.wait(LIMIT)
     assert not history.is_complete and len(history) == 0 and not is_being_written(tmp_path)
     assert run.steps_done == (1 if where == "a step" else 7)
+    assert repr(run).startswith(f"BackgroundRun(stopped, epoch=0, step {run.steps_done} of 21, ")
 
     model = make_model(seed=99)
     torch.manual_seed(4242)
@@ -137,6 +140,7 @@ def test_errors_are_kept_said_and_raised(loaders, tmp_path, capsys):
     with pytest.raises(OSError, match="the disk is gone"):
         run.wait(60)
     assert isinstance(run.error, OSError) and not run.is_running and len(run.history) == 1
+    assert repr(run).startswith("BackgroundRun(failed with OSError, epoch=1, step 8 of 21, ")
     assert f"the training in {tmp_path} has ended: OSError: the disk is gone" in capsys.readouterr().err
     # The state of the last whole epoch is there.
     assert train_in_background(model, *loaders, CONFIG, tmp_path, resume=True).wait(60).is_complete

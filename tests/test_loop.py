@@ -93,6 +93,8 @@ def test_evaluation_does_not_depend_on_the_batches(shapes):
         assert result.loss == pytest.approx(F.cross_entropy(logits, labels).item(), abs=1e-5)
         assert result.accuracy == pytest.approx(100 * (logits.argmax(1) == labels).float().mean().item())
         torch.testing.assert_close(result.probabilities, logits.softmax(1), rtol=0, atol=1e-5)
+    start = f"Evaluation(accuracy={result.accuracy:.2f}, loss={result.loss:.4g}, "
+    assert repr(result) == f"{start}{len(shapes.test)} images, 10 classes)"
     exact = evaluate(model.double(), make_eval_loader(shapes, shapes.test))
     torch.testing.assert_close(exact.probabilities, results[0].probabilities, rtol=0, atol=1e-5)
 

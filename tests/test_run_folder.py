@@ -122,6 +122,15 @@ def test_a_history_is_read_where_it_was_written(tmp_path, monkeypatch):
     assert History.load_csv("~/history.csv").rows == [{"epoch": 1.0}] and (tmp_path / "history.csv").exists()
 
 
+def test_a_history_shows_its_last_row_rounded():
+    row = {"epoch": 2, "val_loss": 1.2345678901234567, "learning_rate": 0.00012345678, "seconds": 12345.678901}
+    assert repr(History([{"epoch": 1}, row], True)) == (
+        "History(2 epochs, complete; last: epoch=2, val_loss=1.235, learning_rate=0.0001235, seconds=12346)"
+    )
+    assert repr(History([{"epoch": 1.0}])) == "History(1 epoch; last: epoch=1)"
+    assert repr(History()) == "History(0 epochs)"
+
+
 def test_history_round_trip(tmp_path):
     history = History([{"epoch": 1, "val_accuracy": 50.5}, {"epoch": 2, "val_accuracy": 60.25}])
     history.save_csv(tmp_path / "history.csv")

@@ -58,6 +58,12 @@ def test_runs_are_read_as_they_were_written_in_the_order_of_their_time(tmp_path)
     assert not run.is_running and skipped_folders(tmp_path) == {}
 
 
+def test_a_run_shows_itself_in_a_line(tmp_path):
+    run, empty = load_run(make_run(tmp_path, "a")), load_run(make_run(tmp_path, "b", ()))
+    assert repr(run) == f"Run('a', epoch=2, val_accuracy=50.00, folder={str(run.folder)!r})"
+    assert repr(empty) == f"Run('b', epoch=0, folder={str(empty.folder)!r})"
+
+
 def test_the_root_is_where_new_runs_are_made(tmp_path, monkeypatch):
     monkeypatch.setenv("VIT_RUNS", str(tmp_path / "here"))
     assert list_runs() == []

@@ -53,6 +53,18 @@ class BackgroundRun:
         self._num_threads = torch.get_num_threads()
         self._has_ended = threading.Event()
 
+    def __repr__(self) -> str:
+        history = self.history
+        if self.is_running:
+            state = "training"
+        elif self.error is not None:
+            state = f"failed with {type(self.error).__name__}"
+        else:
+            state = "done" if history.is_complete else "stopped"
+        epoch = history.last["epoch"] if history else 0
+        steps = f"step {self.steps_done} of {self.total_steps}"
+        return f"BackgroundRun({state}, epoch={epoch:g}, {steps}, run_dir={str(self.run_dir)!r})"
+
     @property
     def is_running(self) -> bool:
         return not self._has_ended.is_set()

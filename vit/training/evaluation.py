@@ -29,6 +29,11 @@ class Evaluation:
     probabilities: Tensor
     labels: Tensor
 
+    def __repr__(self) -> str:
+        num_images, num_classes = self.probabilities.shape
+        numbers = f"accuracy={self.accuracy:.2f}, loss={self.loss:.4g}"
+        return f"Evaluation({numbers}, {num_images:,} images, {num_classes:,} classes)"
+
 
 @torch.no_grad()
 def evaluate(

@@ -21,6 +21,12 @@ class History:
     rows: list[dict[str, float]] = field(default_factory=list)
     is_complete: bool = False
 
+    def __repr__(self) -> str:
+        text = f"{len(self)} epoch{'' if len(self) == 1 else 's'}{', complete' if self.is_complete else ''}"
+        if self.rows:
+            text += "; last: " + ", ".join(f"{name}={_rounded(value)}" for name, value in self.last.items())
+        return f"History({text})"
+
     def __getitem__(self, column: str) -> list[float]:
         """One column, an entry an epoch; not a number where an epoch has none."""
         if self.rows and column not in self.columns:
@@ -72,3 +78,8 @@ class History:
             except (ValueError, TypeError, csv.Error) as error:
                 raise ValueError(f"{path} is damaged: it is no table of numbers ({error})") from error
         return cls(rows)
+
+
+def _rounded(value: float) -> str:
+    """Four digits, and all in front of the point."""
+    return f"{value:.4g}" if abs(value) < 1000 else f"{value:.0f}"

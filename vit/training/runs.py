@@ -46,6 +46,11 @@ class Run:
     summary: dict[str, Any]
     is_running: bool
 
+    def __repr__(self) -> str:
+        last = self.history.last if self.history else {}
+        accuracy = f", val_accuracy={last['val_accuracy']:.2f}" if "val_accuracy" in last else ""
+        return f"Run({self.name!r}, epoch={last.get('epoch', 0):g}{accuracy}, folder={str(self.folder)!r})"
+
     @property
     def settings(self) -> dict[str, Any]:
         """All of `config` in one level, by names such as "train.learning_rate"; what a ViTConfig or TrainConfig did not
