@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import io
+import os
 import re
 import time
 from types import SimpleNamespace
@@ -236,10 +237,11 @@ def test_the_newest_runs_stay_ticked(panel, tmp_path):
     config = {"model": MODEL.to_dict(), "train": TRAIN.to_dict()}
     row = {"epoch": 1, "train_loss": 2.0, "train_accuracy": 1.0, "val_loss": 2.0, "val_accuracy": 1.0, "seconds": 1}
     for i in range(MAX_CURVES):
-        folder = tmp_path / f"2020010{i}-000000-run{i}"
+        folder = tmp_path / (f"2020010{i}-000000-run{i}" if i else "run0")
         folder.mkdir()
         write_json(folder / "config.json", config)
         History([row | {"val_accuracy": float(-i)}]).save_csv(folder / "history.csv")
+    os.utime(tmp_path / "run0" / "config.json", (0, 0))
     panel.runs.order.value = "validation accuracy"
     panel.runs.choose(*panel.runs.runs)
     train(panel)

@@ -83,6 +83,12 @@ def test_it_sorts(table):
     assert names(table) == ["first", "second", "third"]
 
 
+def test_a_run_of_today_is_newer_whatever_its_name(table, root):
+    make_run(root, "0th", [1.0])
+    table.refresh()
+    assert names(table) == ["0th", "third", "second", "first"]
+
+
 def test_an_order_that_no_run_has_is_that_of_time(tmp_path):
     for number in (1, 2):
         folder = tmp_path / f"2026010{number}-000000-run{number}"

@@ -58,6 +58,17 @@ def test_runs_are_read_as_they_were_written_in_the_order_of_their_time(tmp_path)
     assert not run.is_running and skipped_folders(tmp_path) == {}
 
 
+def test_runs_without_a_time_in_their_names_are_listed_when_they_began(tmp_path):
+    """Such as those of fit(..., run_dir="runs/first"); in copied files the time in a name counts."""
+    folders = [make_run(tmp_path, name) for name in ("b", "first", "a")]
+    folders[1] = folders[1].rename(tmp_path / "first")
+    assert [run.folder for run in list_runs(tmp_path)] == folders
+    os.utime(folders[1] / "config.json", (0, 0))
+    old = folders[2].rename(tmp_path / "19800101-000000-a")
+    no_time = folders[0].rename(tmp_path / "20269999-000000-b")
+    assert [run.folder for run in list_runs(tmp_path)] == [folders[1], old, no_time]
+
+
 def test_a_run_shows_itself_in_a_line(tmp_path):
     run, empty = load_run(make_run(tmp_path, "a")), load_run(make_run(tmp_path, "b", ()))
     assert repr(run) == f"Run('a', epoch=2, val_accuracy=50.00, folder={str(run.folder)!r})"

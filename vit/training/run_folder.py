@@ -18,6 +18,7 @@ from vit.config import TrainConfig
 from vit.files import REPOSITORY, check_json, home, plain_number, replacing
 
 CONFIG_FILE = "config.json"
+_TIME = "%Y%m%d-%H%M%S"  # in front of a folder's name
 
 
 def new_run_folder(name: str, root: str | Path | None = None, **settings: Any) -> Path:
@@ -56,7 +57,7 @@ def runs_root(root: str | Path | None = None) -> Path:
 
 
 def _make_new(root: Path, name: str) -> Path:
-    stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{name}"
+    stem = f"{time.strftime(_TIME)}-{name}"
     for attempt in range(100):
         folder = root / (f"{stem}-{attempt + 1}" if attempt else stem)
         try:
@@ -65,6 +66,20 @@ def _make_new(root: Path, name: str) -> Path:
         except FileExistsError:
             continue
     raise FileExistsError(f"{root} already holds 100 runs named {stem}")
+
+
+def began(folder: Path) -> tuple[int, float, str]:
+    """When a run began, to sort by: the time in its folder's name, which a copy keeps, or else that of `config.json`.
+    Within a second `config.json` decides."""
+    try:
+        written = (folder / CONFIG_FILE).stat().st_mtime
+    except OSError:  # deleted meanwhile
+        written = 0.0
+    try:
+        second = int(time.mktime(time.strptime(folder.name[:15], _TIME)))
+    except (ValueError, OverflowError):
+        second = int(written)
+    return second, written, folder.name
 
 
 def write_json(path: str | Path, values: dict[str, Any]) -> None:

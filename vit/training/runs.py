@@ -18,7 +18,7 @@ from vit.config import TrainConfig, ViTConfig
 from vit.files import read_json, short
 from vit.training.history import History
 from vit.training.run_files import HISTORY_FILE, STATE_FILE
-from vit.training.run_folder import CONFIG_FILE, runs_root
+from vit.training.run_folder import CONFIG_FILE, began, runs_root
 from vit.training.run_lock import is_being_written
 
 _EVENTS_SUFFIX = ".vit"  # of the TensorBoard files that are written here
@@ -82,7 +82,7 @@ class Run:
 
 
 def list_runs(root: str | Path | None = None) -> list[Run]:
-    """Every run in the folder `root`, in the order of their folders' names, which begin with the time.
+    """Every run in the folder `root`, in the order in which they began, the newest last.
 
     Folders that are no run, or a damaged one, are left out; `skipped_folders` says why.
 
@@ -108,7 +108,7 @@ def _read_all(root: str | Path | None) -> tuple[list[Run], dict[str, str]]:
                 runs.append(load_run(folder))
             except ValueError as error:
                 skipped[folder.name] = str(error)
-    return runs, skipped
+    return sorted(runs, key=lambda run: began(run.folder)), skipped
 
 
 def load_run(folder: str | Path) -> Run:

@@ -30,7 +30,7 @@ from vit.training import (
     train_in_background,
     write_summary,
 )
-from vit.training.run_folder import runs_root
+from vit.training.run_folder import began, runs_root
 from vit.widgets.config_form import ConfigForm
 from vit.widgets.panel import do_or_tell, message_html, side_by_side, to_png
 from vit.widgets.run_table import MAX_CURVES, RunTable
@@ -277,7 +277,8 @@ class Playground(widgets.VBox):
         if run.losses or run.history:
             self.draw()
         self.runs.refresh()
-        others = sorted(other.folder.name for other in self.runs.chosen if other.folder.name != run.run_dir.name)
+        chosen = [other.folder for other in self.runs.chosen if other.folder.name != run.run_dir.name]
+        others = sorted(chosen, key=began)
         self.runs.choose(*others[1 - MAX_CURVES :], run.run_dir)  # the newest, if too many are ticked
 
     def _tell_progress(self) -> None:
