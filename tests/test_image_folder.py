@@ -456,6 +456,19 @@ def test_what_is_no_path_is_refused(monkeypatch, photos):
         load_data("Fashion-MNIST")
 
 
+def test_options_that_a_dataset_does_not_have_are_named():
+    no_option, known = (
+        r"is no option of load_data\('shapes'\)",
+        "allowed: num_train, num_val, num_test, image_size, seed$",
+    )
+    with pytest.raises(ValueError, match=rf"^n_train=3 {no_option}; did you mean 'num_train'\? {known}"):
+        load_data("shapes", n_train=3)
+    with pytest.raises(ValueError, match=rf"^x=1 {no_option}; {known}"):
+        load_data("shapes", x=1)
+    with pytest.raises(ValueError, match=r"^load_data\('folder'\) needs path=\.\.\.; allowed: path, image_size, val_"):
+        load_data("folder", seed=1)
+
+
 def test_a_network_learns_a_folder_and_predicts_its_files(tmp_path):
     """From files to a prediction of a file: two colors under noise are told apart."""
     random = np.random.default_rng(0)

@@ -1,8 +1,9 @@
 """Data: a folder on disk in, batches on the device out. The only place that knows CIFAR-10 and Fashion-MNIST."""
 
+import inspect
 from typing import Any
 
-from vit.arguments import check_choice
+from vit.arguments import check_choice, did_you_mean
 from vit.data.cifar10 import load_cifar10
 from vit.data.derived import keep_classes, resize, sample_shots
 from vit.data.fashion_mnist import load_fashion_mnist
@@ -26,8 +27,21 @@ def load_data(name: str, **options: Any) -> DataSplits:
 
     Args:
         options: passed to `load_cifar10`, `load_fashion_mnist`, `make_shapes` or `load_image_folder`.
+
+    Raises:
+        ValueError: there is no such dataset, or it has no such option, or needs one that is not given.
     """
     check_choice("name", name, DATASETS)
+    known = inspect.signature(DATASETS[name]).parameters
+    for option, value in options.items():
+        if option not in known:
+            hint = did_you_mean(option, known)
+            raise ValueError(
+                f"{option}={value!r} is no option of load_data({name!r}); {hint}allowed: {', '.join(known)}"
+            )
+    for option, parameter in known.items():
+        if parameter.default is parameter.empty and option not in options:
+            raise ValueError(f"load_data({name!r}) needs {option}=...; allowed: {', '.join(known)}")
     return DATASETS[name](**options)
 
 
