@@ -187,3 +187,18 @@ def test_facts_given_to_save_replace_old_ones(tmp_path):
     model.metadata = {"val_accuracy": 10.0, "dataset": "a"}
     loaded = vit.load(vit.save(model, tmp_path / "m.safetensors", val_accuracy=70.0))
     assert loaded.metadata == {"val_accuracy": 70.0, "dataset": "a"}
+
+
+def test_a_path_that_is_a_folder_or_of_another_format_is_refused_before_anything_is_written(tiny, tmp_path):
+    model, folder = VisionTransformer(tiny), tmp_path / "folder"
+    folder.mkdir()
+    for path in (folder, f"{folder}/", f"{tmp_path}/new/"):
+        with pytest.raises(
+            ValueError, match=r"is a folder; save to a file in it, '.*/(folder|new)/model\.safetensors'$"
+        ):
+            vit.save(model, path)
+    for name in ("m.pt", "m.PTH"):
+        with pytest.raises(ValueError, match=rf"{name}' ends in .*: name it '.*/m\.safetensors'$"):
+            vit.save(model, tmp_path / name)
+    assert list(tmp_path.iterdir()) == [folder] and list(folder.iterdir()) == []
+    assert vit.load(vit.save(model, tmp_path / "epoch.5")).config == tiny

@@ -6,6 +6,7 @@ files are for `vit.pretrained.load_weights`. Optimizer state is kept elsewhere, 
 """
 
 import json
+import os
 import zipfile
 from dataclasses import asdict
 from pathlib import Path
@@ -23,6 +24,7 @@ from vit.pretrained.loading import check_values, fill, load_weights
 from vit.pretrained.reading import checksum
 from vit.pretrained.sources import read_source
 
+_OTHER_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".npz", ".onnx")
 SHIPPED = Path(__file__).resolve().parent / "shipped"
 
 
@@ -36,9 +38,10 @@ def save(model: VisionTransformer, path: str | Path, **metadata: Any) -> Path:
         TypeError: a model of another class, or metadata that JSON cannot hold.
         ValueError: a model that `load` would refuse, or build as another: one with parts that its config does not know,
             such as LoRA or prompts, with fixed tables of positions of its own, one of a class that computes otherwise,
-            or one with NaN among its weights. Nothing is written then.
+            or one with NaN among its weights; or a path that is a folder or ends as another format's files do. Nothing
+            is written then.
     """
-    path = Path(path).expanduser()
+    path = _check_path(path)
     model = check_own(model)
     check_plain(model)
     # Copies, since a part may stand in several places, and the format has no tensors that share memory.
@@ -51,6 +54,20 @@ def save(model: VisionTransformer, path: str | Path, **metadata: Any) -> Path:
     facts["sha256"] = checksum(tensors, facts)
     with replacing(path) as temporary:
         save_file(tensors, temporary, metadata=facts)
+    return path
+
+
+def _check_path(path: str | Path) -> Path:
+    """Refuses a folder, and a name under which others would look for another format."""
+    is_folder = str(path).endswith(("/", os.sep))
+    path = Path(path).expanduser()
+    if is_folder or path.is_dir():
+        raise ValueError(f"path={str(path)!r} is a folder; save to a file in it, {str(path / 'model.safetensors')!r}")
+    if path.suffix.lower() in _OTHER_SUFFIXES:
+        raise ValueError(
+            f"path={str(path)!r} ends in {path.suffix}, but what is written is safetensors: name it "
+            f"{str(path.with_suffix('.safetensors'))!r}"
+        )
     return path
 
 
