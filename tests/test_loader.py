@@ -256,6 +256,12 @@ def test_bad_splits_are_refused():
         wrong = Split(images, torch.tensor([0, 1, label, 3]))
         with pytest.raises(ValueError, match=rf"val labels must lie in 0..9; record 2 has label {label}"):
             DataSplits("x", good, wrong, good, tuple("abcdefghij"), (0.5,) * 3, (0.2,) * 3)
+    good = Split(images, torch.arange(4))
+    wrong = r"train labels .* record 2 has label 2 \(2 .*\); class_names has 2 and must name every class$"
+    with pytest.raises(ValueError, match=wrong):
+        DataSplits("x", good, good, good, ("a", "b"), (0.5,) * 3, (0.2,) * 3)
+    with pytest.raises(TypeError, match="^class_names='abcdefghij' is one text and must be a name for each class"):
+        DataSplits("x", good, good, good, "abcdefghij", (0.5,) * 3, (0.2,) * 3)
 
 
 def test_data_of_several_shapes_or_with_a_mean_of_other_pixels_are_refused():

@@ -90,7 +90,7 @@ class DataSplits:
     tuples.
 
     Raises:
-        TypeError: what is no `Split` in the place of one.
+        TypeError: what is no `Split` in the place of one, or one text for all class names.
         ValueError: splits of different shapes, labels without a class, two classes of one name, or a mean or std that
             no such images have.
     """
@@ -112,6 +112,9 @@ class DataSplits:
             raise ValueError(
                 f"the images of all splits must have one shape (C, H, W), got {shapes}; see vit.data.resize"
             )
+        if isinstance(self.class_names, str):
+            what = f"class_names={self.class_names!r} is one text"
+            raise TypeError(f"{what} and must be a name for each class, such as ('cat', 'dog')")
         mean, std = as_statistics(self.mean, self.std, shapes["train"])
         class_names = tuple(map(str, self.class_names))
         for name, value in (("mean", mean), ("std", std), ("class_names", class_names)):
@@ -119,7 +122,8 @@ class DataSplits:
         if twice := [name for name, count in Counter(class_names).items() if count > 1]:
             raise ValueError(f"class_names holds {', '.join(sorted(twice))} more than once: give each class a name")
         for name in ("train", "val", "test"):
-            check_labels(getattr(self, name).labels, len(self.class_names), name)
+            remedy = f"; class_names has {len(class_names)} and must name every class"
+            check_labels(getattr(self, name).labels, len(class_names), name, remedy)
 
     def __repr__(self) -> str:
         sizes = ", ".join(f"{name}={getattr(self, name)!r}" for name in ("train", "val", "test"))
@@ -135,7 +139,7 @@ class DataSplits:
         return {"dataset": self.name, "class_names": self.class_names, "mean": self.mean, "std": self.std}
 
 
-def check_labels(labels: Tensor, num_classes: int, name: str) -> None:
+def check_labels(labels: Tensor, num_classes: int, name: str, remedy: str = "") -> None:
     """Raises ValueError with the record number if a label is outside 0..num_classes-1.
 
     Checked once, here: later a bad label is an index error on a CPU, a device assert on a GPU, and -100 is
@@ -146,7 +150,7 @@ def check_labels(labels: Tensor, num_classes: int, name: str) -> None:
         record = int(wrong[0])
         raise ValueError(
             f"{name} labels must lie in 0..{num_classes - 1}; record {record} has label {int(labels[record])} "
-            f"({len(wrong)} wrong labels in all)"
+            f"({len(wrong)} wrong labels in all){remedy}"
         )
 
 
