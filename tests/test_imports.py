@@ -163,6 +163,18 @@ def test_tasks_need_no_import_of_their_own(fresh):
         vit.tasks.lore  # noqa: B018
 
 
+def test_rooms_show_what_is_public_and_no_import_of_their_own():
+    import vit
+
+    for room in (vit.pretrained, vit.tasks, vit.widgets):
+        assert dir(room) == sorted(room.__all__) and all(hasattr(room, name) for name in room.__all__)
+    code = (
+        "import vit; print(vit.data.corruptions.__name__, 'lora' in dir(vit.tasks), 'HubModel' in dir(vit.pretrained))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "vit.data.corruptions True True\n"
+
+
 def test_shape_comments_use_one_notation():
     """A trailing comment such as (B, h, T, d) holds the legend's letters, a few named sizes, and their arithmetic."""
     legend = {*"BCHWNTDKhwdpm", "hidden", "num_classes", "num_outputs"}

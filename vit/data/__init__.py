@@ -4,6 +4,7 @@ import inspect
 from typing import Any
 
 from vit.arguments import check_choice, did_you_mean
+from vit.data import corruptions
 from vit.data.cifar10 import load_cifar10
 from vit.data.derived import keep_classes, resize, sample_shots
 from vit.data.fashion_mnist import load_fashion_mnist
@@ -50,6 +51,7 @@ __all__ = [
     "Loader",
     "Split",
     "channel_statistics",
+    "corruptions",
     "denormalize",
     "keep_classes",
     "load_cifar10",

@@ -25,3 +25,7 @@ def __getattr__(name: str) -> Any:
     if name == "HubModel":  # whose base class is in an optional package
         return importlib.import_module("vit.pretrained.hub_model").HubModel
     raise AttributeError(f"module 'vit.pretrained' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

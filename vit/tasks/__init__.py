@@ -13,3 +13,7 @@ def __getattr__(name: str) -> ModuleType:
     if name not in __all__:
         raise AttributeError(f"module 'vit.tasks' has no attribute {name!r}; it holds {', '.join(__all__)}")
     return importlib.import_module(f"vit.tasks.{name}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -17,3 +17,7 @@ from vit.widgets.playground import Playground
 from vit.widgets.run_table import RunTable
 
 __all__ = ["AttentionExplorer", "ConfigForm", "ConfusionExplorer", "PicturePredictor", "Playground", "RunTable"]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
