@@ -107,6 +107,14 @@ def test_ticks_stay_with_their_runs(table):
     assert [run.name for run in table.chosen] == ["first"]
 
 
+def test_a_run_that_is_not_in_the_table_is_named_and_ticks_stay(table):
+    table.choose(table.runs[2])
+    known = "it has: 20260103-000000-third, 20260102-000000-second, 20260101-000000-first$"
+    with pytest.raises(ValueError, match=rf"^'unknown' is no run of the table, which refresh\(\) reads again; {known}"):
+        table.choose("unknown", table.runs[0])
+    assert [run.name for run in table.chosen] == ["first"]
+
+
 def test_it_draws_the_ticked_runs_or_else_all(table, root):
     def drawn(runs, **options):
         png = io.BytesIO()

@@ -69,6 +69,11 @@ def test_runs_without_a_time_in_their_names_are_listed_when_they_began(tmp_path)
     assert [run.folder for run in list_runs(tmp_path)] == [folders[1], old, no_time]
 
 
+def test_a_folder_that_is_not_there_is_said_to_be_missing_itself(tmp_path):
+    with pytest.raises(ValueError, match=rf"^there is no folder {tmp_path}/nowhere; list_runs\(\) finds"):
+        load_run(tmp_path / "nowhere")
+
+
 def test_a_run_shows_itself_in_a_line(tmp_path):
     run, empty = load_run(make_run(tmp_path, "a")), load_run(make_run(tmp_path, "b", ()))
     assert repr(run) == f"Run('a', epoch=2, val_accuracy=50.00, folder={str(run.folder)!r})"

@@ -115,9 +115,12 @@ def load_run(folder: str | Path) -> Run:
     """The run in a folder.
 
     Raises:
-        ValueError: `config.json` or `history.csv` is missing, or one of its files cannot be read.
+        ValueError: there is no such folder, `config.json` or `history.csv` is missing, or one of its files cannot be
+            read.
     """
     folder = Path(folder).expanduser()
+    if not folder.is_dir():
+        raise ValueError(f"there is no folder {folder}; list_runs() finds those of runs")
     config = read_json(folder / CONFIG_FILE)
     summary = read_json(folder / "summary.json") if (folder / "summary.json").exists() else {}
     history = _read_history(folder / HISTORY_FILE)

@@ -278,8 +278,8 @@ class Playground(widgets.VBox):
             self.draw()
         self.runs.refresh()
         chosen = [other.folder for other in self.runs.chosen if other.folder.name != run.run_dir.name]
-        others = sorted(chosen, key=began)
-        self.runs.choose(*others[1 - MAX_CURVES :], run.run_dir)  # the newest, if too many are ticked
+        ended = [other for other in self.runs.runs if other.folder.name == run.run_dir.name]  # unless it is gone
+        self.runs.choose(*sorted(chosen, key=began)[1 - MAX_CURVES :], *ended)  # the newest, if too many are ticked
 
     def _tell_progress(self) -> None:
         if self.run is None:

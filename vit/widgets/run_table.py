@@ -62,8 +62,20 @@ class RunTable(widgets.VBox):
         return [run for run, (box, _) in zip(self.runs, self._lines, strict=False) if box.value]
 
     def choose(self, *runs: Run | str | Path) -> None:
-        """Ticks these runs, and no others."""
-        self._tick({Path(run.folder if isinstance(run, Run) else run).name for run in runs})
+        """Ticks these runs, and no others.
+
+        Raises:
+            ValueError: a run is not in the table; nothing changes then.
+        """
+        wanted = {Path(run.folder if isinstance(run, Run) else run).name for run in runs}
+        known = [run.folder.name for run in self.runs]
+        for name in wanted.difference(known):
+            more = f", and {len(known) - MAX_ROWS} more" if len(known) > MAX_ROWS else ""
+            listed = ", ".join(known[:MAX_ROWS]) + more
+            raise ValueError(
+                f"{name!r} is no run of the table, which refresh() reads again; it has: {listed or 'none'}"
+            )
+        self._tick(wanted)
         self._forget_delete()
         self.draw()
 
