@@ -68,10 +68,14 @@ class _Config:
         value = as_integer(f"{type(self).__name__}.{name}", getattr(self, name), low)
         object.__setattr__(self, name, value)  # numpy's numbers are stored as Python's
 
-    def _check_float(self, name: str, low: float, high: float = math.inf, *, open_end: bool = True) -> None:
+    def _check_float(
+        self, name: str, low: float, high: float = math.inf, *, open_start: bool = False, open_end: bool = True
+    ) -> None:
         value = getattr(self, name)
-        if not is_number(value) or not (low <= value < high or (value == high and not open_end)):
-            self._fail(name, f"must be a number in [{low}, {high}{')' if open_end else ']'}")
+        is_end = (value == low and open_start) or (value == high and open_end)
+        if not is_number(value) or not low <= value <= high or is_end:
+            start, end = "(" if open_start else "[", ")" if open_end else "]"
+            self._fail(name, f"must be a number in {start}{low}, {high}{end}")
         object.__setattr__(self, name, int(value) if is_integer(value) else float(value))
 
     def _check_bool(self, name: str) -> None:
@@ -384,9 +388,7 @@ class TrainConfig(_Config):
             self._check_int(name, 1)
         if self.accumulation_steps > self.batch_size:
             self._fail("accumulation_steps", f"must be at most batch_size={self.batch_size}")
-        self._check_float("epochs", 0.0)
-        if not self.epochs:
-            self._fail("epochs", "must be more than 0")
+        self._check_float("epochs", 0, open_start=True)
         for name in ("crop_padding", "erase_size", "seed"):
             self._check_int(name, 0)
         if self.seed >= 2**63:  # torch takes 64 bits, and several processes add a little to theirs
