@@ -9,11 +9,13 @@ import timm
 import torch
 from conftest import randomize
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
 import vit
+from vit import analysis
 from vit.analysis.inputs import picture_options, prepare_images
 from vit.data import normalize
+from vit.model import Encoder
 from vit.model.vision_transformer import VisionTransformer
 from vit.pictures import picture_to_tensor
 
@@ -182,6 +184,39 @@ def test_a_network_without_convolutions_takes_tensors_of_any_channels():
         model = nn.Sequential(nn.Flatten(), nn.Linear(channels * 16, 4))
         images = torch.randn(5, channels, 4, 4)
         torch.testing.assert_close(vit.predict(model, images), model(images).softmax(1))
+
+
+class Mine(nn.Module):
+    """A network of one's own, whose parts have the names of ours."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch_embed = nn.Conv2d(3, 16, 4, stride=4)
+        self.encoder = Encoder(16, 2, 2, 32)
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.encoder(self.patch_embed(images).flatten(2).mT).mean(dim=1))
+
+
+@pytest.mark.parametrize("config", [None, {"grid": 2}])
+def test_a_network_whose_parts_have_our_names_is_taken_as_any_other(config, tmp_path):
+    model, images = randomize(Mine()).eval(), torch.randn(3, 3, 8, 8)
+    if config is not None:
+        model.config = config
+    torch.testing.assert_close(vit.predict(model, images), model(images).softmax(1))
+    tokens = model.encoder(model.patch_embed(images).flatten(2).mT)
+    torch.testing.assert_close(analysis.features(model, images), tokens.mean(dim=1))
+    for look in (analysis.attention_maps, analysis.explain):
+        with pytest.raises(TypeError, match="Mine has no num_prefix_tokens: no plain Vision Transformer"):
+            look(model, images)
+    with pytest.raises(TypeError, match=r"got .*Mine; .*; one of your own is kept by torch\.save\(model\.state_dict"):
+        vit.save(model, tmp_path / "mine.safetensors")
+    path = tmp_path / "model.pt"  # torch.load would read the other ending as safetensors
+    torch.save(model.state_dict(), path)
+    again = Mine().eval()
+    again.load_state_dict(torch.load(path))
+    assert torch.equal(again(images), model(images))
 
 
 def test_a_network_without_parameters_is_refused():

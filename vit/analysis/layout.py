@@ -66,14 +66,14 @@ class TokenLayout:
 def token_layout(model: nn.Module) -> TokenLayout:
     """The layout of a Vision Transformer of this library or of timm."""
     model = unwrap(model)
-    patch_embed = getattr(model, "patch_embed", None)
-    if patch_embed is None or not (hasattr(model, "encoder") or hasattr(model, "num_prefix_tokens")):
+    patch_embed, config = getattr(model, "patch_embed", None), getattr(model, "config", None)
+    is_ours = hasattr(model, "encoder") and hasattr(config, "grid_size")  # others have encoders too
+    if patch_embed is None or not (is_ours or hasattr(model, "num_prefix_tokens")):
         lacks = "patch_embed" if patch_embed is None else "num_prefix_tokens"
         raise TypeError(
             f"{type(model).__name__} has no {lacks}: no plain Vision Transformer of this library or of timm"
         )
-    if hasattr(model, "encoder"):
-        config = model.config
+    if is_ours:
         patch, has_cls = (config.patch_size, config.patch_size), config.pool != "mean"
         return TokenLayout(config.image_size, config.grid_size, patch, config.num_prefix_tokens, has_cls, config.pool)
     return TokenLayout(

@@ -225,7 +225,10 @@ def check_own(model: nn.Module) -> VisionTransformer:
     model = unwrap(model)
     if not isinstance(model, VisionTransformer):
         kind = f"{type(model).__module__}.{type(model).__qualname__}"  # timm's class has the same name
-        remedy = "one of another library becomes one by vit.pretrained.load_weights(None, model)"
+        remedy = (
+            "one of another library becomes one by vit.pretrained.load_weights(None, model); "
+            "one of your own is kept by torch.save(model.state_dict(), 'model.pt')"
+        )
         parts = model.named_modules() if isinstance(model, nn.Module) else ()
         if inner := next((name for name, part in parts if isinstance(part, VisionTransformer)), None):
             is_path = all(name.isidentifier() for name in inner.split("."))  # not that of a list
