@@ -108,7 +108,7 @@ def test_a_query_that_may_look_at_nothing_has_weights_of_zero_as_in_forward(is_b
 def test_a_mask_of_integers_is_refused():
     attention, x = Attention(16, 2), torch.randn(2, 5, 16)
     mask = torch.ones(5, 5, dtype=torch.long).tril()
-    with pytest.raises(TypeError, match=r"attn_mask is torch.int64: use bool, True"):
+    with pytest.raises(TypeError, match=r"attn_mask is torch.int64: use attn_mask.bool\(\), True"):
         attention.weights(x, attn_mask=mask)
     with pytest.raises(RuntimeError, match="attn_mask dtype to be bool or float"):
         attention(x, attn_mask=mask)
