@@ -238,7 +238,7 @@ def test_bad_splits_are_refused():
     with pytest.raises(ValueError, match=r"labels must have shape \(4,\), got \(3,\)"):
         Split(images, labels[:3])
     for dtype in (torch.bool, torch.float32, torch.complex64):
-        with pytest.raises(ValueError, match="labels must be integers, got .*convert with labels.long()"):
+        with pytest.raises(ValueError, match="labels must be integers, got .*convert class numbers with labels.long()"):
             Split(images, labels.to(dtype))
     with pytest.raises(ValueError, match="holds no image"):
         make_loader(Split(images[:0], labels[:0]))

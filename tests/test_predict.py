@@ -215,7 +215,7 @@ def test_a_network_whose_parts_have_our_names_is_taken_as_any_other(config, tmp_
     path = tmp_path / "model.pt"  # torch.load would read the other ending as safetensors
     torch.save(model.state_dict(), path)
     again = Mine().eval()
-    again.load_state_dict(torch.load(path))
+    again.load_state_dict(torch.load(path, weights_only=True))
     assert torch.equal(again(images), model(images))
 
 

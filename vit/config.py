@@ -33,7 +33,7 @@ class _Config:
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {}
     CHOICES: ClassVar[dict[str, tuple[str, ...]]] = {}
 
-    def __new__(cls, *unnamed: Any, **values: Any) -> Self:
+    def __new__(cls, /, *unnamed: Any, **values: Any) -> Self:
         # Runs before the generated __init__, whose own messages suggest nothing.
         if unnamed:
             first = fields(cls)[0].name

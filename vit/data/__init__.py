@@ -34,6 +34,8 @@ def load_data(name: str, **options: Any) -> DataSplits:
     """
     check_choice("name", name, DATASETS)
     known = inspect.signature(DATASETS[name]).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):  # one of your own, that takes all
+        return DATASETS[name](**options)
     for option, value in options.items():
         if option not in known:
             hint = did_you_mean(option, known)

@@ -106,9 +106,8 @@ def load_training_state(
     forbidden = [text for name, text in differing.items() if name not in FREE_ON_RESUME]
     if forbidden:
         raise ValueError(f"{path} was written with other settings; resume with the same ones: {'; '.join(forbidden)}")
-    if state.get("has_loss_fn", has_loss_fn) != has_loss_fn:  # which states of earlier versions do not say
-        was, now = ("with a loss_fn", "without one") if state["has_loss_fn"] else ("without a loss_fn", "with one")
-        raise ValueError(f"{path} was trained {was} and is resumed {now}: give fit what it was given before")
+    if state.get("has_loss_fn") and not has_loss_fn:  # which states of earlier versions do not say
+        raise ValueError(f"{path} was trained with a loss_fn and is resumed without one: give fit the same again")
     saved = state["data"]
     in_both = [name for name in data if data[name] is not None and saved.get(name) is not None]
     if other := differences({name: saved[name] for name in in_both}, {name: data[name] for name in in_both}):
