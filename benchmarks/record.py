@@ -9,7 +9,7 @@
     python benchmarks/record.py --minutes 30 --pretrain mae     a third of the time without labels first
     python benchmarks/record.py --quick              seconds, on a CPU, with the built-in set; stores nothing
 
-benchmarks/on_gpu.py runs all of them, in the order that tells most, and speedrun.py. A command ends before
+benchmarks/on_gpu.py runs all of these but --val, in the order that tells most, and speedrun.py. A command ends before
 --minutes-per-command are over, with exit status 75 while something is left: start the same one again, and it goes on.
 
 The budget covers everything, from the start of each process until it stops or the accuracy is known: imports,
