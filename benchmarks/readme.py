@@ -5,6 +5,7 @@ python benchmarks/readme.py
 
 import statistics
 import sys
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -118,9 +119,9 @@ def _claims_tables(groups: dict, sources: dict[str, list[str]]) -> list[str]:
     return lines
 
 
-def speed_table() -> str:
+def speed_table(benchmark: str = "throughput") -> str:
     """A line a configuration, a train step and inference in each cell: speed, share of the hardware, and ratios."""
-    claims = report.load("throughput")
+    claims = report.load(benchmark)
     others = [name for name in libraries.LIBRARIES if name not in libraries.VARIANTS]
     sources: dict[str, list[str]] = {}
     rows = [["network", "pixels, batch", "images/s", "of the machine", *(name.replace("_", "-") for name in others)]]
@@ -133,7 +134,7 @@ def speed_table() -> str:
             own = claims[f"{preset}.{mode}.vit"]
             found = [claims[f"{preset}.{mode}.vit/{name}"]["value"] for name in others]
             of_mode.append(
-                [f"{own['value']:.3g}", f"{own['share_of_matrix_product']:.0f}", *(f"{r:.2f}" for r in found)]
+                [_three_digits(own["value"]), f"{own['share_of_matrix_product']:.0f}", *(f"{r:.2f}" for r in found)]
             )
             ratios[mode] += found
             _note_source(sources, own)
@@ -143,6 +144,10 @@ def speed_table() -> str:
     means = " / ".join(f"{statistics.geometric_mean(ratios[mode]):.2f}" for mode in MODES)
     last = f"Geometric mean of the ratios: {means}; the lowest is {min(min(r) for r in ratios.values()):.2f}."
     return "\n".join([*(f"| {' | '.join(row)} |" for row in rows), "", last, "", *_source_lines(sources)])
+
+
+def _three_digits(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def weights_table() -> str:
@@ -212,6 +217,7 @@ TABLES = {
     "weights": weights_table,
     "peers": peers_tables,
     "speed": speed_table,
+    "speed on another machine": partial(speed_table, "throughput_xeon"),
 }
 
 

@@ -187,10 +187,11 @@ def settings(options: argparse.Namespace) -> dict[str, str | int]:
 
 
 def result_name(benchmark: str, options: argparse.Namespace) -> str:
-    """Another device, precision, allocator or number of threads has a file of its own."""
+    """Another device, precision, allocator, number of threads or machine has a file of its own."""
     usual = {"device": "cpu", "precision": "fp32", "allocator": "keep"}
     parts = [value for name, value in settings(options).items() if name in usual and value != usual[name]]
-    return "_".join([benchmark, *parts, *([f"{options.threads}threads"] if options.threads else [])])
+    parts += [f"{options.threads}threads"] * bool(options.threads) + [options.machine] * bool(options.machine)
+    return "_".join([benchmark, *parts])
 
 
 def table(presets: list[str], claims: list[dict]) -> list[str]:
@@ -220,6 +221,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--allocator", choices=("keep", "default"), default="keep")
+    parser.add_argument("--machine", metavar="NAME", help="keeps the results apart from those of the usual machine")
     options = parser.parse_args()
     if options.device == "cpu":
         report.hide_gpus()
