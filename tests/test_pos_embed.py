@@ -31,47 +31,60 @@ def test_sincos_table_equals_its_formula():
 def test_rope_scores_depend_on_the_offset_alone():
     """Turning queries and keys makes q.k a function of the distance in rows and columns (Su et al., Eq. 11)."""
     grid, d = (4, 5), 16
-    rope = tuple(table.double() for table in rope2d_table(grid, d))
-    q, k = torch.randn(2, 1, 1, 1, d, dtype=torch.float64).expand(2, 1, 1, 20, d)
-    scores = (apply_rope(q, rope) @ apply_rope(k, rope).mT).view(*grid, *grid)
+    rope = rope2d_table(grid, d).double()
+    q, k = torch.randn(2, 1, 1, 1, d, dtype=torch.float64).expand(2, 1, 20, 1, d)
+    q, k = (apply_rope(x, rope)[0, :, 0] for x in (q, k))  # (N, d)
+    scores = (q @ k.T).view(*grid, *grid)
     torch.testing.assert_close(scores[0, 0, 1, 2], scores[2, 1, 3, 3], rtol=0, atol=1e-5)
     torch.testing.assert_close(scores[1, 3, 0, 0], scores[3, 4, 2, 1], rtol=0, atol=1e-5)
     assert (scores[0, 0, 1, 2] - scores[0, 0, 2, 1]).abs() > 1e-3, "rows and columns must not be confused"
 
 
-def test_rope_turns_pairs_as_complex_numbers_turn():
-    """RoFormer's Eq. 13: channels i and i + d/2 are one complex number, times exp(i angle)."""
-    sin, cos = (table.double() for table in rope2d_table((2, 3), 8))
-    x = torch.randn(2, 3, 7, 8, dtype=torch.float64)
-    row, column = (positions.double() for positions in grid_positions((2, 3)))
-    frequencies = torch.tensor([1.0, 0.1], dtype=torch.float64)
-    angles = torch.stack([row * frequencies[0], row * frequencies[1], column * frequencies[0], column * frequencies[1]])
-    pairs = torch.complex(x[..., 1:, :4], x[..., 1:, 4:]) * torch.polar(torch.ones(()).double(), angles.T)
-    turned = apply_rope(x, (sin, cos))
-    torch.testing.assert_close(turned[..., 1:, :], torch.cat([pairs.real, pairs.imag], dim=-1), rtol=0, atol=1e-6)
-    assert torch.equal(turned[..., :1, :], x[..., :1, :])
+def test_rope_turns_pairs_as_rotation_matrices_turn():
+    """RoFormer's Eq. 13: channels 2i and 2i + 1 are a point of the plane, turned by the angle, in every head alike."""
+    x = torch.randn(2, 7, 3, 8, dtype=torch.float64)
+    turned = apply_rope(x, rope2d_table((2, 3), 8).double())
+    for place in range(6):
+        row, column = divmod(place, 3)
+        for i, angle in enumerate((row, row * 0.1, column, column * 0.1)):
+            matrix = torch.tensor([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]]).double()
+            before, after = (y[:, place + 1, :, 2 * i : 2 * i + 2] for y in (x, turned))
+            torch.testing.assert_close(after, before @ matrix.T, rtol=0, atol=1e-6)
+    assert torch.equal(turned[:, :1], x[:, :1])
 
 
 def test_rope_keeps_lengths_and_leaves_prefix_tokens():
     rope = rope2d_table((2, 3), 8)
-    x = torch.randn(2, 3, 8, 8)
+    x = torch.randn(2, 8, 3, 8)
     turned = apply_rope(x, rope)
-    assert torch.equal(turned[:, :, :2], x[:, :, :2])
+    assert torch.equal(turned[:, :2], x[:, :2])
     torch.testing.assert_close(turned.norm(dim=-1), x.norm(dim=-1))
-    assert not torch.allclose(turned[:, :, 3:], x[:, :, 3:])
+    assert not torch.allclose(turned[:, 3:], x[:, 3:])
+
+
+@pytest.mark.parametrize("tokens", [6, 8])  # without a prefix, and with one
+def test_rope_is_the_same_compiled_and_in_half_precision(tokens):
+    """Written with complex numbers on the CPU, and without them for compilers and for half precision."""
+    rope, x = rope2d_table((2, 3), 8), torch.randn(2, tokens, 3, 8, requires_grad=True)
+    turn = torch.compile(apply_rope, backend="aot_eager", fullgraph=True, dynamic=True)
+    right, direction = apply_rope(x, rope), torch.randn(2, tokens, 3, 8)
+    torch.testing.assert_close(turn(x, rope), right)
+    torch.testing.assert_close(
+        torch.autograd.grad(turn(x, rope), x, direction), torch.autograd.grad(right, x, direction)
+    )
+    torch.testing.assert_close(apply_rope(x.bfloat16(), rope).float(), right, rtol=0.02, atol=0.02)
+    per_image = rope.expand(2, 6, 3, 8).contiguous()
+    torch.testing.assert_close(apply_rope(x, per_image), right)
+    torch.testing.assert_close(apply_rope(x.bfloat16(), per_image), apply_rope(x.bfloat16(), rope))
 
 
 def test_a_rotary_table_of_more_patches_than_tokens_is_refused():
     rope = rope2d_table((2, 3), 8)
     for tokens in (5, 1):
         with pytest.raises(ValueError, match=f"rope is a table of 6 patches and x has {tokens} tokens"):
-            apply_rope(torch.randn(2, 3, tokens, 8), rope)
+            apply_rope(torch.randn(2, tokens, 3, 8), rope)
         with pytest.raises(ValueError, match="rope is a table of 6 patches"):
             Attention(16, 2).weights(torch.randn(2, tokens, 16), rope)
-    turn = torch.compile(apply_rope, backend="aot_eager", fullgraph=True, dynamic=True)
-    for tokens in (6, 8):  # without a prefix, and with one
-        x = torch.randn(2, 3, tokens, 8)
-        torch.testing.assert_close(turn(x, rope), apply_rope(x, rope))
 
 
 def test_resampling_agrees_with_timm_and_the_native_grid_is_the_identity():

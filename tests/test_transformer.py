@@ -187,7 +187,7 @@ def test_the_first_outputs_alone_call_a_hooked_layer_and_drop_as_told():
 
 
 class Scaled(Attention):
-    def _qkv(self, x: Tensor, rope: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
+    def _qkv(self, x: Tensor, rope: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         q, k, v = super()._qkv(x, rope)
         return 3 * q, k, v
 

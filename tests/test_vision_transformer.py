@@ -499,13 +499,12 @@ def other_heads(model: VisionTransformer) -> None:
 
 
 def other_temperature(model: VisionTransformer) -> None:
-    for own, table in zip((model.rope_sin, model.rope_cos), rope2d_table((4, 4), 8, temperature=1e4), strict=True):
-        own.copy_(table)
+    model.rope.copy_(rope2d_table((4, 4), 8, temperature=1e4))
 
 
 class Slower(VisionTransformer):
     def _fixed_tables(self) -> dict[str, Tensor]:
-        return dict(zip(("rope_sin", "rope_cos"), rope2d_table((4, 4), 8, temperature=1e4), strict=True))
+        return {"rope": rope2d_table((4, 4), 8, temperature=1e4)}
 
 
 class Later(VisionTransformer):
@@ -551,7 +550,7 @@ def test_a_network_that_its_config_does_not_describe_is_refused(tiny, shapes, ch
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        (other_temperature, "rope_sin, rope_cos"),
+        (other_temperature, "rope"),
         (Slower, "Slower._fixed_tables"),
         (Later, "Later.build_positions"),
     ],

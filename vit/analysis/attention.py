@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from vit.analysis.inputs import Images, prepare_images
 from vit.analysis.layout import TokenLayout, blocks_of, layer_indices, pooled_row, token_layout
-from vit.model.transformer import Attention, Rope
+from vit.model.transformer import Attention
 from vit.modules import eval_mode, unwrap
 
 LARGE_MAPS = 1e9  # bytes; above it `attention_maps` says how much it will take before it starts
@@ -152,7 +152,7 @@ def _record_ours(attn: Attention, i: int, maps: dict[int, Tensor], with_grad: bo
         maps[i] = module.weights(*args[:3], **{name: v for name, v in kwargs.items() if name != "num_outputs"})
 
     def attend(
-        x: Tensor, rope: Rope | None = None, attn_mask: Tensor | None = None, num_outputs: int | None = None
+        x: Tensor, rope: Tensor | None = None, attn_mask: Tensor | None = None, num_outputs: int | None = None
     ) -> Tensor:
         maps[i] = attn.weights(x, rope, attn_mask)  # (B, h, T, T)
         dropped = nn.functional.dropout(maps[i], attn.attn_drop, attn.training)  # (B, h, T, T)

@@ -16,7 +16,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vit.arguments import is_number
 from vit.model.patch_embed import PatchDrop
-from vit.model.transformer import Rope
 from vit.modules import eval_mode
 
 
@@ -112,6 +111,6 @@ class _KeepFirst(PatchDrop):
     """As many patches as `PatchDrop` keeps, but always the first: no random number is drawn that a training running
     beside may need."""
 
-    def forward(self, x: Tensor, rope: Rope | None = None) -> tuple[Tensor, Rope | None]:
+    def forward(self, x: Tensor, rope: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         num_kept = self.num_kept(x.shape[1])
-        return x[:, :num_kept], None if rope is None else tuple(table[:num_kept] for table in rope)
+        return x[:, :num_kept], None if rope is None else rope[:num_kept]

@@ -38,9 +38,9 @@ def take_patches(patches: Tensor, places: Tensor) -> Tensor:
     return patches.gather(1, places[..., None].expand(-1, -1, patches.shape[2]))
 
 
-def take_angles(rope: tuple[Tensor, Tensor] | None, places: Tensor) -> tuple[Tensor, Tensor] | None:
-    """Rotary angles (N, d) at the places (B, K), for every head: (B, 1, K, d)."""
-    return None if rope is None else tuple(table[places][:, None] for table in rope)
+def take_angles(rope: Tensor | None, places: Tensor) -> Tensor | None:
+    """Rotary angles (N, 1, d) at the places (B, K): (B, K, 1, d)."""
+    return None if rope is None else rope[places]
 
 
 class PatchEmbed(nn.Module):
@@ -142,12 +142,10 @@ class PatchDrop(nn.Module):
     def num_kept(self, num_patches: int) -> int:
         return max(1, round(num_patches * (1 - self.rate)))
 
-    def forward(
-        self, x: Tensor, rope: tuple[Tensor, Tensor] | None = None
-    ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
-        """Patch tokens (B, N, D) with their positions, and rotary angles (N, d), to the K that are kept, in order."""
+    def forward(self, x: Tensor, rope: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Patch tokens (B, N, D) with their positions, and rotary angles (N, 1, d), to the K kept, in order."""
         if not self.training or not self.rate:
             return x, rope
         B, N, _ = x.shape
         kept = torch.rand(B, N, device=x.device).topk(self.num_kept(N), dim=1).indices.sort(dim=1).values  # (B, K)
-        return take_patches(x, kept), take_angles(rope, kept)  # (B, K, D), (B, 1, K, d)
+        return take_patches(x, kept), take_angles(rope, kept)  # (B, K, D), (B, K, 1, d)

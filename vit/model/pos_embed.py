@@ -1,6 +1,6 @@
 """Where a patch sits in the image: fixed tables, rotary angles, and resampling a learned table to another grid.
 
-Additive kinds ("learned", "sincos2d") change the patch tokens once. The rotary kind gives (sin, cos) once per
+Additive kinds ("learned", "sincos2d") change the patch tokens once. The rotary kind gives angles once per
 forward, and every attention turns its queries and keys by them. Grids are (rows, columns), counted row by row.
 Sources: Vaswani et al., "Attention Is All You Need", 2017, section 3.5 (sine and cosine); Beyer et al.,
 "Better plain ViT baselines for ImageNet-1k", 2022 (in 2-D, for ViTs); Su et al., "RoFormer", 2021 (rotary);
@@ -42,31 +42,42 @@ def sincos2d_table(grid_size: tuple[int, int], embed_dim: int, temperature: floa
     return table[None].float().to(torch.get_default_device())  # (1, N, D)
 
 
-def rope2d_table(grid_size: tuple[int, int], head_dim: int, temperature: float = 100.0) -> tuple[Tensor, Tensor]:
-    """Sine and cosine of every patch's rotary angles, each (N, d), the sine negative in its first half as `apply_rope`
-    needs it. Half of the channel pairs turn with the row, half with the column; channel i is paired with i + d/2."""
+def rope2d_table(grid_size: tuple[int, int], head_dim: int, temperature: float = 100.0) -> Tensor:
+    """Cosine and sine of every patch's rotary angles in turns, (N, 1, d), the same for all heads. Half of the channel
+    pairs turn with the row, half with the column."""
     if head_dim % 4:
         raise ValueError(f"head_dim={head_dim} must be a multiple of 4: rows and columns each turn pairs of channels")
     rows, columns = grid_positions(grid_size)
     frequencies = temperature ** -(torch.arange(head_dim // 4, **_EXACT) / (head_dim // 4))
     angles = torch.cat([rows[:, None] * frequencies, columns[:, None] * frequencies], dim=1)  # (N, d/2)
-    sin, cos = torch.cat([-angles.sin(), angles.sin()], dim=1), angles.cos().repeat(1, 2)  # 2 x (N, d)
-    return tuple(table.float().to(torch.get_default_device()) for table in (sin, cos))
+    table = torch.stack([angles.cos(), angles.sin()], dim=2)  # (N, d/2, 2)
+    return table.flatten(1)[:, None].float().to(torch.get_default_device())  # (N, 1, d)
 
 
-def apply_rope(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
-    """Turns the last N tokens of x (B, h, T, d) by their angles and leaves the T - N prefix tokens as they are."""
-    sin, cos = (table.to(x.dtype) for table in rope)
-    num_prefix = x.shape[-2] - sin.shape[-2]
+def apply_rope(x: Tensor, rope: Tensor) -> Tensor:
+    """Turns the last N tokens of x (B, T, h, d) by their angles, and leaves the T - N prefix tokens as they are.
+
+    Channels 2i and 2i + 1 are a complex number, times cos + i sin (Su et al., Eq. 13).
+
+    Args:
+        rope: of `rope2d_table`, (N, 1, d), or for each image and head, up to (B, N, h, d).
+    """
+    num_prefix = x.shape[-3] - rope.shape[-3]
     if num_prefix < 0:
         raise ValueError(
-            f"rope is a table of {sin.shape[-2]} patches and x has {x.shape[-2]} tokens: it must have one row for each "
-            "patch, so at most as many as tokens; make it with rope2d_table(grid_size, head_dim)"
+            f"rope is a table of {rope.shape[-3]} patches and x has {x.shape[-3]} tokens: it must have one row for "
+            "each patch, so at most as many as tokens; make it with rope2d_table(grid_size, head_dim)"
         )
-    prefix, patches = x[..., :num_prefix, :], x[..., num_prefix:, :]  # (B, h, T-N, d), (B, h, N, d)
-    swapped = patches.roll(x.shape[-1] // 2, dims=-1)  # (B, h, N, d)
-    turned = torch.addcmul(patches * cos, swapped, sin)  # (B, h, N, d)
-    return torch.cat([prefix, turned], dim=-2) if num_prefix else turned  # (B, h, T, d)
+    pairs = x[..., num_prefix:, :, :].unflatten(-1, (-1, 2))  # (B, N, h, d/2, 2)
+    turn = rope.to(x.dtype).unflatten(-1, (-1, 2))  # (N, 1, d/2, 2)
+    if x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and not torch.compiler.is_compiling():
+        # One pass over the memory. Compilers cannot fuse complex numbers, and there are none of half precision.
+        turned = torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(turn))
+    else:
+        (a, b), (cos, sin) = pairs.unbind(-1), turn.unbind(-1)  # (B, N, h, d/2), (N, 1, d/2)
+        turned = torch.stack([a * cos - b * sin, b * cos + a * sin], dim=-1)
+    turned = turned.flatten(-2)  # (B, N, h, d)
+    return torch.cat([x[..., :num_prefix, :, :], turned], dim=-3) if num_prefix else turned  # (B, T, h, d)
 
 
 # Every library resamples in its own way, and the results differ: a table should be resampled as its own did.

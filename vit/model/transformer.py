@@ -14,8 +14,6 @@ from torch import Tensor, nn
 from vit.arguments import check_choice
 from vit.model.pos_embed import apply_rope
 
-Rope = tuple[Tensor, Tensor]
-
 
 class Attention(nn.Module):
     """Multi-head self-attention.
@@ -53,12 +51,12 @@ class Attention(nn.Module):
         return f"num_heads={self.num_heads}, head_dim={self.head_dim}"
 
     def forward(
-        self, x: Tensor, rope: Rope | None = None, attn_mask: Tensor | None = None, num_outputs: int | None = None
+        self, x: Tensor, rope: Tensor | None = None, attn_mask: Tensor | None = None, num_outputs: int | None = None
     ) -> Tensor:
         """Tokens (B, T, D) to tokens (B, T, D), or (B, num_outputs, D).
 
         Args:
-            rope: sine and cosine (N, d) for the last N tokens.
+            rope: angles of the last N tokens, (N, 1, d) or up to (B, N, h, d), see `apply_rope`.
             attn_mask: broadcastable to (B, h, T, T); bool, True where a query may look, or float, added to the scores.
             num_outputs: only so many first tokens ask, although they look at all; default all T.
         """
@@ -73,7 +71,7 @@ class Attention(nn.Module):
         x = x.transpose(1, 2).flatten(2)  # (B, num_outputs, D)
         return self.proj_drop(self.proj(x))
 
-    def weights(self, x: Tensor, rope: Rope | None = None, attn_mask: Tensor | None = None) -> Tensor:
+    def weights(self, x: Tensor, rope: Tensor | None = None, attn_mask: Tensor | None = None) -> Tensor:
         """The attention probabilities (B, h, T, T) that `forward` uses for the same input, before dropout; zeros for a
         query that a mask lets look at nothing."""
         q, k, _ = self._qkv(x, rope)  # (B, h, T, d)
@@ -90,14 +88,14 @@ class Attention(nn.Module):
         # Filled on both sides, so that the gradient is not NaN either.
         return scores.masked_fill(is_blind, 0).softmax(dim=-1).masked_fill(is_blind, 0)
 
-    def _qkv(self, x: Tensor, rope: Rope | None) -> tuple[Tensor, Tensor, Tensor]:
+    def _qkv(self, x: Tensor, rope: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         B, T, _ = x.shape
         parts = self.qkv(x).chunk(3, dim=-1)  # 3 x (B, T, D): their gradients join in one copy
-        q, k, v = (part.view(B, T, self.num_heads, self.head_dim).transpose(1, 2) for part in parts)  # 3 x (B, h, T, d)
+        q, k, v = (part.view(B, T, self.num_heads, self.head_dim) for part in parts)  # 3 x (B, T, h, d)
         q, k = self.q_norm(q), self.k_norm(k)
         if rope is not None:
             q, k = apply_rope(q, rope), apply_rope(k, rope)
-        return q, k, v
+        return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # 3 x (B, h, T, d)
 
     def _is_one_linear_map(self) -> bool:
         """Whether queries, keys and values are no more than `qkv` of the tokens, and no hook waits for its call."""
@@ -218,7 +216,7 @@ class Block(nn.Module):
         self.drop_path2 = DropPath(drop_path) if drop_path else nn.Identity()
 
     def forward(
-        self, x: Tensor, rope: Rope | None = None, attn_mask: Tensor | None = None, num_outputs: int | None = None
+        self, x: Tensor, rope: Tensor | None = None, attn_mask: Tensor | None = None, num_outputs: int | None = None
     ) -> Tensor:
         """Tokens (B, T, D) to tokens (B, num_outputs, D): all T of them, or so many first ones alone."""
         attended = self.attn(self.norm1(x), rope, attn_mask, num_outputs)  # (B, num_outputs, D)
@@ -268,7 +266,7 @@ class Encoder(nn.Module):
         self.norm = nn.LayerNorm(dim, eps=norm_eps) if final_norm else nn.Identity()
 
     def forward(
-        self, x: Tensor, rope: Rope | None = None, attn_mask: Tensor | None = None, num_outputs: int | None = None
+        self, x: Tensor, rope: Tensor | None = None, attn_mask: Tensor | None = None, num_outputs: int | None = None
     ) -> Tensor:
         """Tokens (B, T, D) to normalized tokens (B, num_outputs, D); `rope` and `attn_mask` go to every attention.
 
@@ -280,7 +278,7 @@ class Encoder(nn.Module):
             x = block(x, rope, attn_mask)
         return self.norm(self.blocks[-1](x, rope, attn_mask, num_outputs))
 
-    def block_outputs(self, x: Tensor, rope: Rope | None = None, attn_mask: Tensor | None = None) -> list[Tensor]:
+    def block_outputs(self, x: Tensor, rope: Tensor | None = None, attn_mask: Tensor | None = None) -> list[Tensor]:
         """The tokens (B, T, D) after every block, before the final LayerNorm."""
         outputs = []
         for block in self.blocks:

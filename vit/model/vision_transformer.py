@@ -18,7 +18,7 @@ from vit.model.head import build_head
 from vit.model.initialization import init_weights
 from vit.model.patch_embed import PatchDrop, PatchEmbed
 from vit.model.pos_embed import resample_pos_embed, rope2d_table, sincos2d_table
-from vit.model.transformer import DropPath, Encoder, Rope
+from vit.model.transformer import DropPath, Encoder
 from vit.modules import unwrap
 
 # The methods by which images become logits.
@@ -92,7 +92,7 @@ class VisionTransformer(nn.Module):
         if config.pos_embed == "sincos2d":
             return {"pos_table": sincos2d_table(config.grid_size, config.embed_dim)}
         if config.pos_embed == "rope":
-            return dict(zip(("rope_sin", "rope_cos"), rope2d_table(config.grid_size, config.head_dim), strict=True))
+            return {"rope": rope2d_table(config.grid_size, config.head_dim)}
         return {}
 
     def to_empty(self, *, device: torch.device | str | int | None, recurse: bool = True) -> Self:
@@ -129,13 +129,15 @@ class VisionTransformer(nn.Module):
         mean = tokens[:, self.config.num_prefix_tokens :].mean(dim=1)  # (B, D)
         return mean if self.config.pool == "mean" else torch.cat([tokens[:, 0], mean], dim=1)  # (B, 2*D)
 
-    def embed(self, images: Tensor) -> tuple[Tensor, Rope | None]:
-        """Normalized images (B, C, H, W) to the encoder's input: tokens (B, T, D), and (sin, cos) for rotary
-        positions or None."""
+    def embed(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Normalized images (B, C, H, W) to the encoder's input: tokens (B, T, D), and for rotary positions
+        the angles of the patches, up to (B, N, h, d), or None."""
         x = self.patch_embed(images)  # (B, N, D)
         x = self._add_positions(x)  # (B, N, D)
-        rope = (self.rope_sin, self.rope_cos) if self.config.pos_embed == "rope" else None
-        x, rope = self.patch_drop(x, rope)  # (B, N, D)
+        x, rope = self.patch_drop(x, self.rope if self.config.pos_embed == "rope" else None)  # (B, N, D)
+        if rope is not None and rope.device.type == "cpu":
+            # Long rows, since short ones that repeat for every head are slow there.
+            rope = rope.repeat_interleave(self.config.num_heads, dim=-2)  # (N, h, d), or (B, N, h, d)
         prefix = [token.expand(x.shape[0], -1, -1) for token in (self.cls_token, self.reg_token) if token is not None]
         x = torch.cat([*prefix, x], dim=1) if prefix else x  # (B, T, D)
         return self.norm_pre(self.pos_drop(x)), rope

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from vit.arguments import as_integer
 from vit.model import Encoder
-from vit.model.transformer import Rope
 from vit.model.vision_transformer import VisionTransformer, check_own, check_plain
 
 _CLOSED = 1e-12  # a gate's start: nothing in float32, and yet its logarithm has a slope
@@ -34,10 +33,10 @@ class PromptedEncoder(Encoder):
         self.first = first
         self.gate = nn.Parameter(torch.full((num_prompts,), _CLOSED))
 
-    def forward(self, x: Tensor, rope: Rope | None = None, *, num_outputs: int | None = None) -> Tensor:
+    def forward(self, x: Tensor, rope: Tensor | None = None, *, num_outputs: int | None = None) -> Tensor:
         return super().forward(x, rope, self._mask(x), num_outputs)
 
-    def block_outputs(self, x: Tensor, rope: Rope | None = None) -> list[Tensor]:
+    def block_outputs(self, x: Tensor, rope: Tensor | None = None) -> list[Tensor]:
         return super().block_outputs(x, rope, self._mask(x))
 
     def _mask(self, x: Tensor) -> Tensor:
