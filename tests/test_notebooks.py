@@ -44,7 +44,7 @@ FAST = {
     "05_inside_the_vit": ['data_name, weights, num_images, shown = "shapes", "vit_nano_patch4_32.shapes", 16, [0, 3]'],
     "06_playground": [
         "vit.data.DATASETS['shapes'] = vit.data.make_shapes",  # all of them: trials differ by few images
-        'data_name, num_images, num_trials = "shapes", 200, 10',
+        'data_name, num_images, num_trials = "shapes", 600, 10',  # of fewer images, too few trials leave 10 %
         'model_config = ViTConfig.preset("vit_pico_patch8_32", depth=1)',
         'train_config = TrainConfig.preset("quick", device="cpu", batch_size=20)',
     ],
