@@ -32,7 +32,7 @@ RECIPES = {
         MODEL,
         vit.TrainConfig(epochs=30, crop_padding=4, device="cpu"),
     ),
-    "vit_fast8_patch4_32.cifar10": (lambda: vit.load_data("cifar10"), *vit.recipe("cpu_2h", device="cpu")),
+    "vit_fast6_wide_patch4_32.cifar10": (lambda: vit.load_data("cifar10"), *vit.recipe("cpu_2h", device="cpu")),
     # Half of the classes, for transfer to the others. Without label smoothing, which makes features transfer less: see
     # Kornblith et al., "Why Do Better Loss Functions Lead to Less Transferable Features?", NeurIPS 2021.
     "vit_nano_patch4_32.cifar10_0to4": (
