@@ -108,13 +108,14 @@ def test_preparations_are_the_library_s(shapes):
 # Time
 
 
-def test_a_training_is_fit_for_so_many_steps(shapes):
+@pytest.mark.parametrize("changes", [{}, {"cutmix_alpha": 1.0, "mix_until": 0.5}], ids=["plain", "mixed"])
+def test_a_training_is_fit_for_so_many_steps(changes, shapes):
     torch.manual_seed(2)
-    model = vit.VisionTransformer(TINY.model)
-    config = replace(TINY.train, epochs=1.5, warmup_epochs=0.15, seed=2)  # 8 steps an epoch
+    model, base = vit.VisionTransformer(TINY.model), replace(TINY, train=replace(TINY.train, **changes))
+    config = replace(base.train, epochs=1.5, warmup_epochs=0.15, seed=2)  # 8 steps an epoch
     loaders = vit.make_loaders(shapes, config)
     vit.fit(model, loaders[0], None, config)
-    assert train(TINY.with_seed(2), shapes, 12) == vit.evaluate(model, loaders[1], config).accuracy
+    assert train(base.with_seed(2), shapes, 12) == vit.evaluate(model, loaders[1], config).accuracy
 
 
 def test_a_mean_step_is_weighted_by_the_parts_of_the_training(shapes, monkeypatch):

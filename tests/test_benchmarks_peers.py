@@ -351,6 +351,14 @@ def test_validation_is_off_the_clock(monkeypatch):
     assert list(track.accuracy) == [2, 5, 8, 10, 12, 15, 18, 20, 22, 25]
 
 
+def test_a_recipe_of_ours_that_mixes_images_is_stretched_to_the_steps(data):
+    model_config, config = vit.recipe("quick", device="cpu", cutmix_alpha=1.0, mix_until=0.5)
+    seen = []
+    few = replace(data, train=data.train.subset(slice(60)))
+    tta.train_ours(vit.VisionTransformer(model_config), config, few, 5, seen.append)
+    assert len(seen) == 5
+
+
 def test_operations_are_counted_with_the_patches_that_are_dropped():
     config = PEERS["uva15"].model
     T, D, hidden = 65, 256, 512
