@@ -18,6 +18,7 @@ FACTS = {
     "command",
 }
 TEST_SPLITS = {
+    "vit_fast6_wide_patch4_32.cifar10": lambda: vit.load_data("cifar10"),
     "vit_nano_patch4_32.cifar10": lambda: vit.load_data("cifar10"),
     "vit_nano_patch4_32.cifar10_0to4": lambda: keep_classes(vit.load_data("cifar10"), range(5)),
     "vit_nano_patch4_32.shapes": lambda: vit.load_data("shapes", num_train=1000, num_val=1, num_test=2000),
