@@ -60,7 +60,7 @@ def test_files_that_are_no_weights_are_refused(saved, tmp_path):
     for load in (vit.load, lambda path: vit.pretrained.load_weights(None, path)):
         with pytest.raises(FileNotFoundError, match="no weights at https:/.*addresses are never fetched"):
             load("https://example.org/model.safetensors")
-    with pytest.raises(TypeError, match="path=3 must be the path of a file, or one of these names: vit_nano_patch4_32"):
+    with pytest.raises(TypeError, match="path=3 must be the path of a file, or one of .*vit_nano_patch4_32"):
         vit.load(3)
     (tmp_path / "page.safetensors").write_text("<!DOCTYPE html><html>503</html>")
     with pytest.raises(ValueError, match="page.safetensors is not a readable safetensors file"):
