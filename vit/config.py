@@ -92,7 +92,7 @@ def _sizes(*sizes: int, **more: Any) -> dict[str, Any]:
     return dict(zip(names, sizes, strict=True)) | more
 
 
-# For minutes on a CPU. Rotary positions, a twelfth more of a step, lose in five of them and gain from twenty on.
+# For minutes on a CPU. Rotary positions make every step longer: they lose in five minutes and gain in twenty.
 _FAST_OPTIONS = {"mlp_ratio": 2.0, "pool": "mean", "head": "linear", "pos_embed": "sincos2d"}
 _LONGER_OPTIONS = _FAST_OPTIONS | {"pos_embed": "rope"}
 
