@@ -47,9 +47,8 @@ def train(setup: Setup, data: DataSplits, steps: int, run_dir: Path | None = Non
     images first it starts anew.
     """
     model = new_model(setup, data)
-    epochs = steps / len(vit.make_loaders(data, setup.train)[0])
-    config = replace(setup.train, epochs=epochs, warmup_epochs=setup.train.warmup_epochs / setup.train.epochs * epochs)
-    loader, val_loader = vit.make_loaders(data, config)  # which mix images for a share of these epochs
+    loader, val_loader = vit.make_loaders(data, setup.train)
+    config = setup.train.with_epochs(steps / len(loader))
     if setup.start_size:
         train_progressively(model, data, config, start_size=setup.start_size, until=setup.start_share)
     else:

@@ -208,8 +208,7 @@ class Run:
                 sys.exit(f"{self.name}: {seconds:.0f} s are left for {stage.name}, not enough for a step")
             planned = {"epochs": epochs, "seconds": seconds}
             self.store(file, planned)
-        warmup = stage.config.warmup_epochs / stage.config.epochs
-        return replace(stage.config, epochs=planned["epochs"], warmup_epochs=warmup * planned["epochs"])
+        return stage.config.with_epochs(planned["epochs"])
 
     def seconds_to_train(self) -> float:
         """What is left of the minutes, less what will be needed for other things."""
@@ -292,7 +291,7 @@ def probe_network(network: str, config: vit.TrainConfig, options: argparse.Names
         # The average reaches as far back as in a long run, as a share of it.
         config = replace(config, ema_decay=1 - (1 - SUPERVISED.ema_decay) * SUPERVISED.epochs / config.epochs)
     began = time.perf_counter()
-    if not vit.fit(model, vit.make_loaders(data, config)[0], None, config).is_complete:
+    if not vit.fit(model, loader, None, config).is_complete:
         sys.exit("stopped: the probe starts anew next time")
     seconds = time.perf_counter() - began
     test = vit.evaluate(model, vit.make_eval_loader(data, measured, device=config.device), config)

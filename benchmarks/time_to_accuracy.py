@@ -118,9 +118,8 @@ def train_peer(model: nn.Module, peer: Peer, batches: Iterator, steps: int) -> I
 
 def train_ours(model: nn.Module, config: vit.TrainConfig, data: DataSplits, steps: int, track: "Track") -> None:
     """`vit.fit` for so many steps, its warm-up the same share of them as in the config."""
-    epochs = steps / len(vit.make_loaders(data, config)[0])
-    config = replace(config, epochs=epochs, warmup_epochs=config.warmup_epochs / config.epochs * epochs)
-    loader, _ = vit.make_loaders(data, config)  # which mixes images for a share of these epochs
+    loader, _ = vit.make_loaders(data, config)
+    config = config.with_epochs(steps / len(loader))
     loss_fn = classification_loss(config.label_smoothing)
 
     def watched(model: nn.Module, batch: tuple[Tensor, ...]) -> tuple[Tensor, dict[str, Tensor]]:

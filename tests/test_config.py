@@ -131,6 +131,15 @@ def test_a_preset_of_other_epochs_has_the_same_share_of_warm_up(epochs, warmup):
         assert config.epochs == epochs and config.warmup_epochs == pytest.approx(warmup)
     assert TrainConfig.preset("cpu_10min", epochs=epochs, warmup_epochs=0.25 * epochs).warmup_epochs == 0.25 * epochs
     assert replace(TrainConfig.preset("cpu_10min"), epochs=30).warmup_epochs == 1.0, "which changes one field alone"
+
+
+def test_a_config_of_other_epochs_has_the_same_share_of_warm_up():
+    config = TrainConfig(epochs=4, warmup_epochs=0.5, seed=3)
+    assert config.with_epochs(8) == TrainConfig(epochs=8, warmup_epochs=1.0, seed=3)
+    assert config.with_epochs(0.4).warmup_epochs == pytest.approx(0.05)
+    for epochs in ("8", 0, -1, float("nan")):
+        with pytest.raises(ValueError, match=rf"TrainConfig.epochs={epochs!r} must be a number"):
+            config.with_epochs(epochs)
     with pytest.raises(ValueError, match="epochs='3' must be a number"):
         TrainConfig.preset("cpu_10min", epochs="3")
     with pytest.raises(ValueError, match="epochs=-3 must be a number"):

@@ -321,9 +321,41 @@ def test_mixing_ends_with_its_share_of_the_run(shapes):
 
     fit(make_model(), loader, None, config, loss_fn=loss_fn)
     assert seen == kinds
-    longer = replace(config, epochs=4)
-    with pytest.raises(ValueError, match="the first 11.2 steps, but with mix_until=0.7 and epochs=4 it should be 22.4"):
-        fit(make_model(), loader, None, longer)
+
+
+def test_a_loader_made_for_other_epochs_mixes_as_long_as_the_run_asks(shapes):
+    """As one made for the run does; the loader itself stays what it was."""
+    config = replace(QUICK, epochs=2, cutmix_alpha=1.0, mix_until=0.7)
+    longer = config.with_epochs(3)
+    loader, anew = make_loaders(shapes, config)[0], make_loaders(shapes, longer)[0]
+    models = [make_model() for _ in range(3)]
+    for model, train_loader, run in zip(models, (loader, anew, anew), (longer, longer, config), strict=True):
+        fit(model, train_loader, None, run)
+    assert same_weights(models[0], models[1]) and not same_weights(models[1], models[2])
+    assert loader.config is config and [loader.batch(1, step)[1].ndim for step in (3, 4)] == [2, 1]
+    assert [anew.batch(2, step)[1].ndim for step in (0, 1)] == [2, 1]  # 16.8 steps of 24
+
+
+def test_a_wrapped_loader_is_not_taken_off(shapes):
+    class Wrapped:
+        def __init__(self, loader):
+            self.loader, self.batches = loader, 0
+
+        def __len__(self):
+            return len(self.loader)
+
+        def __getattr__(self, name):
+            return getattr(self.loader, name)
+
+        def epoch(self, epoch, start_step=0):
+            for batch in self.loader.epoch(epoch, start_step):
+                self.batches += 1
+                yield batch
+
+    config = replace(QUICK, epochs=1, cutmix_alpha=1.0, mix_until=0.7)
+    wrapped = Wrapped(make_loaders(shapes, config)[0])
+    fit(make_model(), wrapped, None, config)
+    assert wrapped.batches == 8
 
 
 def test_the_best_state_is_the_best_that_was_saved(shapes, monkeypatch, tmp_path):

@@ -10,7 +10,7 @@ Source: Dosovitskiy et al., "An Image is Worth 16x16 Words", ICLR 2021, Table 1 
 
 import math
 from collections.abc import Collection, Iterable
-from dataclasses import FrozenInstanceError, asdict, dataclass, fields
+from dataclasses import FrozenInstanceError, asdict, dataclass, fields, replace
 from typing import Any, ClassVar, Self
 
 from vit.arguments import as_integer, check_choice, did_you_mean, is_integer, is_number, nearest
@@ -432,6 +432,11 @@ class TrainConfig(_Config):
             share = of_preset["warmup_epochs"] / of_preset["epochs"]
             changes = {"warmup_epochs": max(0.0, share * epochs)} | changes
         return super().preset(name, **changes)
+
+    def with_epochs(self, epochs: float) -> Self:
+        """The same training over other epochs: its warm-up stays the same share of them."""
+        warmup_epochs = self.warmup_epochs / self.epochs * epochs if is_number(epochs) else self.warmup_epochs
+        return replace(self, epochs=epochs, warmup_epochs=warmup_epochs)
 
     def mixed_steps(self, steps_per_epoch: int) -> float:
         """How many first steps of the run may be mixed: see `mix_until`; without an end where it is 1."""

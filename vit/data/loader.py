@@ -5,10 +5,12 @@ after an interruption, and creating another loader changes nothing. There are no
 gathers, and a notebook on Windows or macOS behaves like one on Linux.
 """
 
+import copy
 import math
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Self
 
 import numpy as np
 import torch
@@ -42,7 +44,7 @@ class Loader:
         shuffle: a new random order every epoch, or the split's own.
         seed: decides the order and the augmentations of every epoch.
         num_classes, class_names: let `fit` and `evaluate` compare them with the model's before they start.
-        config: that of the run, for `fit` to compare with its own; it says how long batches are mixed.
+        config: that of the run, for `fit` to compare with its own; it says how long batches are mixed, see `for_run`.
     """
 
     def __init__(
@@ -92,6 +94,13 @@ class Loader:
     def __repr__(self) -> str:
         kinds = ["shuffled"] * self.shuffle + ["augmented"] * bool(self.augment) + ["mixed"] * bool(self.mix)
         return f"Loader({len(self)} batches of {self.split!r}{''.join(f', {kind}' for kind in kinds)}, {self.device})"
+
+    def for_run(self, config: TrainConfig) -> Self:
+        """This loader for a run of other epochs or another `mix_until`: its batches are mixed for as long as `config`
+        says. It shares the images; `fit` calls it."""
+        loader = copy.copy(self)
+        loader.config, loader.mixed_steps = config, config.mixed_steps(len(self))
+        return loader
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
         """The epoch's batches from `start_step` on: normalized images (B, C, H, W), labels (B,) or, when mixed,

@@ -66,11 +66,12 @@ def train(options: argparse.Namespace, data: DataSplits, network: ViTConfig, con
     with processes(config.device) as world:
         torch.manual_seed(config.seed)
         model = VisionTransformer(network)
+        loaders = make_loaders(data, config)
         if options.minutes is not None:
-            config = for_budget(model, *make_loaders(data, config), config, minutes=options.minutes)
+            config = for_budget(model, *loaders, config, minutes=options.minutes)
             if world.is_first:
                 print(f"{config.epochs} epochs fit into {options.minutes:g} minutes", flush=True)
-        history = fit(model, *make_loaders(data, config), config, run_dir=options.run_dir, resume=options.resume)
+        history = fit(model, *loaders, config, run_dir=options.run_dir, resume=options.resume)
         if world.is_first and history.is_complete:
             model.metadata = dict(data.metadata)
             save(model, options.run_dir / "model.safetensors")

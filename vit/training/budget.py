@@ -45,8 +45,8 @@ def for_budget(
 
     Times real steps of a copy of the model, with and without dropped patches where the config drops some, and one pass
     over the val loader, which `fit` makes after every epoch. The model, the loaders and the random state stay as they
-    are; with `mix_until` below 1 make the loaders anew for the new config. Within `distributed.processes()` all
-    processes call this together, and get the same config.
+    are, and `fit` takes the same loaders. Within `distributed.processes()` all processes call this together, and get
+    the same config.
 
     Args:
         model, train_loader, val_loader, config: as `fit` takes them.
@@ -96,7 +96,7 @@ def for_budget(
     epochs = _epochs_that_fit(60 * minutes, step * len(train_loader), val)
     if epochs * len(train_loader) < 1:
         raise ValueError(f"minutes={minutes} is too short: a step takes {step:.2f} s here and a validation {val:.1f} s")
-    return replace(config, epochs=epochs, warmup_epochs=config.warmup_epochs / config.epochs * epochs)
+    return config.with_epochs(epochs)
 
 
 def _epochs_that_fit(seconds: float, epoch: float, val: float) -> float:

@@ -33,7 +33,7 @@ from vit.training.optim import note_peak_rates
 from vit.training.run_files import holds_state, refuse_existing
 from vit.training.run_lock import being_written
 
-# The settings that decide what a train loader gives; what it mixes until when is in its `mixed_steps`.
+# The settings that decide what a train loader gives. How long it mixes is not among them: see `Loader.for_run`.
 DATA_SETTINGS = (
     "batch_size",
     "seed",
@@ -171,12 +171,6 @@ def _check_settings(train_loader: Any, config: TrainConfig) -> None:
                     f"train_loader was made with {name}={theirs!r}, but config has {name}={ours!r}: make the loaders "
                     "with this config"
                 )
-    mixed_steps = getattr(train_loader, "mixed_steps", None)
-    if getattr(train_loader, "mix", None) is not None and mixed_steps != config.mixed_steps(len(train_loader)):
-        raise ValueError(
-            f"train_loader mixes the first {mixed_steps:g} steps, but with mix_until={config.mix_until} and epochs="
-            f"{config.epochs} it should be {config.mixed_steps(len(train_loader)):g}: make the loaders with this config"
-        )
 
 
 def check_same(

@@ -66,7 +66,8 @@ def fit(
     Args:
         train_loader, val_loader: of `make_loaders`, or anything with `len(loader)` and `loader.epoch(epoch,
             start_step=0)`, which yields tuples (images, ...) of equally long tensors, in an order that depends on
-            `epoch` alone. `fit` moves no batch of the train loader: its tensors must be on the model's device.
+            `epoch` alone. `fit` moves no batch of the train loader: its tensors must be on the model's device. One of
+            `make_loaders` may have been made for other epochs: batches are mixed for as long as this config says.
         run_dir: folder for `config.json`, if it has none, `history.csv` and the resumable state, written at the start,
             after each epoch, at a stop, and every few minutes of a long epoch (`run_files.SAVE_SECONDS`). The state
             before the last and that of the best epoch are kept beside it.
@@ -119,6 +120,8 @@ def fit(
     options = {"run_dir": run_dir, "resume": resume, "loss_fn": loss_fn, "history": history, "world": world}
     options |= {"save_seconds": save_seconds, "after_epoch": after_epoch}
     check_fit(model, train_loader, val_loader, config, **options)
+    if hasattr(type(train_loader), "for_run"):  # of the class itself: one wrapped around a loader stays what it is
+        train_loader = train_loader.for_run(config)
     if is_sharded(model):
         check_sharded(config)
     if world.size > 1:
