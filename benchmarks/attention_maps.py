@@ -2,8 +2,8 @@
 
     python benchmarks/attention_maps.py [--quick]
 
-With the shipped CIFAR-10 weights. The two forward passes take turns in one process, and their ratio is taken turn by
-turn, so that a drift of the machine meets both.
+With shipped weights of the default network. The two forward passes take turns in one process, and their ratio is taken
+turn by turn, so that a drift of the machine meets both.
 """
 
 import argparse

@@ -6,8 +6,8 @@
 Both crop from the reflected image and mirror, in one case also apply TrivialAugmentWide, and normalize, with a draw for
 each image; that what comes out is distributed alike is checked first. On the CPU. A turn is an epoch over a part of
 CIFAR-10; in every round everyone has a turn, and a ratio is taken turn by turn. Workers live on between epochs.
-"share_of_step" is the time to make a batch beside that of a train step on it: of the smallest network that a recipe
-trains on CIFAR-10, and while half of its patches are dropped, since no other step is as short.
+"share_of_step" is the time to make a batch beside that of a train step on it: of `cpu_5min`, and while half of its
+patches are dropped, the shortest step of the recipes that are named by a time.
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Which explanation says best what a model looks at, and how far each is from chance.
 
-    python benchmarks/explanations.py                     the two networks that come with the library
+    python benchmarks/explanations.py                     two of the networks that come with the library
     python benchmarks/explanations.py --model PATH        other weights, on their own dataset; stores nothing
     python benchmarks/explanations.py --quick             seconds, a network trained on the spot; stores nothing
 

@@ -49,7 +49,7 @@ GROUPS = {
                 ("speed of cropped and mirrored batches, relative to torchvision's DataLoader", 0),
             "crop_flip.batch64.vit/torchvision_2_workers": ("the same, relative to it with two workers", 0),
             "crop_flip.batch64.share_of_step":
-                ("time to make such a batch, relative to the shortest step: `cpu_5min`, patches dropped", 1),
+                ("time to make such a batch, relative to a step of `cpu_5min`, patches dropped", 1),
         },
         "scaling": {"weak_scaling": ("speed of two processes training together, relative to two apart", 1)},
     },

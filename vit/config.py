@@ -473,7 +473,8 @@ def recipe(name: str, **changes: Any) -> tuple[ViTConfig, TrainConfig]:
     """A network and a training that go together, by the name of the training preset, with any field of both changed;
     with other `epochs` the warm-up stays the same share of the run, see `TrainConfig.preset`.
 
-    The name says for what: "cpu" is two cores. `for_budget` fits the epochs to another machine or time.
+    The name says for what: "cpu" is two cores, of which "cpu_2h" needs one. `for_budget` fits the epochs to another
+    machine or time.
 
     Raises:
         ValueError: there is no such recipe or field, or the field's own rule is broken.
