@@ -197,6 +197,16 @@ def test_the_number_of_heads_moves_as_little_as_it_must(form):
     assert form.model_config.num_heads in (4, 8)
 
 
+def test_a_place_of_a_slider_is_the_number_that_it_shows(form):
+    """In a page 8 comes as 7.999999999999998, a sum of steps; a value that was put in stays what it was."""
+    form.controls["train.epochs"].value = 7.999999999999998
+    form.controls["train.muon_momentum"].value = 0.9500000000000002
+    assert (form.train_config.epochs, form.train_config.muon_momentum) == (8.0, 0.95)
+    odd = replace(form.train_config, epochs=7.999999999999998)
+    form.show(form.model_config, odd)
+    assert form.train_config == odd
+
+
 def test_the_warm_up_stays_shorter_than_the_run(form):
     form.controls["train.warmup_epochs"].value = 3.0
     form.controls["train.epochs"].value = 1.0

@@ -83,6 +83,10 @@ class NotebookPage:
         path = f"//button[contains(@class, 'jupyter-button')][normalize-space()='{text}']"
         return self.driver.find_element(By.XPATH, path)
 
+    def tab(self, text: str) -> WebElement:
+        path = f"//*[contains(@class, 'TabBar-tabLabel')][normalize-space()='{text}']"
+        return self.driver.find_element(By.XPATH, path)
+
     def text(self, css_class: str) -> str:
         """The text of the widget of that class."""
         return self._texts(f".{css_class}")[0]
@@ -94,6 +98,13 @@ class NotebookPage:
 
     def choose(self, label: str, option: str) -> None:
         Select(self.control(label, "select")).select_by_visible_text(option)
+
+    def type_beside(self, label: str, text: str) -> None:
+        """Types into the number beside a slider."""
+        readout = self.control(label, ".widget-readout")
+        self.click(readout)
+        readout.send_keys(Keys.CONTROL, "a")
+        readout.send_keys(text, Keys.ENTER)
 
     def upload(self, path: Path) -> None:
         """Presses the panel's upload button, and chooses a file."""

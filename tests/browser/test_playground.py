@@ -5,6 +5,9 @@ import time
 
 import pytest
 
+from vit import TrainConfig
+from vit.training import list_runs
+
 pytestmark = pytest.mark.browser
 STOP_SECONDS = 3
 
@@ -30,6 +33,19 @@ def test_sliders_answer_and_training_starts_and_stops(open_notebook):
     page.wait(lambda: page.text("vit-runs") != runs_before, "the run is not in the table")
     page.screenshot("stopped")
     assert page.console_errors() == []
+
+
+def test_a_training_has_the_settings_that_were_put_in(open_notebook, lab):
+    """A slider must not send back what it was given, rounded to its steps; and any number can be typed beside it."""
+    page = open_notebook("06_playground", "panel.use(train_config=replace(train_config, muon_learning_rate=0.0123))")
+    runs = lab[2].parent / "runs"
+    num_before = len(list_runs(runs))
+    page.click(page.tab("optimization"))
+    page.type_beside("learning_rate", "0.0033")
+    page.click(page.button("Train"))
+    page.wait(lambda: len(list_runs(runs)) > num_before, "no run has begun")
+    put_in = TrainConfig.preset("quick", device="cpu", batch_size=20, learning_rate=0.0033, muon_learning_rate=0.0123)
+    assert TrainConfig.from_dict(list_runs(runs)[-1].config["train"]) == put_in
 
 
 def steps(page) -> int:

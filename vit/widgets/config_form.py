@@ -20,6 +20,9 @@ WIDTHS = (32, 48, 64, 96, 128, 160, 192, 256, 320, 384, 512)
 BATCH_SIZES = (8, 16, 25, 32, 50, 64, 96, 128, 192, 256, 384, 512)
 MAX_PATCHES = 256  # more are no training for a laptop
 
+# Told when a slider of fractions is let go. While it is dragged it would also send what it was only given, rounded to
+# its steps: a rate of 0.002 would become 0.001995 as soon as a page shows it, and none could be typed.
+_WHEN_LET_GO = {"continuous_update": False}
 _STYLE = {"description_width": "150px"}
 _LAYOUT = {"width": "390px"}
 
@@ -27,12 +30,12 @@ _LAYOUT = {"width": "390px"}
 def _slider(low: float, high: float, step: float, text: str = ".2f") -> Callable[[], widgets.Widget]:
     if isinstance(step, int):
         return lambda: widgets.IntSlider(low, low, high, step)
-    return lambda: widgets.FloatSlider(low, min=low, max=high, step=step, readout_format=text)
+    return lambda: widgets.FloatSlider(low, min=low, max=high, step=step, readout_format=text, **_WHEN_LET_GO)
 
 
 def _log_slider(low: int, high: int) -> Callable[[], widgets.Widget]:
     """From 10^low to 10^high, 20 places a decade."""
-    return lambda: widgets.FloatLogSlider(10**low, min=low, max=high, step=0.05, readout_format=".2e")
+    return lambda: widgets.FloatLogSlider(10**low, min=low, max=high, step=0.05, readout_format=".2e", **_WHEN_LET_GO)
 
 
 def _choice(*options: Any) -> Callable[[], widgets.Widget]:
@@ -144,7 +147,7 @@ class ConfigForm(widgets.Tab):
         for name, value in shown.items():
             if isinstance(self.controls[name], widgets.FloatLogSlider) and value <= 0:
                 raise ValueError(f"{name}={value!r} has no place on the slider of the form; try 1e-5")
-        self._model_config, self._train_config = model_config, train_config
+        self._model_config, self._train_config, self._shown = model_config, train_config, shown
         sides = math.gcd(*model_config.image_size)
         area = math.prod(model_config.image_size)
         sizes = [p for p in range(2, sides + 1) if sides % p == 0 and 4 <= area // p**2 <= MAX_PATCHES]
@@ -160,8 +163,12 @@ class ConfigForm(widgets.Tab):
         self._changed.append(callback)
 
     def _values(self, room: str) -> dict[str, Any]:
-        named = ((name.split("."), control.value) for name, control in self.controls.items())
-        values = {field: value for (home, field), value in named if home == room}
+        values = {}
+        for name, control in self.controls.items():
+            home, field = name.split(".")
+            if home == room:
+                was_moved = isinstance(control, widgets.FloatSlider) and control.value != self._shown[name]
+                values[field] = round(control.value, 10) if was_moved else control.value  # a slider adds its steps up
         if room == "model":
             values["layer_scale"] = None if values["layer_scale"] == "off" else values["layer_scale"]
         return values
