@@ -1,14 +1,19 @@
 """Starts of the weights do what their papers say, computed a second time with numpy in float64."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import scipy.fft
 import torch
 from conftest import randomize
 
+import vit
 from vit.config import ViTConfig
 from vit.model import VisionTransformer, init_mimetic, init_whitened_patches
+from vit.model.initialization import natural_components
+from vit.normalization import normalize
 
 WIDE = ViTConfig(image_size=8, patch_size=4, embed_dim=100, depth=1, num_heads=2)  # 48 numbers a patch
 
@@ -65,6 +70,67 @@ def test_images_must_be_those_of_the_model(images):
         init_whitened_patches(model, torch.zeros(2, 3, 8, 8, dtype=torch.uint8))
     with pytest.raises(ValueError, match="eps=-1.0 must be 0 or more"):
         init_whitened_patches(model, images.float(), eps=-1.0)
+
+
+def natural_covariance(image_size: tuple[int, int], p: int, channels: int) -> np.ndarray:
+    """The stated formula, one pair of pixels at a time."""
+    pixels = [(c, y, x) for c in range(channels) for y in range(p) for x in range(p)]
+    side = min(image_size)
+    return np.array([
+        [(1 if c == d else 0.9) * math.exp(-((5 * math.hypot(y - v, x - u) / side) ** 1.5)) for d, v, u in pixels]
+        for c, y, x in pixels
+    ])  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("image_size", "p", "channels"), [((32, 32), 4, 3), ((12, 20), 4, 1), ((224, 224), 7, 3), ((8, 8), 1, 4)]
+)
+def test_natural_components_are_cosines_with_the_variances_of_the_stated_formula(image_size, p, channels):
+    components, variances = (found.numpy() for found in natural_components(image_size, p, channels))
+    n = channels * p * p
+    unit = np.eye(n).reshape(n, channels, p, p)
+    waves = scipy.fft.dctn(unit, axes=(1, 2, 3), norm="ortho").reshape(n, n).T  # one a row
+    taken = np.abs(components @ waves.T).argmax(axis=1)
+    assert sorted(taken) == list(range(n))
+    np.testing.assert_allclose(components, waves[taken], atol=1e-12)
+    covariance = natural_covariance(image_size, p, channels)
+    np.testing.assert_allclose(variances, [c @ covariance @ c for c in components], rtol=1e-9)
+    assert (np.diff(variances) <= 1e-9).all() and variances[-1] > 0
+    assert variances.sum() == pytest.approx(n), "each pixel has a variance of 1"
+
+
+def test_natural_components_are_almost_the_principal_ones_of_the_formula():
+    covariance = natural_covariance((32, 32), 4, 3)
+    components, variances = (found.numpy() for found in natural_components((32, 32), 4, 3))
+    white = components / np.sqrt(variances)[:, None]
+    np.testing.assert_allclose(variances, np.linalg.eigvalsh(covariance)[::-1], rtol=0.25)
+    found = np.linalg.eigvalsh(white @ covariance @ white.T)
+    assert found[0] > 0.5 and found[-1] < 2
+
+
+def test_a_config_starts_with_whitened_patches_and_else_as_without():
+    models = {}
+    for start in ("xavier", "whitened"):
+        torch.manual_seed(0)
+        models[start] = VisionTransformer(replace(WIDE, image_size=32, patch_init=start))
+    weights = {start: dict(model.named_parameters()) for start, model in models.items()}
+    differing = [name for name in weights["xavier"] if not torch.equal(*(w[name] for w in weights.values()))]
+    assert differing == ["patch_embed.proj.weight"]
+    plain, white = (w["patch_embed.proj.weight"].detach().flatten(1) for w in weights.values())
+    components, variances = natural_components((32, 32), 4, 3)
+    torch.testing.assert_close(white[:48], (components / (variances + 5e-4).sqrt()[:, None]).float())
+    assert torch.equal(white[48:96], -white[:48]) and torch.equal(white[96:], plain[96:])
+
+
+@pytest.mark.cifar10
+def test_filters_for_natural_images_whiten_those_of_cifar10():
+    data = vit.load_data("cifar10")
+    patches = patches_of(normalize(data.train.images[:2000], data.mean, data.std).double(), 4)
+    model = VisionTransformer(replace(WIDE, image_size=32, patch_init="whitened"))
+    filters = model.patch_embed.proj.weight.detach().double().flatten(1)[:48].numpy()
+    raw, white = (np.linalg.eigvalsh(np.cov(p, rowvar=False)) for p in (patches, patches @ filters.T))
+    assert raw[-1] / raw[0] > 2e5 and white[-1] / white[0] < 80
+    assert white[0] > 0.03 and white[-1] < 4, "and their responses are about as large as those of the model"
 
 
 @pytest.fixture(scope="module")

@@ -36,6 +36,7 @@ MODELS = st.builds(
     head=st.sampled_from(["mlp", "linear"]),
     pos_embed=st.sampled_from(["learned", "sincos2d", "rope", "none"]),
     num_registers=st.integers(0, 2),
+    patch_init=st.sampled_from(["xavier", "whitened"]),
     qkv_bias=st.booleans(),
     qk_norm=st.booleans(),
     layer_scale=st.none() | st.floats(0, 1),

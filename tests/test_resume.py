@@ -739,7 +739,7 @@ ROPE = {"pos_embed": "rope", "pool": "mean", "layer_scale": 1e-2}
         ({"act": "quick_gelu"}, False, False),
         ({"image_size": (8, 32)}, False, False),
         ({"drop_rate": 0.1}, False, True),  # a setting of the training, for a network that is not trained on
-        ({"layer_scale": 1.0, "pos_resampling": "bicubic"}, True, True),
+        ({"layer_scale": 1.0, "pos_resampling": "bicubic", "patch_init": "whitened"}, True, True),
     ],
 )
 def test_a_network_of_the_same_shapes_may_be_another(data, tmp_path, change, is_resumed, is_loaded):

@@ -133,6 +133,8 @@ class ViTConfig(_Config):
         fc_norm: the final LayerNorm after the average of pool="mean", not before it.
         pos_resampling: how learned positions go to another grid: "bicubic_antialias" (timm), "bicubic"
             (transformers), "bicubic_offset" (DINO), "bicubic_corners" (torchvision) or "bilinear_corners" (Google).
+        patch_init: how the patches' linear map starts: "xavier", drawn at random (the paper's code), or "whitened",
+            filters that take the redundancy out of natural images, see `init_whitened_patches`.
         qkv_bias: whether queries, keys and values have a bias.
         qk_norm: LayerNorm on each head's queries and keys (Dehghani et al., "Scaling Vision Transformers to 22
             Billion Parameters", ICML 2023).
@@ -146,6 +148,7 @@ class ViTConfig(_Config):
         "pool": ("cls", "mean", "cls_mean", "cls_register"),
         "head": ("mlp", "linear"),
         "pos_embed": ("learned", "sincos2d", "rope", "none"),
+        "patch_init": ("xavier", "whitened"),
         "act": ("gelu", "gelu_tanh", "quick_gelu", "swiglu"),
         "pos_resampling": ("bicubic_antialias", "bicubic", "bicubic_offset", "bicubic_corners", "bilinear_corners"),
     }
@@ -187,6 +190,7 @@ class ViTConfig(_Config):
     patch_norm: bool = False
     fc_norm: bool = False
     pos_resampling: str = "bicubic_antialias"
+    patch_init: str = "xavier"
     qkv_bias: bool = True
     qk_norm: bool = False
     layer_scale: float | None = None

@@ -8,7 +8,7 @@ from vit.pretrained.assembly import num_heads_of
 from vit.pretrained.report import Report
 
 # Settled elsewhere: by size, by the shapes of tensors, or a matter of training.
-_NOT_COMPARED = {"image_size", "num_classes", "head", "mlp_ratio", "layer_scale", "pos_resampling"}
+_NOT_COMPARED = {"image_size", "num_classes", "head", "mlp_ratio", "layer_scale", "pos_resampling", "patch_init"}
 _NOT_COMPARED |= {"drop_rate", "attn_drop_rate", "drop_path_rate"}
 
 

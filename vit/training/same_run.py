@@ -14,7 +14,7 @@ from vit.config import ViTConfig
 from vit.training.optim import Muon
 
 # Fields of a ViTConfig that say nothing of a network whose weights are there already, and those of training alone.
-FREE_WITH_WEIGHTS = ("layer_scale", "pos_resampling")
+FREE_WITH_WEIGHTS = ("layer_scale", "pos_resampling", "patch_init")
 FREE_IN_EVALUATION = ("drop_rate", "attn_drop_rate", "drop_path_rate")
 
 

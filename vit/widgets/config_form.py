@@ -59,6 +59,7 @@ _PAGES: dict[str, dict[str, Callable[[], widgets.Widget]]] = {
         "model.head": _choice(*ViTConfig.CHOICES["head"]),
         "model.pos_embed": _choice(*ViTConfig.CHOICES["pos_embed"]),
         "model.num_registers": _slider(0, 8, 1),
+        "model.patch_init": _choice(*ViTConfig.CHOICES["patch_init"]),
         "model.qkv_bias": widgets.Checkbox,
         "model.qk_norm": widgets.Checkbox,
         "model.pre_norm": widgets.Checkbox,
