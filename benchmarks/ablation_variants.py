@@ -58,8 +58,12 @@ def make_base(recipe: str, **changes: Any) -> Setup:
     return Setup(*vit.recipe(recipe, device="cpu", precision="fp32", **changes))
 
 
-# By minutes of training. That of twenty is `cpu_20min` as it was before its ablations gave it rotary positions.
-BASES = {5: make_base("cpu_5min"), 20: make_base("cpu_20min", pos_embed="sincos2d", epochs=23, warmup_epochs=2.3)}
+# By minutes of training. That of twenty is `cpu_20min` as it was before its ablations gave it rotary positions and
+# whitened patches.
+BASES = {
+    5: make_base("cpu_5min"),
+    20: make_base("cpu_20min", pos_embed="sincos2d", patch_init="xavier", epochs=23, warmup_epochs=2.3),
+}
 QUICK_BASE = make_base("quick", batch_size=10)
 
 
