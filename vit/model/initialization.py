@@ -29,7 +29,8 @@ def init_weights(model: VisionTransformer) -> None:
 
     Xavier-uniform matrices, with queries, keys and values counted as three, and zero biases, as in the paper's code.
     The last matrix of every residual branch and of the head starts at zero, so each block starts as the identity
-    (Zhang et al. 2019) and the first loss is exactly ln(num_classes).
+    (Zhang et al. 2019) and the first loss is exactly ln(num_classes). With `patch_init="whitened"` the patches' matrix
+    is that of `init_whitened_patches`.
 
     Differs: the paper draws small random positions and starts CLS at zero. Here a learned table starts as the
     fixed sine and cosine table, and CLS and registers as large as a patch token: both save the first epochs the work of
@@ -113,7 +114,7 @@ def init_whitened_patches(model: VisionTransformer, images: Tensor | None = None
 
 
 def natural_components(image_size: tuple[int, int], patch_size: int, in_chans: int) -> tuple[Tensor, Tensor]:
-    """The principal components of the patches of natural images, about: (C*p*p, C*p*p), one a row, and their variances
+    """Nearly the principal components of natural images' patches, (C*p*p, C*p*p), one a row, and their variances
     (C*p*p,), the largest first.
 
     The components are cosines over rows, columns and channels; over those of RGB they are brightness, red against blue
