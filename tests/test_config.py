@@ -119,6 +119,8 @@ def test_the_numbers_of_numpy_are_stored_as_those_of_python():
     assert train == TrainConfig(epochs=3, learning_rate=1e-3, adam_betas=(0.5, 0.5))
     for config in (model, train):
         assert type(config).from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert type(ViTConfig(pos_embed=np.str_("rope")).pos_embed) is str, "no state would hold numpy's"
+    assert type(TrainConfig(optimizer=np.str_("adamw")).optimizer) is str
     assert ViTConfig(image_size=np.int64(32)) == ViTConfig(image_size=32)
     for value in (np.bool_(True), np.float64(96), "96"):
         with pytest.raises(ValueError, match="embed_dim=.* must be an integer"):

@@ -382,7 +382,8 @@ def test_wrong_targets_are_named():
 @pytest.mark.parametrize("method", METHODS)
 def test_no_images_have_no_maps(method):
     model = our_model()
-    assert explain(model, torch.zeros(0, 3, 8, 8), method).shape == (0, 2, 2)
+    for none in (model, our_model(pos_embed="rope")):
+        assert explain(none, torch.zeros(0, 3, 8, 8), method).shape == (0, 2, 2)
     assert attention_rollout(attention_maps(model, torch.zeros(0, 3, 8, 8))).shape == (0, 5, 5)
 
 

@@ -1,5 +1,6 @@
 """Fine-tuning: rates by layer against timm and a table by hand, fresh heads, and what a network has seen before."""
 
+import copy
 import itertools
 from dataclasses import replace
 
@@ -172,6 +173,13 @@ def test_a_new_head_keeps_the_body_the_normalization_and_the_past(source_model, 
     assert model.metadata["pretrained_on"] == sets
     again = fine_tuning.with_new_head(model, target)
     assert again.metadata["pretrained_on"] == [*sets, {"dataset": "shapes", "class_names": target.class_names}]
+
+
+def test_a_new_head_rounds_no_weight(source_model, halves):
+    model = randomize(copy.deepcopy(source_model).double())
+    fresh = fine_tuning.with_new_head(model, halves[1])
+    images = torch.randn(2, 3, 16, 16, dtype=torch.float64)
+    assert torch.equal(fresh.forward_features(images), model.forward_features(images))
 
 
 def test_a_compiled_model_is_taken_for_what_is_in_it(source_model, halves):

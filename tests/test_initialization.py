@@ -1,5 +1,6 @@
 """Starts of the weights do what their papers say, computed a second time with numpy in float64."""
 
+import copy
 import math
 from dataclasses import replace
 
@@ -70,6 +71,23 @@ def test_images_must_be_those_of_the_model(images):
         init_whitened_patches(model, torch.zeros(2, 3, 8, 8, dtype=torch.uint8))
     with pytest.raises(ValueError, match="eps=-1.0 must be 0 or more"):
         init_whitened_patches(model, images.float(), eps=-1.0)
+    before = model.patch_embed.proj.weight.clone()
+    broken = images.float()
+    broken[0, 0, 0, 0] = float("nan")
+    for odd in (images.float()[:0], broken):
+        with pytest.raises(ValueError, match=r"must be one or more, and all of their pixels finite"):
+            init_whitened_patches(model, odd)
+    with pytest.raises(ValueError, match="eps=0 leaves a component without variance, which cannot be scaled to 1"):
+        init_whitened_patches(model, images.float()[:, :1].expand(-1, 3, -1, -1), eps=0)
+    assert torch.equal(model.patch_embed.proj.weight, before)
+
+
+def test_the_layout_in_memory_does_not_matter(images):
+    plain = VisionTransformer(WIDE)
+    last = copy.deepcopy(plain).to(memory_format=torch.channels_last)
+    for model in (plain, last):
+        init_whitened_patches(model, images.float())
+    assert torch.equal(plain.patch_embed.proj.weight, last.patch_embed.proj.weight)
 
 
 def natural_covariance(image_size: tuple[int, int], p: int, channels: int) -> np.ndarray:

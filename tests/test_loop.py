@@ -6,6 +6,7 @@ import signal
 from dataclasses import replace
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -404,7 +405,7 @@ def test_optimizers_of_the_users_own_have_the_rates_they_were_given(shapes, tmp_
     loader, _ = make_loaders(shapes, config)
 
     def sgd(model, config):
-        return [torch.optim.SGD(model.parameters(), lr=0.01)]
+        return [torch.optim.SGD(model.parameters(), lr=np.float64(0.01))]  # as a grid of numpy has them
 
     model, by_hand = make_model(), make_model()
     stop = iter([True])
@@ -446,15 +447,23 @@ def test_bf16_trains_close_to_fp32(shapes):
 
 def test_the_loss_of_bf16_logits_is_computed_in_fp32():
     """On a GPU autocast leaves the logits in bf16, and the loss would be, too."""
+
+    class Constant(torch.nn.Linear):
+        def forward(self, images):
+            return self.logits
+
+    model = Constant(1, 1)
     values = torch.linspace(-3, 3, 10).to(torch.bfloat16)
     labels = torch.tensor([1, 8])
-    loss, _ = classification_loss(0.1)(lambda images: values.expand(2, 10), (torch.zeros(2, 3, 2, 2), labels))
+    model.logits = values.expand(2, 10)
+    loss, _ = classification_loss(0.1)(model, (torch.zeros(2, 3, 2, 2), labels))
     logits = values.double().expand(2, 10)
     exact = torch.nn.functional.cross_entropy(logits, labels, label_smoothing=0.1)
     assert loss.dtype == torch.float32 and float(loss) == pytest.approx(float(exact), rel=1e-6)
     in_bf16 = torch.nn.functional.cross_entropy(values.expand(2, 10), labels, label_smoothing=0.1)
     assert float(in_bf16) != pytest.approx(float(exact), rel=1e-4)
-    of_double, _ = classification_loss()(lambda images: logits, (torch.zeros(2, 3, 2, 2), labels))
+    model.logits = logits
+    of_double, _ = classification_loss()(model, (torch.zeros(2, 3, 2, 2), labels))
     assert of_double.dtype == torch.float64
 
 

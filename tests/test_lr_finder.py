@@ -235,6 +235,18 @@ def test_the_finder_trains_as_fit_does_whatever_the_mode(shapes, model):
     assert modes and all(modes)
 
 
+@pytest.mark.parametrize(("until", "seen"), [(0.0, 16), (0.5, 8)])
+def test_patches_are_dropped_if_the_run_drops_any(shapes, model, until, seen):
+    config, counts = replace(CONFIG, patch_drop_rate=0.5, patch_drop_until=until), []
+
+    def loss_fn(model, batch):
+        with model.patch_drop.register_forward_hook(lambda module, given, kept: counts.append(kept[0].shape[1])):
+            return model(batch[0]).square().mean(), {}
+
+    find_learning_rate(model, make_loaders(shapes, config)[0], config, num_steps=10, loss_fn=loss_fn)
+    assert set(counts) == {seen}
+
+
 def test_a_step_in_parts_gives_the_curve_of_a_whole_one(shapes):
     """And no more than a part is in memory at once."""
     torch.manual_seed(0)

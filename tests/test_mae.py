@@ -1,5 +1,6 @@
 """Masked autoencoders: who is hidden, what the loss counts, against a loop over pixels, and what is handed on."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -179,6 +180,21 @@ def test_the_classifier_knows_how_the_encoders_images_were_normalized(shapes):
     classifier.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].mean().item()))
     fine_tune(classifier, other, TrainConfig(epochs=1, batch_size=50), validate=False)
     assert all(abs(mean) < 0.3 for mean in seen) and classifier.metadata["class_names"] == shapes.class_names
+
+
+def test_how_patches_began_is_past(shapes):
+    assert to_classifier(make(), replace(CONFIG, patch_init="whitened")).config.patch_init == "whitened"
+
+
+def test_it_can_be_made_without_memory(monkeypatch):
+    config = replace(CONFIG, pos_embed="sincos2d")
+    with torch.device("meta"):
+        model = make(config)
+    monkeypatch.setattr(torch, "empty_like", lambda tensor, **options: torch.full_like(tensor, math.nan, **options))
+    model, expected = model.to_empty(device="cpu"), make(config)
+    assert torch.equal(model.decoder_pos, expected.decoder_pos)
+    assert torch.equal(model.vit.pos_table, expected.vit.pos_table)
+    assert model.mask_token.isnan().all(), "what is learned comes from the state"
 
 
 def test_what_does_not_fit_is_refused():

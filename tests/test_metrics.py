@@ -185,7 +185,9 @@ def test_applying_a_temperature():
 def test_arrays_and_tensors_of_any_kind_are_taken():
     p, y = split(50)
     expected = metrics.reliability(p, y)
-    for q, labels in [(p.numpy(), y.numpy()), (p.requires_grad_(), y.to(torch.uint8)), (p.tolist(), y.tolist())]:
+    big_endian, backward = p.numpy().astype(">f8"), (p.numpy()[::-1].copy()[::-1], y.numpy()[::-1].copy()[::-1])
+    of_numpy = [(p.numpy(), y.numpy()), (big_endian, y.numpy().astype(np.uint16)), backward]
+    for q, labels in [*of_numpy, (p.requires_grad_(), y.to(torch.uint8)), (p.tolist(), y.tolist())]:
         torch.testing.assert_close(
             tuple(metrics.reliability(q, labels)), tuple(expected), rtol=0, atol=0, equal_nan=True
         )

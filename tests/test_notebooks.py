@@ -10,6 +10,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
+import vit
+
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
 sys.path.insert(0, str(NOTEBOOKS))
 import execute as execute_script  # noqa: E402
@@ -170,6 +172,24 @@ def test_a_notebook_runs_twice_and_leaves_nothing_behind(name, tmp_path):
             assert {path.name for path in run.iterdir() if not path.name.startswith(".")} == expected
         said = [output.text for cell in second for output in cell.outputs if output.get("name") == "stdout"]
         assert sum(bool(re.match(r"test accuracy \d+\.\d\d %\n", text)) for text in said) == 1
+
+
+@pytest.mark.notebook
+def test_a_stopped_training_is_not_tested_and_goes_on(tmp_path):
+    name, cells = "02_train_cifar10", []
+    after_an_epoch = "should_stop=lambda: (run_dir / 'history.csv').stat().st_size > 0"
+    stopped = f"fit = vit.fit; vit.fit = lambda *a, **k: fit(*a, **k, {after_an_epoch})"
+    for change in (stopped, "vit.fit, resume_from = fit, vit.training.list_runs()[-1].folder"):
+        notebook = read(name)
+        insert_changes(notebook, [*FAST_FOR_ALL, *FAST[name], change])
+        cells += [nbformat.v4.new_code_cell(cell.source) for cell in notebook.cells if cell.cell_type == "code"]
+    for cell in cells[: len(cells) // 2]:
+        cell.metadata["tags"] = ["raises-exception"]
+    execute(nbformat.v4.new_notebook(cells=cells), environment={"VIT_RUNS": str(tmp_path)})
+    errors = [output for cell in cells for output in cell.outputs if output.output_type == "error"]
+    assert errors[0].evalue == "the training was stopped after 1 epoch: finish it, with resume=True in vit.fit"
+    (run,) = tmp_path.iterdir()
+    assert len(vit.training.History.load_csv(run / "history.csv")) == 2 and (run / "model.safetensors").exists()
 
 
 @pytest.mark.notebook

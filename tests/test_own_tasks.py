@@ -1,5 +1,6 @@
 """Networks and losses of one's own in `fit`: what it refuses, what states keep, what the network within is told."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -7,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 import vit
+import vit.analysis
 from vit.config import TrainConfig, ViTConfig
-from vit.data import DataSplits, make_loaders
+from vit.data import DataSplits, make_loaders, make_shapes
 from vit.tasks.mae import MaskedAutoencoder, reconstruction_loss
 from vit.training import build_optimizers, evaluate, fit, load_state_weights
 from vit.training.optim import Muon
@@ -113,6 +115,38 @@ def test_after_epoch_cannot_change_the_model_unseen(loaders, ema_decay):
     with pytest.raises(RuntimeError, match="after_epoch has changed the model, after its state was saved"):
         fit(small(head="linear"), *loaders, config, after_epoch=change)
     assert fit(small(), *loaders, config, after_epoch=lambda model, row: evaluate(model, loaders[1])).is_complete
+
+
+def test_after_epoch_sees_a_model_that_knows_its_data(shapes):
+    config, loaders = replace(CONFIG, ema_decay=0.9), make_loaders(shapes, replace(CONFIG, ema_decay=0.9))
+    model, seen = small(), []
+
+    def watch(model: nn.Module, row: dict) -> None:
+        seen.append(vit.analysis.attention_maps(model, shapes.val.images[:2]))  # uint8, which it has to normalize
+        assert model.metadata["mean"] == shapes.mean and model.metadata["class_names"] == shapes.class_names
+
+    assert fit(model, *loaders, config, after_epoch=watch).is_complete
+    assert len(seen) == 2 and model.metadata["mean"] == shapes.mean
+
+
+def test_a_model_of_another_precision_gets_images_of_its_own(loaders):
+    model, same = small().double(), small()
+    history, expected = fit(model, *loaders, CONFIG), fit(same, *loaders, CONFIG)
+    assert all(p.dtype == torch.float64 for p in model.parameters())
+    assert history.last["train_loss"] == pytest.approx(expected.last["train_loss"], rel=1e-3)
+
+
+def test_sums_are_of_a_kind_that_holds_them():
+    """In bfloat16 a sum of ones ends at 256, and in uint8 one of hundreds after two of them."""
+    data = make_shapes(num_train=1200, num_val=1, num_test=1, image_size=16)
+    config = replace(CONFIG, epochs=1, batch_size=2, flip="none")
+
+    def loss_fn(model: nn.Module, batch: tuple[Tensor, ...]) -> tuple[Tensor, dict]:
+        zero = 0 * model(batch[0]).sum()
+        return (zero + 1).to(torch.bfloat16), {"marks": torch.tensor(200, dtype=torch.uint8)}
+
+    row = fit(small(head="linear"), make_loaders(data, config)[0], None, config, loss_fn=loss_fn).last
+    assert row["train_loss"] == 1 and row["train_marks"] == 100
 
 
 def test_an_extra_state_goes_on(loaders, tmp_path):

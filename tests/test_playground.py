@@ -20,7 +20,7 @@ from vit.config import TrainConfig, ViTConfig
 from vit.data import make_loaders, make_shapes
 from vit.model.vision_transformer import VisionTransformer
 from vit.plots import plot_progress
-from vit.training import History, current_run, delete_run, fit, list_runs, rename_run
+from vit.training import History, background, current_run, delete_run, fit, list_runs, rename_run
 from vit.training.run_folder import write_json
 from vit.widgets import Playground
 from vit.widgets import playground as module
@@ -299,6 +299,25 @@ def test_in_a_notebook_it_follows_the_training_by_itself(panel, monkeypatch):
     assert any(text.startswith("training: step") for text in progress)
     assert progress[-1].startswith("done: validation accuracy")
     assert pictures and len(panel.runs.runs) == 1
+
+
+def test_a_training_is_listed_once_it_has_files(panel, monkeypatch):
+    """It makes them a moment after its folder, which must not be called damaged meanwhile."""
+    monkeypatch.setattr(module, "GLANCE", 0.01)
+    monkeypatch.setattr(background, "fit", lambda **arguments: (time.sleep(0.3), fit(**arguments)))
+    messages, listed = [], []
+    panel.runs.message.observe(lambda change: messages.append(said(panel.runs.message)), "value")
+
+    async def cell():
+        panel.form.controls["train.epochs"].value = 4.0
+        panel.train()
+        while panel.stop_button.disabled is False:
+            listed.append([run.is_running for run in panel.runs.runs])
+            await asyncio.sleep(0.01)
+
+    asyncio.run(cell())
+    assert listed[0] == [] and [True] in listed
+    assert messages and not any("not readable" in message for message in messages)
 
 
 def test_durations_and_the_time_left(monkeypatch):

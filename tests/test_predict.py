@@ -121,6 +121,8 @@ def test_floats_that_were_not_normalized_bring_a_warning(model):
 
 
 def test_wrong_kinds_are_refused(model, tmp_path):
+    with pytest.raises(TypeError, match="model='vit_nano_patch4_32.cifar10' must be a network"):
+        vit.predict("vit_nano_patch4_32.cifar10", torch.zeros(1, 3, 8, 8))
     with pytest.raises(TypeError, match="a path, a PIL image or a uint8 array, got int"):
         vit.predict(model, 3)
     with pytest.raises(TypeError, match=r"an array must be uint8 \(H, W, 3\) or \(H, W\), got float64 \(8, 8, 3\)"):
@@ -134,6 +136,9 @@ def test_wrong_kinds_are_refused(model, tmp_path):
         assert torch.equal(vit.predict(model, remedied), vit.predict(model, batch))
     model.metadata = {}
     with pytest.raises(ValueError, match=r"set model.metadata = data.metadata"):
+        vit.predict(model, torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
+    model.metadata = {"mean": 0.5, "std": 0.5}
+    with pytest.raises(ValueError, match=r"mean=0.5 and std=0.5 must be sequences, with a number for each channel"):
         vit.predict(model, torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
 
 

@@ -80,8 +80,11 @@ def test_what_it_cannot_do_is_refused(shapes):
         train_progressively(new_model(), shapes, CONFIG, start_size=8, until=1.5)
     with pytest.raises(ValueError, match="ema_decay=0.9"):
         train_progressively(new_model(), shapes, replace(CONFIG, ema_decay=0.9), start_size=8)
-    with pytest.raises(ValueError, match="is not a multiple of patch_size=4"):
-        train_progressively(new_model(), shapes, CONFIG, start_size=10)
+    model = new_model()
+    for start_size, rule in ((10, "a multiple of patch_size=4"), (0, "an integer of 4 or more")):
+        with pytest.raises(ValueError, match=f"start_size={start_size} must be {rule}"):
+            train_progressively(model, shapes, CONFIG, start_size=start_size)
+    assert model.metadata == new_model().metadata, "nothing has been done yet"
 
 
 @pytest.mark.parametrize(

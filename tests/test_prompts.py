@@ -29,6 +29,9 @@ def test_it_starts_as_the_frozen_network(tiny, images, kind):
     prompted = prompts.add(model, 3)
     torch.testing.assert_close(prompted(images), model(images), rtol=0, atol=1e-6)
     torch.testing.assert_close(prompted.double()(images.double()), model.double()(images.double()), rtol=0, atol=1e-9)
+    model = randomize(model)  # weights that float32 would round
+    prompted = prompts.add(model, 3)
+    torch.testing.assert_close(prompted(images.double()), model(images.double()), rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import torchvision
 from conftest import same_weights
 
 import vit
@@ -18,6 +20,15 @@ from vit.files import REPOSITORY
 BLOCKS = re.findall(r"^```python\n(.*?)^```", (REPOSITORY / "README.md").read_text(), re.DOTALL | re.MULTILINE)
 # What does not run here, by its first line: it installs packages, or downloads the weights of others (test_formats.py).
 ELSEWHERE = ("%pip install", "from vit.pretrained import")
+
+
+class FakeCIFAR100:
+    """What torchvision's dataset has, in the forms that it has it in: pixels (N, H, W, C), a list of classes."""
+
+    def __init__(self, root: str, *, train: bool, download: bool) -> None:
+        self.data = np.random.default_rng(int(train)).integers(0, 256, (6000, 32, 32, 3), np.uint8)
+        self.targets = [i % 100 for i in range(6000)]
+        self.classes = [f"class {k}" for k in range(100)]
 
 
 @pytest.fixture
@@ -48,8 +59,8 @@ def names_after() -> Iterator[Callable[..., dict[str, Any]]]:
     assert [block for block in left if not block.startswith(ELSEWHERE)] == []
 
 
-def test_readme_runs(few_pictures, names_after, capsys):
-    first = names_after("vit.recipe(")
+def test_readme_runs(few_pictures, names_after, capsys, monkeypatch):
+    first = names_after('recipe("cpu_5min"')
     model, config, data = (first[name] for name in ("model", "config", "data"))
     assert len(vit.training.load_run("runs/first").history) == 2
     assert same_weights(vit.load("runs/first/model.safetensors"), model)
@@ -74,7 +85,15 @@ def test_readme_runs(few_pictures, names_after, capsys):
 
     own = {f"{split}_images": data.train.images[:8] for split in ("train", "val", "test")}
     own |= {f"{split}_labels": torch.arange(8) % 2 for split in ("train", "val", "test")}
-    assert names_after('DataSplits("mine"', own)["data"].num_classes == 2
+    mine = names_after('DataSplits("mine"', own | {"vit": vit, "torch": torch})
+    assert mine["data"].num_classes == 2
+
+    monkeypatch.setattr(torchvision.datasets, "CIFAR100", FakeCIFAR100)
+    of_100 = names_after("CIFAR100(", mine)
+    assert [len(getattr(of_100["data"], name)) for name in ("train", "val", "test")] == [1000, 5000, 6000]
+    first_image = torch.from_numpy(FakeCIFAR100("data", train=False, download=True).data[0])  # (H, W, C)
+    assert torch.equal(of_100["data"].test.images[0].permute(1, 2, 0), first_image)
+    assert of_100["model_config"].num_classes == of_100["data"].num_classes == 100
 
     rare = replace(
         data, train=data.train.subset(torch.cat([torch.where(data.train.labels == c)[0][: 4 + c] for c in range(10)]))

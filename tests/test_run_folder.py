@@ -131,6 +131,14 @@ def test_a_history_shows_its_last_row_rounded():
     assert repr(History()) == "History(0 epochs)"
 
 
+def test_only_a_complete_history_passes_for_one():
+    History([{"epoch": 1}], is_complete=True).check_complete()
+    with pytest.raises(RuntimeError, match="stopped after 1 epoch: finish it, with resume=True in vit.fit"):
+        History([{"epoch": 1}]).check_complete()
+    with pytest.raises(RuntimeError, match="stopped after 0 epochs: "):
+        History().check_complete()
+
+
 def test_history_round_trip(tmp_path):
     history = History([{"epoch": 1, "val_accuracy": 50.5}, {"epoch": 2, "val_accuracy": 60.25}])
     history.save_csv(tmp_path / "history.csv")

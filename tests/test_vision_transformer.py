@@ -465,14 +465,16 @@ def test_a_resized_copy_is_frozen_and_in_training_mode_where_its_original_is(tin
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("is_within", [False, True])
 @pytest.mark.parametrize("pos_embed", ["learned", "sincos2d", "rope"])
-def test_a_model_without_memory_computes_the_same_once_it_has_weights(tiny, pos_embed, monkeypatch):
+def test_a_model_without_memory_computes_the_same_once_it_has_weights(tiny, pos_embed, is_within, monkeypatch):
     original = randomize(VisionTransformer(replace(tiny, pos_embed=pos_embed))).eval()
     with torch.device("meta"):
         model = VisionTransformer(original.config).eval()
+        outer = nn.Sequential(model) if is_within else model
     # What memory holds that nobody has written to.
     monkeypatch.setattr(torch, "empty_like", lambda tensor, **options: torch.full_like(tensor, math.nan, **options))
-    model = model.to_empty(device="cpu")
+    outer.to_empty(device="cpu")
     assert all(parameter.isnan().all() for parameter in model.parameters()), "what is learned comes from the state"
     model.load_state_dict(original.state_dict())
     images = images_for(tiny)

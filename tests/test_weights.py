@@ -52,6 +52,7 @@ def test_another_network_is_refused_with_a_table_of_what_differs(saved, tiny):
     ):
         vit.load(path, config=replace(tiny, depth=3, pool="mean"))
     assert vit.load(path, config=tiny).config == tiny
+    assert vit.load(path, config=replace(tiny, patch_init="whitened")).config == tiny, "how they began is past"
 
 
 def test_files_that_are_no_weights_are_refused(saved, tmp_path):

@@ -85,6 +85,7 @@ class _Config:
     def _check_choices(self) -> None:
         for name, choices in self.CHOICES.items():
             check_choice(f"{type(self).__name__}.{name}", getattr(self, name), choices)
+            object.__setattr__(self, name, str(getattr(self, name)))  # numpy's texts are stored as Python's
 
 
 def _sizes(*sizes: int, **more: Any) -> dict[str, Any]:
@@ -124,8 +125,8 @@ class ViTConfig(_Config):
             side by side (DeiT, whose distillation token is that register).
         head: "mlp" is the paper's pre-training head (one tanh hidden layer), "linear" its fine-tuning head.
         pos_embed: "learned" (the paper), "sincos2d" (fixed), "rope" (rotary, in every block) or "none".
-        num_registers: extra learned tokens that nothing reads (Darcet et al., "Vision Transformers Need
-            Registers", ICLR 2024).
+        num_registers: more learned tokens, which only pool="cls_register" reads at the end (Darcet et al., "Vision
+            Transformers Need Registers", ICLR 2024).
         act: between the layers of an MLP: "gelu", "gelu_tanh" (GELU as approximated in JAX), "quick_gelu" (OpenAI's
             CLIP) or "swiglu" (gated, with twice as wide a first layer; DINOv2's largest).
         norm_eps: what LayerNorm adds to the variance.

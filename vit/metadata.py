@@ -30,7 +30,7 @@ def normalization_of(model: nn.Module) -> tuple[tuple[float, ...], tuple[float, 
     """Mean and std per channel that a model was trained with.
 
     Raises:
-        ValueError: it does not say.
+        ValueError: it does not say, or not channel by channel.
     """
     facts = facts_of(model)
     if "mean" not in facts or "std" not in facts:
@@ -38,7 +38,12 @@ def normalization_of(model: nn.Module) -> tuple[tuple[float, ...], tuple[float, 
             "the model does not say how its images were normalized: set model.metadata = data.metadata, with the "
             "data that it was trained on"
         )
-    return tuple(facts["mean"]), tuple(facts["std"])
+    mean, std = facts["mean"], facts["std"]
+    try:
+        return tuple(mean), tuple(std)
+    except TypeError as error:
+        said = f"the model's mean={mean} and std={std}"
+        raise ValueError(f"{said} must be sequences, with a number for each channel") from error
 
 
 def remember_data(model: nn.Module, loader: Any, *, with_classes: bool) -> None:

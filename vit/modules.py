@@ -2,9 +2,16 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+
+
+def check_is_model(model: Any) -> None:
+    """Raises TypeError for what is no network, such as a name or a path of weights."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model={model!r} must be a network, such as vit.VisionTransformer(vit.ViTConfig())")
 
 
 def unwrap(model: nn.Module) -> nn.Module:

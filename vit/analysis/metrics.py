@@ -182,5 +182,9 @@ def _checked_probabilities(probabilities: ArrayLike) -> Tensor:
 
 def as_tensor(values: ArrayLike) -> Tensor:
     """Numbers of any kind as a tensor on the CPU, without a gradient."""
-    # A list goes through numpy, which keeps all digits of its numbers.
-    return values.detach().cpu() if isinstance(values, Tensor) else torch.tensor(np.asarray(values), device="cpu")
+    if isinstance(values, Tensor):
+        return values.detach().cpu()
+    array = np.asarray(values)  # a list too, since numpy keeps all digits of its numbers
+    if array.dtype.kind == "u":
+        array = array.astype(np.int64)  # of most unsigned integers torch has little more than the names
+    return torch.tensor(np.require(array, array.dtype.newbyteorder("="), "C"), device="cpu")

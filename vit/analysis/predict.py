@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from vit.analysis.inputs import Images, check_has_classes, prepared_parts, probabilities_of
-from vit.modules import eval_mode
+from vit.modules import check_is_model, eval_mode
 
 
 @torch.no_grad()
@@ -20,8 +20,10 @@ def predict(model: nn.Module, images: Images) -> Tensor:
             needs it; or a batch (B, C, H, W), uint8 or normalized floats. Errors as for `prepare_images`.
 
     Raises:
+        TypeError: `model` is no network.
         ValueError: the model has no classes, or a single logit.
     """
+    check_is_model(model)
     check_has_classes(model)
     with eval_mode(model):
         parts = [probabilities_of(model(part)).cpu() for part in prepared_parts(model, images)]

@@ -99,6 +99,8 @@ def init_whitened_patches(model: VisionTransformer, images: Tensor | None = None
     """
     if not eps >= 0:
         raise ValueError(f"eps={eps} must be 0 or more; the source has 5e-4")
+    if images is not None and not (len(images) and images.isfinite().all()):
+        raise ValueError(f"images {tuple(images.shape)} must be one or more, and all of their pixels finite")
     embed = model.patch_embed
     if images is None:
         components, variances = natural_components(embed.image_size, embed.patch_size, embed.in_chans)
@@ -107,10 +109,12 @@ def init_whitened_patches(model: VisionTransformer, images: Tensor | None = None
         patches = embed.norm_in(patchify(images, embed.patch_size)).flatten(0, 1).cpu().double()  # (B*N, C*p*p)
         variances, columns = torch.linalg.eigh(patches.mT.cov(correction=0))  # ascending
         components, variances = columns.mT.flip(0), variances.flip(0)
-    filters = components / (variances + eps).sqrt()[:, None]  # (C*p*p, C*p*p)
-    weight = embed.proj.weight.flatten(1)  # (D, C*p*p)
+    filters = components / (variances.clamp(min=0) + eps).sqrt()[:, None]  # (C*p*p, C*p*p)
+    if not filters.isfinite().all():
+        raise ValueError(f"eps={eps} leaves a component without variance, which cannot be scaled to 1: use 5e-4")
+    weight = embed.proj.weight  # (D, C, p, p)
     kept = min(len(filters), len(weight) // 2)
-    weight[: 2 * kept] = torch.cat([filters[:kept], -filters[:kept]]).to(weight)
+    weight[: 2 * kept] = torch.cat([filters[:kept], -filters[:kept]]).to(weight).unflatten(1, weight.shape[1:])
 
 
 def natural_components(image_size: tuple[int, int], patch_size: int, in_chans: int) -> tuple[Tensor, Tensor]:

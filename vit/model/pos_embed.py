@@ -70,7 +70,8 @@ def apply_rope(x: Tensor, rope: Tensor) -> Tensor:
         )
     pairs = x[..., num_prefix:, :, :].unflatten(-1, (-1, 2))  # (B, N, h, d/2, 2)
     turn = rope.to(x.dtype).unflatten(-1, (-1, 2))  # (N, 1, d/2, 2)
-    if x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and not torch.compiler.is_compiling():
+    has_complex = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
+    if has_complex and not torch.compiler.is_compiling() and len(x):  # an exported graph must not ask for the length
         # One pass over the memory. Compilers cannot fuse complex numbers, and there are none of half precision.
         turned = torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(turn))
     else:

@@ -5,7 +5,7 @@ slot for CLS, is the same function once that slot is added to `cls_token`.
 Source: Dosovitskiy et al., "An Image is Worth 16x16 Words", ICLR 2021, section 3.1 and Eq. 1-4.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from numbers import Integral
 from typing import Any, Self
@@ -98,10 +98,21 @@ class VisionTransformer(nn.Module):
     def to_empty(self, *, device: torch.device | str | int | None, recurse: bool = True) -> Self:
         """As any module's, but with the fixed tables filled in, since no file of weights brings them."""
         super().to_empty(device=device, recurse=recurse)
+        self._fill_tables()
+        return self
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """As any module's; where a network around this one gets its memory, that is all that is called of this one."""
+        had_memory = not any(table.is_meta for table in self.buffers(recurse=False))
+        super()._apply(fn, recurse)
+        if not had_memory:
+            self._fill_tables()
+        return self
+
+    def _fill_tables(self) -> None:
         with torch.device("cpu"):  # this may be called where new tensors have no memory
             for name, table in self._fixed_tables().items():
                 getattr(self, name).copy_(table)
-        return self
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalized images (B, C, H, W) to logits (B, num_classes)."""

@@ -47,13 +47,13 @@ def plot_differences(results: Mapping[str, Sequence[float]], base: str, *, title
         ax.plot(of_name, np.full(len(of_name), y), "o", **seeds)
         error = deviation / len(of_name) ** 0.5
         ax.errorbar(mean, y, xerr=error, fmt="D", color=color, markersize=6, elinewidth=1.5, zorder=3)
-        points = f"{round(mean, 1) + 0.0:+.1f}"  # and not -0.0
+        points = f"{mean:+.1f}" if round(mean, 1) else "0.0"
         ax.text(1.01, y, points, transform=ax.get_yaxis_transform(), color=color, va="center", fontsize=9)
     ax.set_yticks(range(len(names)), names, fontsize=9)
     ax.set_ylim(-0.7, len(names) - 0.3)
     ax.grid(axis="y", visible=False)
     spread = f"one seed ± {deviation:.1f}" if deviation else "no spread is known"
-    ax.set_xlabel(f"difference from the {base}, percentage points ({center:.1f} %; {spread})")
+    ax.set_xlabel(f"percentage points of accuracy above the {base}'s {center:.1f} % ({spread})")
     left, right = ax.get_xlim()
     ax.set_xlim(min(left, -_LEAST_RANGE), max(right, _LEAST_RANGE))
     set_title(ax, title)

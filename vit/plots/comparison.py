@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
+from matplotlib.ticker import LogLocator, NullLocator
 
 from vit.plots.style import (
     BLACK,
@@ -55,10 +55,10 @@ def plot_time_to_accuracy(curves: Sequence[Mapping[str, Any]], *, title: str = "
             ax.plot(values[x], values["accuracy"], label=label, **look)
             ax.plot(values[x][-1], values["accuracy"][-1], "o", color=look["color"], markersize=4)
     axes[0].set(xlabel="training time (s)", ylabel="validation accuracy (%)", xlim=(0, None))
-    axes[1].set(xlabel="training work (floating-point operations)", xscale="log")
+    axes[1].set(xlabel="training work (PFLOP)", xscale="log")
     lowest, highest = axes[1].get_xlim()
     axes[1].xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if highest / lowest < 100 else (1,)))
-    axes[1].xaxis.set_major_formatter(EngFormatter(sep=" "))
+    axes[1].xaxis.set_major_formatter(_in_pflop)
     axes[1].xaxis.set_minor_locator(NullLocator())
     set_title(axes[0], "Accuracy against time")
     set_title(axes[1], "Accuracy against work")
@@ -101,12 +101,17 @@ def plot_accuracy_and_work(recipes: Mapping[str, Sequence[tuple[float, float, bo
         any_stated = any_stated or not is_measured.all()
     if any_stated:
         ax.plot([], [], color=GRAY, marker="o", markersize=7, label="hollow: stated, not measured", **stated)
-    ax.set(xlabel="training work (floating-point operations)", ylabel="test accuracy (%)", xscale="log", ylim=(0, 100))
-    ax.xaxis.set_major_formatter(EngFormatter(sep=" "))
+    ax.set(xlabel="training work (PFLOP)", ylabel="test accuracy (%)", xscale="log", ylim=(0, 100))
+    ax.xaxis.set_major_formatter(_in_pflop)
     ax.xaxis.set_minor_locator(NullLocator())
     ax.legend(edgecolor="none", framealpha=1, fontsize=9)
     set_title(ax, title)
     return figure
+
+
+def _in_pflop(flops: float, position: int | None) -> str:
+    """The text of a tick."""
+    return f"{flops / 1e15:g}"
 
 
 def _check(curve: Mapping[str, Any]) -> dict[str, np.ndarray]:

@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from vit.arguments import is_integer, is_number
 from vit.plots.style import BLUE, GRAY, ORANGE, VERMILION, new_figure, set_title
 
 _COLUMNS = 3
@@ -92,10 +93,10 @@ def _draw_trials(ax: Axes, rows: Sequence[Mapping[str, Any]], places: Sequence[f
 
 def _place(ax: Axes, values: Sequence[Any], *, is_log: bool) -> list[float]:
     """Where the values stand on the x axis: numbers at themselves, others side by side, a little apart within each."""
-    if all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values):
+    if all(map(is_number, values)):
         if is_log:
             ax.set_xscale("log")
-        elif all(isinstance(value, int) for value in values):
+        elif all(map(is_integer, values)):
             ax.xaxis.get_major_locator().set_params(integer=True)
         return list(values)
     kinds = sorted({str(value) for value in values})

@@ -25,7 +25,7 @@ SIGNED = "RdBu_r"  # of numbers of both signs: white is 0, if the limits are ali
 MARKERS = "osD^vPX*"  # they tell eight lines apart in print
 
 WIDTH = 8.0  # inches: that of a web page
-CAPTION_SIZE = 8  # points
+CAPTION_SIZE = 7.5  # points
 MAX_CLASSES = 20  # whose names or numbers stand beside each other without touching
 
 _PYPLOT = threading.Lock()
@@ -77,7 +77,7 @@ def shortened(name: str, most: int) -> str:
 
 def fitting(name: str, inches: float, *, before: str = "", after: str = "") -> str:
     """A line of a caption with a name in it, whose end is cut off where the line would be wider than that."""
-    font, room = FontProperties(size=CAPTION_SIZE), 72 * inches - CAPTION_SIZE / 2  # points
+    font, room = FontProperties(size=CAPTION_SIZE), 72 * inches - CAPTION_SIZE / 4  # points
     for most in range(len(name), 3, -1):
         line = before + shortened(name, most) + after
         if text_to_path.get_text_width_height_descent(line, font, ismath=False)[0] <= room:

@@ -36,7 +36,7 @@ def plot_shots(
     if not 0 < len(curves) <= len(_COLORS):
         raise ValueError(f"curves has {len(curves)} methods; between 1 and {len(_COLORS)} can be told apart")
     figure, ax = new_figure(height=4.2)
-    ends = []
+    ticks, ends = sorted({shots for of_shots in curves.values() for shots in of_shots}), []
     for (name, of_shots), color, marker in zip(curves.items(), _COLORS, MARKERS, strict=False):
         shots = sorted(of_shots)
         values = [as_array(of_shots[s], dtype=float) for s in shots]
@@ -45,8 +45,8 @@ def plot_shots(
         means = [v.mean() for v in values]
         spreads = [v.std(ddof=1) if len(v) > 1 else 0.0 for v in values]
         ax.errorbar(shots, means, yerr=spreads, color=color, marker=marker, markersize=5, capsize=2, elinewidth=1)
+        name += f" (up to {shots[-1]:,})" if shots[-1] < ticks[-1] else ""
         ends.append((name, shots[-1], means[-1], {"color": color, "marker": marker}))
-    ticks = sorted({shots for of_shots in curves.values() for shots in of_shots})
     ax.set(xscale="log", xlabel="labeled images of each class", ylabel="accuracy (%)")
     ax.set_xticks(ticks, [f"{shots:,}" for shots in ticks])
     ax.xaxis.set_minor_locator(NullLocator())

@@ -8,7 +8,7 @@ files are for `vit.pretrained.load_weights`. Optimizer state is kept elsewhere, 
 import json
 import os
 import zipfile
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +115,8 @@ def load(path: str | Path, *, config: ViTConfig | None = None, device: torch.dev
                 remedy = "it is the state of a training: vit.training.load_state_weights(model, path) reads its weights"
             raise ValueError(f"{path} has no 'config' in its metadata: it was not written by vit.save; {remedy}")
         model = fill(None, source)
-    if config is not None and config != model.config:
+    # What the patches began with tells nothing of weights that are there.
+    if config is not None and replace(config, patch_init=model.config.patch_init) != model.config:
         table = _differences(config, model.config)
         raise ValueError(f"{path} holds another network than asked for; nothing was loaded\n{table}")
     return model.to(resolve_device(device))

@@ -29,6 +29,7 @@ def with_new_head(model: VisionTransformer, data: DataSplits) -> VisionTransform
     model = check_own(model)
     check_plain(model, except_head=True)
     copy = VisionTransformer(replace(model.config, num_classes=data.num_classes, head="linear"))
+    copy = copy.to(next(model.parameters()))
     body = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("head.")}
     copy.load_state_dict(body | copy.head.state_dict(prefix="head."))
     copy.metadata = {name: model.metadata[name] for name in PREPROCESSING if name in model.metadata} | {
@@ -36,7 +37,7 @@ def with_new_head(model: VisionTransformer, data: DataSplits) -> VisionTransform
         "class_names": data.class_names,
         "pretrained_on": learned_from(model.metadata),
     }
-    return copy.to(next(model.parameters()))
+    return copy
 
 
 def check_unseen(model: nn.Module, data: DataSplits) -> None:

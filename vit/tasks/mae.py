@@ -6,7 +6,9 @@ on to fine-tuning. Source: He et al., "Masked Autoencoders Are Scalable Vision L
 Differs: hidden patches alone are painted, since the loss counts no others; positions are those of the encoder's config.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +22,7 @@ from vit.model.pos_embed import sincos2d_table
 from vit.modules import unwrap
 
 # What a classifier may have otherwise than the encoder it takes its weights from.
-FREE_FOR_CLASSIFIER = ("num_classes", "head", "drop_rate", "attn_drop_rate", "drop_path_rate")
+FREE_FOR_CLASSIFIER = ("num_classes", "head", "patch_init", "drop_rate", "attn_drop_rate", "drop_path_rate")
 
 
 class MaskedAutoencoder(nn.Module):
@@ -69,6 +71,16 @@ class MaskedAutoencoder(nn.Module):
         nn.init.normal_(self.mask_token, std=0.02)
         for module in (self.decoder_embed, self.decoder, self.decoder_pred):
             init_linear_layers(module)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """As any module's, but with the decoder's positions, which no file of weights brings, where memory is made."""
+        had_memory = not self.decoder_pos.is_meta
+        super()._apply(fn, recurse)
+        if not had_memory:
+            with torch.device("cpu"):  # this may be called where new tensors have no memory
+                table = sincos2d_table(self.vit.config.grid_size, self.decoder_pos.shape[-1])
+            self.decoder_pos.copy_(table)
+        return self
 
     @property
     def metadata(self) -> dict:

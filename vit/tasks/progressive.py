@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from vit.arguments import as_integer
 from vit.config import TrainConfig
 from vit.data import DataSplits, Loader, make_loaders, resize
 from vit.device import resolve_device
@@ -47,6 +48,9 @@ def train_progressively(
         raise ValueError(f"until={until} must be a share of the run in [0, 1]; try 0.5")
     if config.ema_decay:
         raise ValueError(f"ema_decay={config.ema_decay}: weights are not averaged over two image sizes; use 0")
+    patch_size = model.config.patch_size
+    if as_integer("start_size", start_size, patch_size) % patch_size:
+        raise ValueError(f"start_size={start_size} must be a multiple of patch_size={patch_size}")
     loader, _ = make_loaders(data, config)
     check_metadata(model, loader, "to train it for this data, set model.metadata = data.metadata first")
     of_model = (model.config.in_chans, *model.config.image_size), model.config.num_classes

@@ -60,9 +60,10 @@ def add(model: VisionTransformer, num_prompts: int = 8) -> VisionTransformer:
         raise ValueError("the model has prompts already: add them to the network they were made from")
     check_plain(model)
     first = model.config.num_prefix_tokens
-    prompted = VisionTransformer(replace(model.config, num_registers=model.config.num_registers + num_prompts))
     reference = next(model.parameters())
-    prompts = prompted.reg_token[:, -num_prompts:].to(reference)  # (1, P, D), as large as a patch token
+    prompted = VisionTransformer(replace(model.config, num_registers=model.config.num_registers + num_prompts))
+    prompted = prompted.to(reference)
+    prompts = prompted.reg_token[:, -num_prompts:]  # (1, P, D), as large as a patch token
     registers = [token for token in (model.reg_token, prompts) if token is not None]
     prompted.load_state_dict(model.state_dict() | {"reg_token": torch.cat(registers, dim=1)})
     prompted.metadata = dict(model.metadata)

@@ -17,12 +17,13 @@ from torch import nn
 from vit.arguments import is_number
 from vit.config import TrainConfig
 from vit.device import forked_random, resolve_device, wait_for_device
+from vit.modules import check_is_model
 from vit.progress import progress_bar
 from vit.training.averaging import AveragedWeights
 from vit.training.checks import check_compile, checked_optimizers
 from vit.training.distributed import current_world
 from vit.training.epoch import train_one_epoch
-from vit.training.evaluation import check_is_model, check_loaders, evaluate
+from vit.training.evaluation import check_loaders, evaluate
 from vit.training.losses import LossFn, check_loss_fn
 from vit.training.memory import keep_freed_memory
 from vit.training.optim import build_optimizers

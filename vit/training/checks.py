@@ -11,17 +11,17 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from vit.arguments import is_number
 from vit.config import TrainConfig, check_is_config
 from vit.device import forked_random, resolve_device
-from vit.modules import unwrap
+from vit.modules import check_is_model, unwrap
 from vit.training.checkpoint import describe_data
 from vit.training.distributed import World
 from vit.training.evaluation import (
-    check_is_model,
     check_loaders,
     check_metadata,
     check_plain_loader,
@@ -150,6 +150,8 @@ def checked_optimizers(
             "make_optimizers returned an optimizer with a learning-rate scheduler: leave that out, since fit sets the "
             "rates itself, by schedule, warmup_epochs and flat_until of the config"
         )
+    for group in groups:  # numpy's numbers become Python's, since no state would hold them
+        group |= {name: value.item() for name, value in group.items() if isinstance(value, np.generic)}
     note_peak_rates(made)
     return list(made)
 

@@ -143,8 +143,9 @@ def add_gradients(
                 loss, metrics = loss_and_metrics(loss_fn(model, part))
             share = world.size * (stop - start) / samples  # of their sum, since they then take the mean
             (loss if share == 1 else loss * share).backward()
-        for name, value in {"loss": loss.detach() * (stop - start), **metrics}.items():
-            value = one_number(name, value, device)
+        counts = {name: one_number(name, value, device) for name, value in {"loss": loss, **metrics}.items()}
+        counts["loss"] = counts["loss"] * (stop - start)  # it is a mean
+        for name, value in counts.items():
             sums[name] = sums[name] + value if name in sums else value
     return world.total(sums)
 

@@ -13,7 +13,7 @@ from vit.arguments import check_choice
 from vit.config import TrainConfig, check_is_config
 from vit.device import autocast
 from vit.metadata import holder_of_facts
-from vit.modules import eval_mode
+from vit.modules import check_is_model, eval_mode
 from vit.progress import progress_bar
 from vit.training.distributed import ALONE, World
 
@@ -114,11 +114,6 @@ def evaluate(
     return Evaluation(loss=F.nll_loss(log_p, y).item(), accuracy=accuracy, probabilities=log_p.exp(), labels=y)
 
 
-def check_is_model(model: Any) -> None:
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model={model!r} must be a network, such as vit.VisionTransformer(vit.ViTConfig())")
-
-
 def check_loaders(train_loader: Any, val_loader: Any = None) -> None:
     """Raises TypeError for what is no loader, and ValueError for one without a batch; the val loader may be None."""
     for name, loader, use in (("train_loader", train_loader, "train on"), ("val_loader", val_loader, "measure")):
@@ -178,7 +173,8 @@ def check_metadata(model: nn.Module, loader: Any, remedy: str, *, compare_classe
     facts = getattr(holder, "metadata", None) or {}
     ours, theirs = facts.get("class_names"), getattr(loader, "class_names", None)
     # The outputs of a network within another may be no classes, or be turned into others.
-    if compare_classes and holder is model and ours and theirs and tuple(ours) != tuple(theirs):
+    are_known = ours is not None and theirs is not None
+    if compare_classes and holder is model and are_known and tuple(ours) != tuple(theirs):
         raise ValueError(f"model.metadata has class_names={tuple(ours)}, the loader {tuple(theirs)}: {remedy}")
     for name in ("mean", "std"):
         ours, theirs = facts.get(name), getattr(loader, name, None)

@@ -54,6 +54,13 @@ class History:
             raise ValueError("the history is empty: no epoch has ended yet")
         return self.rows[-1]
 
+    def check_complete(self) -> None:
+        """Raises RuntimeError if the training was stopped before its last epoch ended: its weights are not yet those to
+        test or to keep."""
+        if not self.is_complete:
+            epochs = f"{len(self)} epoch{'' if len(self) == 1 else 's'}"
+            raise RuntimeError(f"the training was stopped after {epochs}: finish it, with resume=True in vit.fit")
+
     def save_csv(self, path: str | Path) -> None:
         with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
             if self.rows:

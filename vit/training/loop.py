@@ -139,7 +139,8 @@ def fit(
     if val_loader is not None:
         try_evaluation(evaluated, val_loader, config, world)
     for loader in (val_loader, train_loader):  # the first is what accuracies are of
-        remember_data(unwrap(model), loader, with_classes=loss_fn is None or val_loader is not None)
+        for network_of in {model, evaluated}:  # `after_epoch` is called with the second
+            remember_data(unwrap(network_of), loader, with_classes=loss_fn is None or val_loader is not None)
     history = History() if history is None else history
     parts = {"model": model, "optimizers": optimizers, "ema": ema, "config": config}
     run = RunFiles(run_dir, history, train_loader, world, **parts, has_loss_fn=loss_fn is not None)

@@ -27,6 +27,8 @@ def classification_loss(label_smoothing: float = 0.0, loader: Any = None) -> Los
         if len(batch) != 2:
             raise ValueError(f"the loader gives batches of {len(batch)} tensors, not (images, labels): give a loss_fn")
         images, labels = batch
+        if images.is_floating_point():
+            images = images.to(next(model.parameters()).dtype)  # of a model in float64, for example
         logits = model(images)  # (B, K)
         check_num_classes(logits, loader)
         if labels.shape not in (logits.shape[:1], logits.shape):
@@ -73,9 +75,11 @@ def loss_and_metrics(returned: Any) -> tuple[Tensor, Mapping[str, Any]]:
 
 
 def one_number(name: str, value: Any, device: torch.device) -> Tensor:
-    """What is to be summed, without its graph, which would be kept until the end of the epoch."""
+    """What is to be summed, without its graph, which would be kept until the end of the epoch, and of a kind that holds
+    the sum: bfloat16 and small integers do not."""
     if torch.is_tensor(value) and value.numel() == 1:
-        return value.detach()
+        value = value.detach()
+        return value.to(torch.promote_types(value.dtype, torch.float32)) if value.is_floating_point() else value.long()
     try:
         return torch.tensor(float(value), device=device)  # a plain number, or one of numpy
     except (TypeError, ValueError, RuntimeError):

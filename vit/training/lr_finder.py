@@ -19,11 +19,12 @@ from torch import Tensor, nn
 from vit.arguments import as_integer
 from vit.config import TrainConfig, check_is_config
 from vit.device import forked_random, resolve_device
+from vit.modules import check_is_model
 from vit.progress import progress_bar
 from vit.training.checks import checked_optimizers
 from vit.training.distributed import ALONE
 from vit.training.epoch import add_gradients, explaining_memory, set_patch_drop
-from vit.training.evaluation import check_is_model, check_loaders
+from vit.training.evaluation import check_loaders
 from vit.training.losses import LossFn, check_loss_fn, classification_loss
 from vit.training.optim import build_optimizers, set_learning_rate
 
@@ -99,7 +100,7 @@ def find_learning_rate(
     bar = progress_bar(total=num_steps, unit="step", desc="learning rates", leave=False)
     with bar, explaining_memory(config), forked_random(device):
         probe = copy.deepcopy(model).to(device).train()
-        set_patch_drop(probe, config.patch_drop_rate)
+        set_patch_drop(probe, config.patch_drop_rate if config.patch_drop_until else 0.0)
         optimizers = checked_optimizers(make_optimizers, probe, config)
         for factor, batch in zip(factors, _batches(train_loader), strict=False):
             set_learning_rate(optimizers, factor)

@@ -142,6 +142,7 @@ def build_optimizers(model: nn.Module, config: TrainConfig, *, layer_decay: floa
     """
     if not 0 < layer_decay <= 1:
         raise ValueError(f"layer_decay={layer_decay} must be in (0, 1]; 1 for the same rates everywhere, 0.65 to 0.9")
+    layer_decay = float(layer_decay)  # and no number of numpy, which no state would hold
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     if not named:
         raise ValueError("all parameters of the model are frozen (requires_grad=False): there is nothing to train")

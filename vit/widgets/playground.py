@@ -216,7 +216,7 @@ class Playground(widgets.VBox):
         duration = "" if told.seconds is None else f"<b>about {_duration(told.seconds)}</b> on this machine, "
         self.estimate.value = (
             f"<div style='line-height: 1.4'>{duration}{told.num_parameters:,} parameters, "
-            f"{told.flops_per_image / 1e6:,.0f} MFLOP an image, {told.memory.total / 1e6:,.0f} MB, "
+            f"{told.flops_per_image / 1e6:,.0f} MFLOP an image, {told.memory.total / 1e6:,.0f} MB of memory, "
             f"{told.train_flops / 1e12:,.3g} TFLOP in all</div>"
         )
 
@@ -239,7 +239,6 @@ class Playground(widgets.VBox):
         self.run, self._first_step = run, None
         self.train_button.disabled, self.stop_button.disabled = True, False
         self.draw()
-        self.runs.refresh()
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
@@ -248,10 +247,13 @@ class Playground(widgets.VBox):
 
     async def _watch(self, run: BackgroundRun) -> None:
         """Follows a run until its end. The more computing a picture takes, the longer it waits for the next one."""
-        drawn, pause = time.monotonic(), 1.0
+        drawn, pause, is_listed = time.monotonic(), 1.0, False
         while run.is_running:
             await asyncio.sleep(GLANCE)
             self._tell_progress()
+            if run.steps_done and not is_listed:  # before its first step it may not have made its files yet
+                self.runs.refresh()
+                is_listed = True
             if run.losses and time.monotonic() - drawn > pause:
                 computed = time.thread_time()
                 self.draw()
