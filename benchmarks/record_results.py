@@ -22,7 +22,7 @@ def trainings() -> dict[str, list[dict]]:
             rows.append(row_of(c, f"{c['minutes']:g} minutes", c["passes"]))
     for c in report.stored("shipped_weights").values():
         if c["name"].endswith("test_accuracy"):
-            found[OURS].append(row_of(c, "2 hours", c["epochs"]))
+            found[OURS].append(row_of(c, f"{c['epochs']:g} epochs, one core", c["epochs"]))
     for c in report.stored("record").values():
         if c["name"].endswith("accuracy_plain"):
             training, passes = f"{c['minutes']:g} minutes, {c['name'].split('.')[0]}", sum(c["epochs"][0].values())
