@@ -73,7 +73,7 @@ def test_a_split_that_is_empty_stays_so_and_none_becomes_it(data):
         keep_classes(without, ["a"])
 
 
-@pytest.mark.parametrize("classes", [["f"], [5], [-1], [], "ab", 3, ["a", None], [False, np.True_]])
+@pytest.mark.parametrize("classes", [["f"], [5], [-1], [], "ab", 3, ["a", None], [["a", "b"]], [1.0], [True, np.True_]])
 def test_unknown_classes_are_refused(data, classes):
     with pytest.raises(ValueError, match=r"classes=.* must be some of a, b, c, d, e, or of 0\.\.4"):
         keep_classes(data, classes)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from vit.arguments import as_integer, as_size
+from vit.arguments import as_integer, as_size, is_integer
 from vit.data.splits import DataSplits, Split
 from vit.normalization import channel_statistics
 
@@ -29,8 +29,7 @@ def keep_classes(data: DataSplits, classes: Iterable[str | int]) -> DataSplits:
     known = {name: i for i, name in enumerate(names)} | {i: i for i in range(len(names))}
     given = classes.tolist() if isinstance(classes, torch.Tensor) else classes
     given = list(given) if isinstance(given, Iterable) and not isinstance(given, str) else []
-    is_wrong = [c not in known or isinstance(c, (bool, np.bool_)) for c in given]  # True would pass for 1
-    if not given or any(is_wrong):
+    if not given or any(not (isinstance(c, str) or is_integer(c)) or c not in known for c in given):
         raise ValueError(f"classes={given or classes!r} must be some of {', '.join(names)}, or of 0..{len(names) - 1}")
     kept = [known[c] for c in given]
     if len(set(kept)) < len(kept):
