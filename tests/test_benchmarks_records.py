@@ -6,6 +6,7 @@ import multiprocessing
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -242,6 +243,26 @@ def test_warming_up_leaves_the_network_as_it_is(shapes):
     speedrun.warm_up(model, shapes, config)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert model.patch_drop.rate == 0
+
+
+def test_nothing_is_left_to_compile_after_the_warm_up(shapes, monkeypatch):
+    """The clock runs by then. Compiled are a step with half of the patches and one with all; a network of another
+    width, the control, has to be compiled."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    config = replace(speedrun.QUICK.train, batch_size=100, compile=True, mix_until=0.75)
+    loader, _ = vit.make_loaders(shapes, config)
+
+    def graphs_after(model: torch.nn.Module) -> int:
+        vit.fit(model, loader, None, config)
+        return torch._dynamo.utils.counters["stats"]["unique_graphs"]
+
+    small, wide = (vit.ViTConfig(image_size=16, embed_dim=dim, depth=1, num_heads=1) for dim in (8, 12))
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    model = vit.VisionTransformer(small)
+    speedrun.warm_up(model, shapes, config)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs_after(model) == 2
+    assert graphs_after(vit.VisionTransformer(wide)) > 2
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux")
